@@ -1,0 +1,259 @@
+"""Configuration: a run is the defaults, then a chain of short diffs, then what was typed.
+
+    defaults <- parents (`from:`) <- the experiment <- preset (recipe=, synthetic=) <- key=value
+
+`experiments.yaml` holds the values and says what each key means; `Config` below holds the types. A block may have
+`pretrain:` and `finetune:` parts, which count only in that stage. An unknown key, a wrong type or a value outside
+the choices stops the run with one line (`ConfigError`) that names the nearest choices. No torch in here, so that
+`run.py --help` answers at once.
+"""
+
+import dataclasses
+import difflib
+import inspect
+import types
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+REGISTRY = Path(__file__).resolve().parent.parent / "experiments.yaml"
+STAGES = ("pretrain", "finetune")
+META = ("from", "about", "paper", *STAGES)  # what an entry may hold besides the keys of Config
+
+
+class UserError(Exception):
+    """Something the person who typed the command must settle; the message is for them, no traceback is shown."""
+
+
+class ConfigError(UserError, ValueError):
+    """A wrong name, key or value; one line with the nearest choices."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Types of all keys; their values and meaning stand in `experiments.yaml`, block `defaults`."""
+
+    # which run
+    name: str
+    out: str
+    seed: int
+    recipe: Literal["paper", "released"]
+    synthetic: bool
+    # data
+    data: str
+    dataset: str
+    split: int
+    subset: str
+    workers: int
+    short_side: int
+    size: int
+    frames: int
+    stride: int
+    # augmentation A
+    rotate: float
+    jitter: list[float]
+    jitter_ops: Literal["all", "one"]
+    # backbone
+    backbone: str
+    width: int
+    pool: Literal["max", "avg"]
+    dropout: float
+    pretrained: str | None
+    # method
+    method: str
+    erase: str
+    gamma: float
+    lam_per: Literal["sample", "batch"]
+    beta: float
+    erase_side: Literal["key", "query"]
+    hard_negative: bool
+    hard_negative_encoder: Literal["momentum", "query"]
+    dim: int
+    K: int
+    m: float
+    temperature: float
+    # optimisation
+    epochs: int
+    batch_size: int
+    accumulate: int
+    bn_group: int
+    lr: float
+    lr_steps: list[float]
+    lr_factor: float
+    momentum: float
+    weight_decay: float
+    precision: Literal["no", "bf16", "fp16"]
+    # test
+    test_clips: int
+    # housekeeping
+    log_every: int
+    save_every: int
+    keep: int
+
+
+def choose(table, name, what: str):
+    """`table[name]`, or a ConfigError that lists the choices, nearest first."""
+    if name in table:
+        return table[name]
+    raise ConfigError(f"unknown {what} {name!r}; {_nearest(name, table)}")
+
+
+def load(name_or_file: str, overrides: list[str] | tuple[str, ...] = (), stage: str = "pretrain") -> Config:
+    """The resolved config of one stage of an experiment.
+
+    `name_or_file`: an entry of experiments.yaml, or a YAML file holding one entry (it may say `from: ENTRY`; a
+    `config.yaml` saved with a run is such a file). `overrides`: `key=value` strings, values in YAML.
+    """
+    entries = registry()
+    typed = dict(_parse(text) for text in overrides)
+    if str(name_or_file).endswith((".yaml", ".yml")):
+        path = Path(name_or_file)
+        entry = _read_yaml(path)
+        _check_entry(str(path), entry)
+        default_name = entry.get("name", path.stem)
+        chain = [*_chain(entry["from"], entries), entry] if "from" in entry else [entry]
+    else:
+        default_name, chain = name_or_file, _chain(name_or_file, entries)
+
+    values: dict[str, Any] = {"name": default_name}
+    for block in [entries["defaults"], *chain]:
+        _merge(values, block, stage)
+    presets = entries["presets"]
+    if typed.get("recipe", values["recipe"]) == "released":
+        _merge(values, presets["released"], stage)
+    if typed.get("synthetic", values["synthetic"]) is True:
+        _merge(values, presets["synthetic"], stage)
+    values.update(typed)
+    return Config(**{key: _typed(key, value) for key, value in values.items()})
+
+
+def registry() -> dict[str, dict]:
+    """All blocks of experiments.yaml by name: `defaults`, `presets` and the experiments."""
+    entries = _read_yaml(REGISTRY)
+    for name, entry in entries.items():
+        for block in entry.values() if name == "presets" else [entry]:
+            _check_entry(name, block)
+    return entries
+
+
+def experiments() -> dict[str, dict]:
+    """The experiments alone, in the order of the file."""
+    entries = registry()
+    return {name: entry for name, entry in entries.items() if name not in ("defaults", "presets")}
+
+
+def paper_numbers(name: str) -> dict[str, float]:
+    """The paper's numbers of an experiment, `{"ucf101": 86.8, ...}`; never inherited: a variant is another row."""
+    return experiments().get(name, {}).get("paper", {})
+
+
+def as_text(config: Config) -> str:
+    """The resolved config as YAML, in the order of the fields; `load` reads it back."""
+    return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, default_flow_style=None, allow_unicode=True)
+
+
+def arguments(function, overrides: list[str]) -> dict[str, Any]:
+    """`key=value` strings as keyword arguments of `function`, checked against its signature."""
+    hints = typing.get_type_hints(function)
+    keys = list(inspect.signature(function).parameters)
+    values = {}
+    for key, value in map(_split, overrides):
+        if key not in keys:
+            raise ConfigError(f"unknown key {key!r}; {_nearest(key, keys)}")
+        values[key] = _typed(key, value, hints[key])
+    return values
+
+
+def _chain(name: str, entries: dict, seen: tuple = ()) -> list[dict]:
+    """The entry and its parents, oldest first."""
+    names = [key for key in entries if key not in ("defaults", "presets")]
+    if name not in names:
+        raise ConfigError(f"unknown experiment {name!r}; {_nearest(name, names)}; `run.py list` shows them all")
+    if name in seen:
+        raise ConfigError(f"experiments.yaml: `from` goes in a circle: {' -> '.join((*seen, name))}")
+    entry = entries[name]
+    parents = _chain(entry["from"], entries, (*seen, name)) if "from" in entry else []
+    return [*parents, entry]
+
+
+def _merge(values: dict, block: dict, stage: str) -> None:
+    """A block's common keys, then its keys of this stage, over `values`."""
+    values.update({key: value for key, value in block.items() if key not in META})
+    values.update(block.get(stage) or {})
+
+
+def _check_entry(where: str, entry: dict) -> None:
+    fields = [field.name for field in dataclasses.fields(Config)]
+    stage_keys = [key for stage in STAGES for key in (entry.get(stage) or {})]
+    for key in [key for key in entry if key not in META] + stage_keys:
+        if key not in fields:
+            raise ConfigError(f"{where}: unknown key {key!r}; {_nearest(key, fields)}")
+
+
+def _parse(text: str) -> tuple[str, Any]:
+    key, value = _split(text)
+    fields = [field.name for field in dataclasses.fields(Config)]
+    if key not in fields:
+        raise ConfigError(f"unknown key {key!r}; {_nearest(key, fields)}")
+    return key, _typed(key, value)
+
+
+def _split(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise ConfigError(f"{text!r} is not of the form key=value")
+    try:
+        return key, yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise ConfigError(f"{text!r}: the value is not YAML") from None
+
+
+def _typed(key: str, value, kind=None):
+    """`value` as the type of field `key`, without guessing: an int may stand for a float, nothing else converts."""
+    kind = kind or typing.get_type_hints(Config)[key]
+    if typing.get_origin(kind) is Literal:
+        if value not in typing.get_args(kind):
+            choices = ", ".join(map(str, typing.get_args(kind)))
+            raise ConfigError(f"{key}={value!r} is not one of {choices}")
+        return value
+    if isinstance(kind, types.UnionType):  # X | None
+        if value is None:
+            return None
+        kind = typing.get_args(kind)[0]
+    if typing.get_origin(kind) is list and isinstance(value, list):
+        return [_as_float(key, item) for item in value]
+    if kind is float:
+        return _as_float(key, value)
+    if type(value) is not kind:
+        wanted = getattr(kind, "__name__", str(kind))
+        raise ConfigError(f"{key}={value!r} is {type(value).__name__}, expected {wanted}")
+    return value
+
+
+def _as_float(key: str, value) -> float:
+    try:
+        if isinstance(value, bool):
+            raise ValueError
+        return float(value)  # also "1e-3", which YAML 1.1 reads as text
+    except (TypeError, ValueError):
+        raise ConfigError(f"{key}={value!r} is {type(value).__name__}, expected a number") from None
+
+
+def _read_yaml(path: Path) -> dict:
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path} holds {type(data).__name__}, expected keys and values")
+    return data
+
+
+def _nearest(name: str, choices) -> str:
+    near = difflib.get_close_matches(str(name), [str(choice) for choice in choices], n=4, cutoff=0.4)
+    return f"nearest: {', '.join(near)}" if near else f"choices: {', '.join(map(str, choices))}"

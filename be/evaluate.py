@@ -1,0 +1,106 @@
+"""Testing: the one no-grad pass over a list of videos. Nothing is dropped, replaced or counted twice.
+
+A video is decoded once for all its clips. An unreadable video keeps its place, counts as wrong and shows in
+`n_scored / n_expected`. Each process scores every `world`-th video, so the result does not depend on how many there are.
+"""
+
+import dataclasses
+import json
+import time
+from functools import partial
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from safetensors.torch import save_file
+from tqdm import tqdm
+
+from be import backbones, datasets, objectives, video
+from be.augment import eval_view
+from be.config import Config, ConfigError
+from be.objectives import Classify
+from be.runs import git_sha, load_weights, make_accelerator, read_about, run_dir, write_aside, write_text
+
+
+@torch.no_grad()
+def over_videos(compute, samples: datasets.Samples, sampler, cfg: Config, accelerator: Accelerator, what: str):
+    """Runs `compute(clips (K, 3, T, S, S)) -> tensor (...)` on each video and stacks the results in the list's order.
+
+    Returns (results (N, ...) float32 on the CPU, ok (N,) bool). The row of an unreadable video is zero and not ok.
+    """
+    rank, world, n = accelerator.process_index, accelerator.num_processes, len(samples)
+    clips = datasets.Clips(samples, sampler, cfg.short_side, cfg.seed, train=False)
+    loader = datasets.loader(clips, [[(0, i)] for i in range(rank, n, world)], workers=cfg.workers,
+                             device=accelerator.device)
+    rows = {}
+    quiet = not accelerator.is_main_process
+    for batch in tqdm(loader, desc=what, unit="video", disable=None if not quiet else True):
+        if batch.ok.item():
+            views = batch.clips[0].to(accelerator.device)  # (K, T, H, W, 3)
+            x = eval_view(views, batch.size.expand(len(views), 2).to(accelerator.device), cfg.size)
+            with accelerator.autocast():
+                rows[batch.index.item()] = compute(x).float().cpu()
+    rows = {i: row for part in gather_object([rows]) for i, row in part.items()}
+    ok = torch.tensor([i in rows for i in range(n)], dtype=torch.bool)
+    empty = torch.zeros_like(next(iter(rows.values()))) if rows else torch.zeros(())
+    return torch.stack([rows.get(i, empty) for i in range(n)]), ok
+
+
+def classify(model: Classify, samples, cfg: Config, accelerator):
+    """Mean softmax over `test_clips` clips spread over the video (paper 4.1) -> (N, classes), ok (N,)."""
+    model.eval()
+    sampler = partial(video.even_clips, K=cfg.test_clips, T=cfg.frames, stride=cfg.stride)
+    return over_videos(lambda x: model.logits(x).float().softmax(1).mean(0), samples, sampler, cfg, accelerator, "test")
+
+
+def accuracy(probabilities, label, ok) -> dict:
+    """Top-1, top-5 and mean class accuracy in %, over all rows; a row that is not ok is wrong.
+
+    probabilities (N, classes), label (N,), ok (N,) bool. Classes without a video do not enter the mean.
+    """
+    N, classes = probabilities.shape
+    ranked = probabilities.topk(min(5, classes), dim=1).indices  # (N, 5)
+    hit = (ranked == label[:, None]) & ok[:, None]  # (N, 5)
+    per_class = torch.zeros(classes).index_add_(0, label, hit[:, 0].float())
+    count = torch.bincount(label, minlength=classes)
+    return {
+        "top1": 100 * hit[:, 0].float().mean().item(),
+        "top5": 100 * hit.any(1).float().mean().item(),
+        "mean_class": 100 * (per_class[count > 0] / count[count > 0]).mean().item(),
+        "n_scored": int(ok.sum()), "n_expected": N,
+    }
+
+
+def load_classifier(cfg: Config) -> tuple[Classify, list[str]]:
+    """The fine-tuned model of an experiment, and the names of its classes."""
+    path = run_dir(cfg, "finetune") / "model.safetensors"
+    classes = read_about(path)["classes"]
+    backbone = backbones.build(cfg.backbone, cfg.width)
+    model = objectives.build("classify", backbone, {**dataclasses.asdict(cfg), "classes": len(classes)})
+    load_weights(path, model)
+    return model, classes
+
+
+def evaluate(cfg: Config):
+    """Verb `evaluate`: tests the fine-tuned model on the list `cfg.subset`; result and probabilities go beside it."""
+    accelerator = make_accelerator(cfg)
+    samples = datasets.load(cfg.dataset, cfg.data, cfg.subset, cfg.split)
+    model, classes = load_classifier(cfg)
+    if classes != samples.classes:
+        raise ConfigError(f"the model of {run_dir(cfg, 'finetune')} knows other classes than the list {cfg.subset!r} of "
+                          f"{cfg.dataset}: {len(classes)} against {len(samples.classes)}")
+    began = time.perf_counter()
+    probabilities, ok = classify(model.to(accelerator.device), samples, cfg, accelerator)
+    label = torch.from_numpy(samples.labels)
+    result = accuracy(probabilities, label, ok)
+    if not accelerator.is_main_process:
+        return
+    path = run_dir(cfg, "finetune")
+    write_aside(path / f"probabilities-{cfg.subset}.safetensors",
+                lambda aside: save_file({"probabilities": probabilities, "label": label, "ok": ok}, aside))
+    write_text(path / f"result-{cfg.subset}.json", json.dumps({
+        **result, "experiment": cfg.name, "dataset": cfg.dataset, "subset": cfg.subset, "split": cfg.split, "seed": cfg.seed,
+        "test_clips": cfg.test_clips, "git_sha": git_sha(), "device": str(accelerator.device),
+        "torch": torch.__version__, "seconds": round(time.perf_counter() - began, 1)}, indent=1) + "\n")
+    print(f"{path.parent.name} on {cfg.dataset} {cfg.subset} split {cfg.split}: top-1 {result['top1']:.1f}, top-5 "
+          f"{result['top5']:.1f}, mean class {result['mean_class']:.1f}, scored {result['n_scored']}/{result['n_expected']}")

@@ -1,0 +1,272 @@
+"""The run directory, all that touches `runs/` on disk: writer and reader of each format in one file.
+
+    runs/NAME/pretrain-seed0/                    runs/NAME/finetune-ucf101-split1-seed0/
+        config.yaml          the resolved config; `--cfg` reads it back
+        metrics.jsonl        one line per log step, keys: see METRICS
+        checkpoint/          step-00000500-1a2b3c4d.pt, the newest `keep`; the name ends in the file's CRC-32
+        backbone.safetensors the backbone at the end of the stage
+        model.safetensors    finetune: backbone and classifier
+        result-SUBSET.json   evaluate: metrics, n_scored / n_expected, split, seed, git sha, ...
+        probabilities-SUBSET.safetensors   evaluate: mean softmax per video (N, classes), labels, ok
+        lock                 held while a process writes here
+
+Every file is written aside and renamed, so a crash leaves the old one or the new one, never half. A checkpoint holds
+the objective (teacher and queue are its buffers), the optimizer, the loss scaler and the step. It holds no random state
+because there is none: every draw is a function of (seed, step, sample).
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import subprocess
+import time
+import zlib
+from pathlib import Path
+
+import torch
+import yaml
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from be import config as configs
+from be.config import Config, UserError
+
+METRICS = {
+    "step": "optimizer steps done", "epoch": "passes over the list, a fraction", "loss": "mean since the last line",
+    "lr": "learning rate", "clips_per_s": "samples per second, all devices",
+    "data_wait": "share of the time spent waiting for the loader", "skipped": "unreadable videos replaced so far",
+    "seconds": "wall time of this process", "...": "the objective's own stats, see its class",
+}
+# Keys that may differ between a checkpoint and the command that resumes it: they do not change what is computed.
+FREE_KEYS = {"out", "data", "workers", "log_every", "save_every", "keep", "subset", "test_clips"}
+
+
+class RunError(UserError, RuntimeError):
+    """Something about a run directory that the person must settle; the message says how."""
+
+
+def run_dir(cfg: Config, stage: str, name: str | None = None) -> Path:
+    """Where a stage of an experiment lives. Fine-tuning names its list, so that one pre-training serves many."""
+    target = f"-{cfg.dataset}-split{cfg.split}" if stage == "finetune" else ""
+    return Path(cfg.out) / (name or cfg.name) / f"{stage}{target}-seed{cfg.seed}"
+
+
+def make_accelerator(cfg: Config) -> Accelerator:
+    """Device and processes as `accelerate launch` set them up, precision from the config."""
+    # Buffers are not broadcast: BatchNorm statistics are each device's own, queues are equal on all anyway
+    kwargs = DistributedDataParallelKwargs(broadcast_buffers=False)
+    return Accelerator(mixed_precision=cfg.precision, kwargs_handlers=[kwargs])
+
+
+class Run:
+    """One stage's directory, open for writing by one process (the main one; the others hold `write=False`).
+
+    Raises RunError when another process writes here, or when the directory holds a run of another config.
+    """
+
+    def __init__(self, path: Path, cfg: Config, write: bool = True):
+        self.path, self.cfg, self.write = Path(path), cfg, write
+        if not write:
+            return
+        try:
+            (self.path / "checkpoint").mkdir(parents=True, exist_ok=True)
+            self._lock = open(self.path / "lock", "w")  # noqa: SIM115 (held for the life of the process)
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunError(f"{self.path}: another process is writing into this run; wait for it, or give this one "
+                           f"a name of its own (name=...)") from None
+        except OSError as error:
+            raise RunError(f"{self.path}: cannot be written: {error.strerror}; choose another folder with out=...") from None
+        self._check_config()
+        write_text(self.path / "config.yaml", configs.as_text(cfg))
+
+    def _check_config(self):
+        old = self.path / "config.yaml"
+        if not old.exists() or not self.checkpoints():
+            return
+        before = yaml.safe_load(old.read_text())
+        now = dataclasses.asdict(self.cfg)
+        differ = [k for k in now if k not in FREE_KEYS and before.get(k) != now[k]]
+        if differ:
+            changes = ", ".join(f"{k}: {before.get(k)} -> {now[k]}" for k in differ)
+            raise RunError(f"{self.path} holds a run of another config ({changes}); give this one a name of its own "
+                           f"(name=...), or remove the folder to start over")
+
+    # ---- metrics
+
+    def log(self, **metrics):
+        """Appends one line to metrics.jsonl; scalars of any kind, tensors included (reading them syncs the device)."""
+        if self.write:
+            line = {k: round(float(v), 6) if not isinstance(v, int | str) else v for k, v in metrics.items()}
+            with open(self.path / "metrics.jsonl", "a") as file:
+                file.write(json.dumps(line) + "\n")
+
+    def metrics(self) -> list[dict]:
+        return read_metrics(self.path)
+
+    def forget_metrics_after(self, step: int):
+        """Drops lines newer than the checkpoint that a run goes on from, so the record has each step once."""
+        kept = [line for line in read_metrics(self.path) if line["step"] <= step]
+        if self.write and (self.path / "metrics.jsonl").exists():
+            write_text(self.path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
+
+    # ---- checkpoints
+
+    def checkpoints(self) -> list[Path]:
+        """Oldest first."""
+        return sorted((self.path / "checkpoint").glob("step-*.pt"))
+
+    def save(self, step: int, **state):
+        """Writes a checkpoint of everything in `state` (dicts of tensors and numbers) and drops the oldest."""
+        if not self.write:
+            return
+        aside = self.path / "checkpoint" / "aside.tmp"
+        try:
+            torch.save({"step": step, **state}, aside)
+            with open(aside, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(aside, aside.with_name(f"step-{step:08d}-{_crc(aside):08x}.pt"))
+        except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
+            aside.unlink(missing_ok=True)
+            last = self.checkpoints()[-1].name if self.checkpoints() else "none"
+            raise RunError(f"{self.path}: checkpoint of step {step} could not be written ({error}); the last good one "
+                           f"is {last}; make room and run the same command again") from None
+        for old in self.checkpoints()[: -self.cfg.keep]:
+            old.unlink()
+
+    def latest(self, map_location="cpu") -> dict | None:
+        """The newest intact checkpoint, or None; a damaged one is named and the one before it is taken."""
+        for path in reversed(self.checkpoints()):
+            if f"{_crc(path):08x}" == path.stem.rsplit("-", 1)[1]:
+                return torch.load(path, map_location=map_location, weights_only=True)
+            print(f"{path} is damaged (its CRC-32 is not the one in its name); going back to the one before it")
+        return None
+
+    # ---- results
+
+    def save_weights(self, name: str, module: torch.nn.Module, **about):
+        """`NAME.safetensors`, with `about` (plain values) as JSON in its header."""
+        if self.write:
+            tensors = {k: v.detach().contiguous().cpu() for k, v in module.state_dict().items()}
+            write_aside(self.path / f"{name}.safetensors",
+                        lambda aside: save_file(tensors, aside, {"about": json.dumps(about)}))
+
+    def save_result(self, name: str, result: dict):
+        if self.write:
+            write_text(self.path / f"{name}.json", json.dumps(result, indent=1) + "\n")
+
+
+# ---- weights
+
+
+def load_weights(path: Path, module: torch.nn.Module) -> dict:
+    """Loads `path` (safetensors) strictly into `module` and returns what was said `about` it when it was saved.
+
+    Prints how many tensors were loaded. Raises RunError listing missing, unexpected and mis-shaped tensors.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise RunError(f"{path} does not exist; the stage that writes it has not been run, or not to its end")
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
+            about = json.loads((file.metadata() or {}).get("about", "{}"))
+    except (SafetensorError, OSError) as error:
+        raise RunError(f"{path} cannot be read as safetensors: {error}") from None
+    own = module.state_dict()
+    missing, unexpected = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
+    shapes = [f"{k} {tuple(tensors[k].shape)} for {tuple(own[k].shape)}" for k in sorted(own.keys() & tensors.keys())
+              if tensors[k].shape != own[k].shape]
+    if missing or unexpected or shapes:
+        said = "; ".join(f"{len(names)} {what}: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
+                         for what, names in (("missing", missing), ("unexpected", unexpected), ("of other shape", shapes))
+                         if names)
+        raise RunError(f"{path} does not fit {type(module).__name__} ({said}); saved with {about}")
+    module.load_state_dict(tensors, strict=True)
+    print(f"loaded {len(tensors)} of {len(own)} tensors from {path}")
+    return about
+
+
+def read_about(path: Path) -> dict:
+    """What `save_weights` was told about the file, without reading its tensors."""
+    if not Path(path).exists():
+        raise RunError(f"{path} does not exist; the stage that writes it has not been run, or not to its end")
+    with safe_open(path, framework="pt") as file:
+        return json.loads((file.metadata() or {}).get("about", "{}"))
+
+
+# ---- reading runs, for the report
+
+
+def read_metrics(path: Path) -> list[dict]:
+    """The lines of metrics.jsonl; a last line cut short by a crash is left out."""
+    lines = []
+    if (Path(path) / "metrics.jsonl").exists():
+        for text in (Path(path) / "metrics.jsonl").read_text().splitlines():
+            with contextlib.suppress(json.JSONDecodeError):
+                lines.append(json.loads(text))
+    return lines
+
+
+def read_results(out: Path) -> list[dict]:
+    """Every result-*.json below `out`, each with its run directory under `path`."""
+    return [{**json.loads(path.read_text()), "path": str(path.parent)} for path in sorted(Path(out).glob("*/*/result-*.json"))]
+
+
+# ---- small tools
+
+
+def git_sha() -> str:
+    """The commit of the code, with `+` when the tree has changes; `unknown` outside a repository."""
+    def git(*words):
+        here = Path(__file__).resolve().parent
+        return subprocess.run(["git", "-C", here, *words], capture_output=True, text=True, check=True).stdout.strip()
+    try:
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def write_text(path: Path, text: str):
+    write_aside(path, lambda aside: aside.write_text(text, encoding="utf-8"))
+
+
+def write_aside(path: Path, write):
+    """Calls `write(aside)` and renames the file it wrote to `path`."""
+    aside = Path(path).with_name(f".{Path(path).name}.aside")
+    write(aside)
+    os.replace(aside, path)
+
+
+def _crc(path: Path) -> int:
+    crc = 0
+    with open(path, "rb") as file:
+        while block := file.read(1 << 22):
+            crc = zlib.crc32(block, crc)
+    return crc
+
+
+class Clock:
+    """Shares of wall time: `with clock("data"): ...`; `clock.shares()` since the last call."""
+
+    def __init__(self):
+        self.start = self.since = time.perf_counter()
+        self.spent: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def __call__(self, name: str):
+        begin = time.perf_counter()
+        yield
+        self.spent[name] = self.spent.get(name, 0.0) + time.perf_counter() - begin
+
+    def lap(self) -> tuple[float, dict[str, float]]:
+        """(seconds since the last lap, share of each name in them)."""
+        now = time.perf_counter()
+        seconds, self.since = now - self.since, now
+        shares = {name: spent / seconds for name, spent in self.spent.items()}
+        self.spent = {}
+        return seconds, shares

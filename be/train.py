@@ -1,0 +1,214 @@
+"""The training loop. One `fit` serves every objective; pre-training and fine-tuning differ in what they hand to it.
+
+Nothing in here depends on how the work is spread: `batch_size` is global, each of `world` processes takes its rows of
+every batch, and all random numbers are functions of (seed, step, sample). So 1 and 8 devices, or a run that was
+interrupted and one that was not, compute the same.
+"""
+
+import contextlib
+import dataclasses
+import signal
+import sys
+import time
+from itertools import chain
+
+import torch
+from accelerate import Accelerator
+from tqdm import tqdm
+
+from be import backbones, datasets, objectives
+from be.augment import Draws, apply_view, draw_view
+from be.config import Config, ConfigError
+from be.runs import Clock, Run, RunError, make_accelerator, run_dir
+
+
+def lr_at(step: int, per_epoch: int, lr: float, lr_steps: list[float], lr_factor: float) -> float:
+    """Step schedule (paper 4.1): lr times lr_factor for every entry of `lr_steps` (epochs) that has passed."""
+    return lr * lr_factor ** sum(step >= epoch * per_epoch for epoch in lr_steps)
+
+
+def fit(objective, samples: datasets.Samples, cfg: Config, run: Run, accelerator: Accelerator):
+    """Trains `objective` on `samples` for `cfg.epochs`, from the newest checkpoint of `run` if there is one.
+
+    Raises ConfigError when the batch does not fit the data or the processes, RunError on a loss that is not finite.
+    """
+    world, rank, device = accelerator.num_processes, accelerator.process_index, accelerator.device
+    check_batch(cfg, len(samples), world)
+    per_epoch = len(samples) // cfg.batch_size  # steps; the incomplete last batch is dropped
+    total = cfg.epochs * per_epoch
+
+    # model and optimizer
+    objective.to(device)
+    optimizer = torch.optim.SGD([p for p in objective.parameters() if p.requires_grad], lr=cfg.lr,
+                                momentum=cfg.momentum, weight_decay=cfg.weight_decay)
+    start, skipped = 0, 0
+    if checkpoint := run.latest():
+        objective.load_state_dict(checkpoint["objective"])
+        optimizer.load_state_dict(checkpoint["optimizer"])
+        start, skipped = checkpoint["step"], checkpoint["skipped"]
+        accelerator.print(f"{run.path}: going on from step {start} of {total}")
+    run.forget_metrics_after(start)
+    model, optimizer = accelerator.prepare(objective, optimizer)
+    if checkpoint and accelerator.scaler is not None:
+        accelerator.scaler.load_state_dict(checkpoint["scaler"])
+
+    def save(step):
+        scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else {}
+        run.save(step, objective=objective.state_dict(), optimizer=optimizer.optimizer.state_dict(), scaler=scaler,
+                 skipped=skipped)
+
+    # data: one endless stream of micro-batches, so that no epoch starts with cold workers
+    micro = cfg.batch_size // cfg.accumulate  # of all processes together
+    first, offset = divmod(start * cfg.accumulate, per_epoch * cfg.accumulate)
+    batches = chain.from_iterable(
+        epoch_micro_batches(len(samples), cfg, epoch, rank, world, offset if epoch == first else 0)
+        for epoch in range(first, cfg.epochs))
+    clips = datasets.Clips(samples, objective.sampler, cfg.short_side, cfg.seed, train=True)
+    loader = datasets.loader(clips, batches, workers=cfg.workers, device=device)
+
+    # the loop
+    objective.train()
+    stream, clock, losses, began = iter(loader), Clock(), [], time.perf_counter()
+    bar = tqdm(total=total, initial=start, desc=run.path.name, unit="step", disable=not (run.write and sys.stderr.isatty()))
+    with Interrupt() as interrupt:
+        for step in range(start, total):
+            lr = lr_at(step, per_epoch, cfg.lr, cfg.lr_steps, cfg.lr_factor)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            for part in range(cfg.accumulate):
+                with clock("data_wait"):
+                    batch = next(stream)
+                draws = Draws(cfg.seed, step * cfg.accumulate + part, rank, world, device)
+                last = part == cfg.accumulate - 1
+                with contextlib.nullcontext() if last else accelerator.no_sync(model):
+                    views = make_views(batch, objective.views, draws, cfg)
+                    loss, stats = model(views, batch.label.to(device), batch.index.to(device), draws)
+                    accelerator.backward(loss / cfg.accumulate)
+                losses.append(loss.detach())
+                skipped += int(batch.skipped.sum())
+            optimizer.step()
+            optimizer.zero_grad()
+            bar.update()
+
+            done = step + 1
+            if done % cfg.log_every == 0 or done == total:  # the only device sync of a quiet step
+                mean = accelerator.reduce(torch.stack(losses).mean(), "mean").item()
+                stats = {k: accelerator.reduce(v.float(), "mean").item() for k, v in stats.items()}
+                seconds, shares = clock.lap()
+                rate = len(losses) * micro / seconds
+                run.log(step=done, epoch=done / per_epoch, loss=mean, lr=lr, clips_per_s=rate,
+                        data_wait=shares.get("data_wait", 0.0), skipped=skipped,
+                        seconds=time.perf_counter() - began, **stats)
+                say(accelerator, bar, done, total, mean, lr, rate, shares, began, start)
+                losses = []
+                if mean != mean or abs(mean) == float("inf"):
+                    raise RunError(f"{run.path}: the loss is {mean} at step {done}; nothing was saved since the last "
+                                   f"checkpoint; lower lr, or use precision=no, and run again under another name")
+            stop = interrupt.agreed(accelerator)
+            if done % cfg.save_every == 0 or done == total or stop:
+                save(done)
+            if stop and done < total:
+                bar.close()
+                accelerator.print(f"{run.path}: stopped by {stop.name} at step {done} of {total}, checkpoint written; "
+                                  f"the same command goes on from here")
+                raise SystemExit(128 + stop)
+    bar.close()
+
+
+def epoch_micro_batches(n, cfg: Config, epoch, rank, world, start):
+    """The epoch's batches, each cut into `accumulate` parts; `start` counts parts."""
+    whole = (n // cfg.batch_size) * cfg.accumulate  # an incomplete batch is dropped with all its parts
+    parts = datasets.epoch_batches(n, cfg.batch_size // cfg.accumulate, cfg.seed, epoch, rank, world, start)
+    return (part for part, _ in zip(parts, range(start, whole), strict=False))
+
+
+def make_views(batch: datasets.Batch, wanted, draws: Draws, cfg: Config) -> list[torch.Tensor]:
+    """Clips (B, K, T, H, W, 3) uint8 -> a float view (B, 3, T, S, S) per (clip, augmentation) pair of `wanted`."""
+    clips, size = batch.clips.to(draws.device, non_blocking=True), batch.size.to(draws.device, non_blocking=True)
+    params = [draw_view(draws, len(clips), rotate=cfg.rotate, jitter=cfg.jitter, jitter_ops=cfg.jitter_ops)
+              for _ in range(1 + max(aug for _, aug in wanted))]
+    return [apply_view(clips[:, clip], size, params[aug], cfg.size) for clip, aug in wanted]
+
+
+def check_batch(cfg: Config, n: int, world: int):
+    """Raises ConfigError unless the global batch divides evenly and the data fill it once."""
+    cut = world * cfg.accumulate
+    if cfg.batch_size % cut:
+        raise ConfigError(f"batch_size={cfg.batch_size} is global and does not divide by {world} processes x "
+                          f"accumulate={cfg.accumulate}")
+    if n < cfg.batch_size:
+        raise ConfigError(f"the training list has {n} videos, less than one batch_size={cfg.batch_size}")
+    if cfg.bn_group and cfg.batch_size // cut % cfg.bn_group:
+        raise ConfigError(f"{cfg.batch_size // cut} clips per device and step (batch_size={cfg.batch_size} / {world} processes "
+                          f"/ accumulate={cfg.accumulate}) do not divide by bn_group={cfg.bn_group}")
+
+
+def say(accelerator, bar, done, total, loss, lr, rate, shares, began, start):
+    """One log line: on the bar when there is a terminal, else plain text with the time left."""
+    wait = f"data_wait {shares.get('data_wait', 0.0):.0%}"
+    bar.set_postfix_str(f"loss {loss:.4f}, lr {lr:.2g}, {wait}")
+    if bar.disable:
+        left = (time.perf_counter() - began) / (done - start) * (total - done)
+        accelerator.print(f"step {done}/{total}  loss {loss:.4f}  lr {lr:.2g}  {rate:.1f} clips/s  {wait}  "
+                          f"{left / 60:.1f} min left", flush=True)
+
+
+class Interrupt:
+    """Turns SIGTERM and SIGINT (Ctrl-C) into a request that the loop honours after the running step."""
+
+    def __enter__(self):
+        self.signal, self.before = None, {}
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self.before[number] = signal.signal(number, self._remember)
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def _remember(self, number, _):
+        if self.signal == number:  # asked twice: do not wait for the step
+            raise SystemExit(128 + number)
+        self.signal = signal.Signals(number)
+
+    def agreed(self, accelerator) -> signal.Signals | None:
+        """The signal any process got; processes must stop at the same step or the others wait for ever."""
+        if accelerator.num_processes == 1:
+            return self.signal
+        number = torch.tensor(int(self.signal or 0), device=accelerator.device)
+        number = int(accelerator.gather(number[None]).max())
+        return signal.Signals(number) if number else None
+
+
+# ---- recipes
+
+
+def describe(accelerator, cfg: Config, samples, stage: str):
+    """What is about to run, in a few lines, before anything long starts."""
+    world = accelerator.num_processes
+    accelerator.print(
+        f"{stage} {cfg.name}: {cfg.method}, {cfg.backbone} of width {cfg.width}, {cfg.frames} frames of stride {cfg.stride} "
+        f"at {cfg.size} pixels\n"
+        f"  data     {cfg.dataset} split {cfg.split} in {cfg.data}: {len(samples)} videos, {len(samples.classes)} classes\n"
+        f"  steps    {cfg.epochs} epochs of {len(samples) // cfg.batch_size}\n"
+        f"  batch    {cfg.batch_size} = {world} device(s) x {cfg.accumulate} part(s) x {cfg.batch_size // world // cfg.accumulate}, "
+        f"lr {cfg.lr}, BatchNorm groups of {cfg.bn_group or 'all'}, precision {cfg.precision}, on {accelerator.device}")
+
+
+def pretrain(cfg: Config):
+    """Verb `pretrain`: trains the objective `cfg.method` on a list without its labels, ends in backbone.safetensors."""
+    accelerator = make_accelerator(cfg)
+    samples = datasets.load(cfg.dataset, cfg.data, "train", cfg.split)
+    torch.manual_seed(cfg.seed)  # of the initial weights; all later draws have seeds of their own
+    objective = objectives.build(cfg.method, backbones.build(cfg.backbone, cfg.width), dataclasses.asdict(cfg))
+    run = Run(run_dir(cfg, "pretrain"), cfg, write=accelerator.is_main_process)
+    if (run.path / "backbone.safetensors").exists():
+        accelerator.print(f"{run.path}: done already; remove the folder to run it again")
+        return
+    describe(accelerator, cfg, samples, "pretrain")
+    if cfg.method == "moco" and len(samples) < cfg.K:
+        accelerator.print(f"  warning  the queue of K={cfg.K} is longer than the list of {len(samples)} videos: it will hold stale "
+                          f"keys of the same videos again; K <= {len(samples)} is a better choice")
+    fit(objective, samples, cfg, run, accelerator)
+    run.save_weights("backbone", objective.backbone, backbone=cfg.backbone, width=cfg.width, experiment=cfg.name)
+    accelerator.print(f"backbone written to {run.path / 'backbone.safetensors'}")

@@ -1,0 +1,101 @@
+#!/usr/bin/env python
+"""Background Erasing, from the command line.
+
+  python run.py list                                     the experiments and the paper's numbers
+  python run.py pretrain --cfg table1-moco-be            on one device
+  accelerate launch run.py pretrain --cfg table1-moco-be on all GPUs of this machine, or on many machines
+  python run.py finetune --cfg table1-moco-be split=2    key=value wins over experiments.yaml
+  python run.py evaluate --cfg table1-moco-be split=2    10 clips a video
+  python run.py report                                   all results beside the paper's
+
+`python run.py VERB --help` says what a verb does and takes.
+"""
+
+import ast
+import difflib
+import importlib
+import sys
+from pathlib import Path
+
+# verb: (module, function, stage of the config it runs under, an example). Modules are imported when a verb runs, since
+# torch takes seconds; a verb without a stage takes the arguments of its function as key=value.
+VERBS = {
+    "list": ("be.report", "show_list", None, "run.py list"),
+    "synth": ("be.synthetic", "synth", None, "run.py synth root=data/demo scene_bias=0.9"),
+    "pretrain": ("be.train", "pretrain", "pretrain", "run.py pretrain --cfg demo-moco-be seed=1"),
+    "finetune": ("be.finetune", "finetune", "finetune", "run.py finetune --cfg table1-moco-be dataset=hmdb51 split=1"),
+    "evaluate": ("be.evaluate", "evaluate", "finetune", "run.py evaluate --cfg demo-moco-be subset=swapped"),
+    "report": ("be.report", "report", None, "run.py report out=runs"),
+}
+
+
+def main(argv: list[str]) -> int:
+    """Runs one verb. Returns 0, or 2 after one line on stderr about what the person must settle."""
+    from be.config import ConfigError, UserError, arguments, load
+
+    if not argv or argv[0] in ("-h", "--help"):
+        print(f"{__doc__}\nverbs:\n" + "".join(f"  {verb:12}{docstring(verb)[0]}\n" for verb in VERBS))
+        return 0
+    verb, words = argv[0], argv[1:]
+    try:
+        if verb not in VERBS:
+            near = difflib.get_close_matches(verb, VERBS, n=2) or VERBS
+            raise ConfigError(f"unknown verb {verb!r}; choices: {', '.join(near)}; see run.py --help")
+        if {"-h", "--help"} & set(words):
+            print(help_text(verb))
+            return 0
+        module, function, stage, example = VERBS[verb]
+        cfg, overrides = split_words(words)
+        if stage and cfg is None:
+            raise ConfigError(f"{verb} needs --cfg NAME, as in: {example}")
+        if not stage and cfg is not None:
+            raise ConfigError(f"{verb} takes no --cfg, only key=value, as in: {example}")
+        if stage:
+            config = load(cfg, overrides, stage)  # wrong words are found before torch is imported
+            getattr(importlib.import_module(module), function)(config)
+        else:
+            call = getattr(importlib.import_module(module), function)
+            call(**arguments(call, overrides))
+    except UserError as error:
+        print(f"run.py {verb}: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def split_words(words: list[str]) -> tuple[str | None, list[str]]:
+    """The name behind --cfg, and the key=value words."""
+    from be.config import ConfigError
+
+    cfg, overrides, words = None, [], list(words)
+    while words:
+        word = words.pop(0)
+        if word == "--cfg" and words:
+            cfg = words.pop(0)
+        elif word.startswith("--cfg="):
+            cfg = word.removeprefix("--cfg=")
+        elif word.startswith("-"):
+            raise ConfigError(f"unknown option {word!r}; options are --cfg NAME and --help, all else is key=value")
+        else:
+            overrides.append(word)
+    return cfg, overrides
+
+
+def help_text(verb: str) -> str:
+    first, rest, signature = docstring(verb)
+    _, _, stage, example = VERBS[verb]
+    keys = ("--cfg NAME_OR_FILE [key=value ...]\n\nkeys and what they mean: experiments.yaml, block `defaults`; "
+            "names: run.py list" if stage else f"[key=value ...]\n\narguments: {signature}")
+    return f"run.py {verb} {keys}\n\n{first}\n{rest}\n\nexample:\n  {example}"
+
+
+def docstring(verb: str) -> tuple[str, str, str]:
+    """First line, rest and arguments of the verb's function, read from its source without importing it."""
+    module, function, *_ = VERBS[verb]
+    source = (Path(__file__).parent / (module.replace(".", "/") + ".py")).read_text()
+    node = next(n for n in ast.parse(source).body if isinstance(n, ast.FunctionDef) and n.name == function)
+    first, _, rest = ast.get_docstring(node).partition("\n")
+    return first.split(": ", 1)[-1], rest.strip(), ast.unparse(node.args)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
