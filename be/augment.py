@@ -1,12 +1,15 @@
 """Views of clips: crop, rotation and colour, drawn once per clip and shared by its frames.
 
-The loader hands over uint8 frames; everything here happens on the device, a batch at a time, out of
-place, in float32. Drawing and applying are two steps, because the paper augments the hard negative
-with the query's own augmentation a1:
+The loader hands over uint8 frames. Everything here happens a batch at a time, on the tensors' device,
+in float32. Drawing and applying are two steps, because the paper augments the hard negative, another
+clip of the same video, with the query's own augmentation a1:
 
     a1 = draw_view(draws, B, rotate=10.0, jitter=(0.5, 0.5, 0.25, 0.5))
-    x_o = apply_view(clips[:, 0], size, a1, S)          # (B, 3, T, S, S)
-    x_n = apply_view(clips[:, 1], size, a1, S)          # another clip, same window, angle, colour
+    x_o = apply_view(clips[:, 0], size, a1, S)         # (B, 3, T, S, S)
+    x_n = apply_view(clips[:, 1], size, a1, S)         # the same window, angle and colour
+
+The paper's set A is a rotation below 10 degrees and colour jitter after a random crop; it gives no
+strengths for the jitter. No flip.
 """
 
 import math
@@ -18,25 +21,28 @@ import torch.nn.functional as F
 
 MEAN = (0.485, 0.456, 0.406)  # of ImageNet, for RGB in [0, 1]
 STD = (0.229, 0.224, 0.225)
-GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601 luma, as in PIL and torchvision; sums to 1
+GREY = (0.299, 0.587, 0.114)  # luma of ITU-R BT.601, as in PIL; sums to 1, so that greys stay as they are
 
 
 class Draws:
-    """The random numbers of one training step, a pure function of (seed, step): no state to save.
+    """The random numbers of one training step: a pure function of (seed, step), with no state to save.
 
-    Every draw is made for the *global* batch of world * n rows, and the rows of this rank are
-    returned, rank * n to (rank + 1) * n: two processes of n rows draw exactly what one process of
-    2n rows draws. All ranks must make the same calls in the same order. Successive calls differ.
+    Every draw is made for the *global* batch of world * n rows, of which this rank gets rows rank * n to
+    (rank + 1) * n. Two processes of n rows thus draw exactly what one process of 2n rows draws, as long
+    as all make the same calls in the same order. Successive calls give different numbers.
 
-    Numbers come from numpy on the CPU, so that a run draws the same ones on every device. A step
-    draws some hundreds of them, which costs microseconds.
+    The numbers are made by numpy on the CPU and then sent to `device`, so that they are the same on every
+    kind of device. A step needs some hundreds, which takes microseconds; a batch of noise frames for
+    `erase.gaussian_noise`, 64 x 3 x 112 x 112, takes about 30 ms.
+
+    seed, step: integers >= 0.
     """
 
     def __init__(self, seed, step, rank=0, world=1, device="cpu"):
         if not 0 <= rank < world:
             raise ValueError(f"rank must lie in 0..{world - 1} for a world of {world}, got {rank}")
-        # The last two words keep this stream apart from the loader's (seed, epoch, index): numpy pads
-        # short seeds with zeros. (A torch.Generator on the CPU would use only 32 bits of the hash.)
+        # numpy fills short seeds up with zeros: the last two words keep these numbers apart from those of
+        # the loader, seeded by (seed, epoch, index). A torch.Generator on the CPU has seeds of 32 bits only.
         self.rng = np.random.default_rng((seed, step, 0, 1))
         self.rank, self.world, self.device = rank, world, torch.device(device)
 
@@ -57,9 +63,9 @@ class Draws:
         return self._send(self.rng.permutation(self.world * n))
 
     def dropout(self, x, p):
-        """F.dropout in training mode, with a mask that does not depend on the number of processes."""
+        """What F.dropout does in training, with the mask drawn here. x: (n, ...), p: in [0, 1)."""
         if not 0 <= p < 1:
-            raise ValueError(f"dropout probability must lie in [0, 1), got {p}")
+            raise ValueError(f"the dropout probability must lie in [0, 1), got {p}")
         return x * ((self.rand(*x.shape) >= p) / (1 - p)).to(x.dtype)
 
     def _rows(self, values, n):
@@ -67,132 +73,140 @@ class Draws:
 
     def _send(self, values):
         values = torch.from_numpy(values)
-        if self.device.type == "cuda":  # pinned, so that the copy does not wait for the kernels before it
+        if self.device.type == "cuda":  # pinned memory: the copy waits for no kernel, the host for no copy
             return values.pin_memory().to(self.device, non_blocking=True)
         return values.to(self.device)
 
 
 @dataclass(frozen=True)
 class ViewParams:
-    """One augmentation per clip, independent of the size of its frames."""
+    """One augmentation per clip. It holds for frames of any size and for clips of any length."""
 
-    position: torch.Tensor  # (B, 2) in [0, 1): window in its free room, from top and left
-    scale: torch.Tensor  # (B,) side of the window, in units of the output's side S
-    angle: torch.Tensor  # (B,) degrees, counter-clockwise
-    colour: torch.Tensor  # (B, 4) brightness, contrast, saturation factors; hue in turns
+    position: torch.Tensor  # (B, 2) in [0, 1), of the window in the room it has: 0 = at the top, at the left
+    scale: torch.Tensor  # (B,) side of the window, 1 = the side S of the output
+    angle: torch.Tensor  # (B,) degrees, the picture turns counter-clockwise
+    colour: torch.Tensor  # (B, 4) factors of brightness, contrast and saturation; hue in turns
 
 
-def draw_view(draws, n, *, scale=(1.0, 1.0), rotate=0.0, jitter=(0.0, 0.0, 0.0, 0.0), jitter_ops="all"):
-    """Draw n augmentations; the defaults are a plain random crop. -> ViewParams
+def draw_view(draws, n, scale=(1.0, 1.0), rotate=0.0, jitter=(0.0, 0.0, 0.0, 0.0), jitter_ops="all"):
+    """Draw n augmentations. The defaults are a plain random crop. -> ViewParams
 
-    scale: range of the side of the square crop window, in units of the output's side S. (1, 1) cuts
-      S x S pixels of the frames as they are stored; (0.5, 1) also zooms in, up to twofold.
+    scale: range of the side of the crop window, 1 = the side S of the output. (1, 1) cuts S x S pixels out
+      of the frames as they are stored; (0.5, 1) zooms in up to twofold; a window never exceeds its frame.
     rotate: angles are uniform in (-rotate, rotate) degrees. Paper: 10.
-    jitter: strength of brightness, contrast, saturation and hue as in torchvision's ColorJitter: factors
-      uniform in [max(0, 1 - s), 1 + s], hue in [-s, s] turns, s <= 0.5.
-    jitter_ops: "all" four of them, or "one" chosen per clip, which is what the released code amounts to.
+    jitter: strengths of brightness, contrast, saturation, hue, in the units of torchvision's ColorJitter:
+      a factor uniform in [max(0, 1 - s), 1 + s], a hue uniform in [-s, s] turns with s <= 0.5.
+      Released code: 0.5, 0.5, 0.25, 0.5.
+    jitter_ops: "all" of the four, or "one" of them, drawn per clip, as the released code has it in effect.
     """
+    if not 0 < scale[0] <= scale[1]:
+        raise ValueError(f"scale must be a range (low, high) with 0 < low <= high, got {scale}")
+    if len(jitter) != 4 or min(jitter) < 0 or jitter[3] > 0.5:
+        raise ValueError(f"jitter must be 4 strengths >= 0, the last one (hue) <= 0.5, got {jitter}")
     if jitter_ops not in ("all", "one"):
         raise ValueError(f"jitter_ops must be 'all' or 'one', got {jitter_ops!r}")
-    if len(jitter) != 4 or min(jitter) < 0 or jitter[3] > 0.5:
-        raise ValueError(f"jitter must be 4 strengths >= 0, the last (hue) at most 0.5, got {jitter}")
-    if not 0 < scale[0] <= scale[1]:
-        raise ValueError(f"scale must be a range 0 < low <= high, got {scale}")
-    position = draws.rand(n, 2)
-    side = scale[0] + (scale[1] - scale[0]) * draws.rand(n)
-    angle = rotate * (2 * draws.rand(n) - 1)
-    u, chosen = draws.rand(n, 4), draws.randint(4, n)
-    neutral = _tensor((1, 1, 1, 0), u)
-    low = _tensor([max(0.0, 1 - s) for s in jitter[:3]] + [-jitter[3]], u)
-    high = _tensor([1 + s for s in jitter[:3]] + [jitter[3]], u)
-    colour = low + (high - low) * u
+    u = draws.rand(n, 9)  # all at once: one copy to the device
+    low = _constant([max(0.0, 1 - s) for s in jitter[:3]] + [-jitter[3]], u)
+    high = _constant([1 + s for s in jitter[:3]] + [jitter[3]], u)
+    colour = low + (high - low) * u[:, 4:8]
     if jitter_ops == "one":
-        colour = torch.where(chosen[:, None] == torch.arange(4, device=u.device), colour, neutral)
-    return ViewParams(position, side, angle, colour)
+        chosen = (4 * u[:, 8:9]).long() == torch.arange(4, device=u.device)  # (n, 4), one True in a row
+        colour = torch.where(chosen, colour, _constant([1, 1, 1, 0], u))
+    return ViewParams(
+        position=u[:, 0:2],
+        scale=scale[0] + (scale[1] - scale[0]) * u[:, 2],
+        angle=rotate * (2 * u[:, 3] - 1),
+        colour=colour,
+    )
 
 
 def apply_view(clips, size, params, S):
-    """Augment and normalise. -> float32 (B, 3, T, S, S), channels_last_3d
+    """Crop, rotate, recolour, normalise. -> float32 (B, 3, T, S, S), contiguous
 
-    clips: uint8 (B, T, H, W, 3), frames zero-padded at the bottom and the right to a common H, W.
-    size: int64 (B, 2), true height and width of each clip's frames; the padding is never read.
+    clips: uint8 (B, T, H, W, 3), frames zero-padded at the bottom and at the right to a common H and W.
+    size: int64 (B, 2), the true height and width of each clip's frames. The padding is never read.
+    Raises ValueError if clips are of another type or shape.
     """
-    x = crop(clips, size, params.position, params.scale, params.angle, S)  # (B, T, S, S, 3)
-    return normalise(recolour(x, params.colour).permute(0, 4, 1, 2, 3))
+    x = crop(clips, size, params.position, params.scale, params.angle, S)
+    return normalise(recolour(x, params.colour))
 
 
 def eval_view(clips, size, S):
-    """The centre S x S pixels as stored, or the largest centre square scaled up to S. Normalised.
+    """The central S x S pixels as they are stored, or the largest central square scaled up to S; normalised.
 
-    Arguments and result as in `apply_view`.
+    Arguments, result and errors are those of `apply_view`.
     """
-    B = len(clips)
-    centre = torch.full((B, 2), 0.5, device=clips.device)
-    x = crop(clips, size, centre, torch.ones_like(centre[:, 0]), torch.zeros_like(centre[:, 0]), S)
-    return normalise(x.permute(0, 4, 1, 2, 3))
+    half = torch.full((len(clips), 2), 0.5, device=clips.device)
+    one = torch.ones_like(half[:, 0])
+    return normalise(crop(clips, size, half, one, 0 * one, S))
 
 
 def crop(clips, size, position, scale, angle, S):
-    """Cut a rotated square window out of every clip, bilinearly. -> float32 (B, T, S, S, 3) in [0, 1]
+    """Cut a square window out of every clip and sample it bilinearly. -> float32 (B, 3, T, S, S) in [0, 1]
 
-    The window is round(scale * S) pixels wide, at most the short side of the frame. It starts at a
-    whole pixel, so that scale 1 without rotation copies pixels. It turns about its own centre; where it
-    then sticks out of the frame the border pixel is repeated.
+    The window is round(scale * S) pixels wide, or the short side of the frame if that is less. It starts
+    at a whole pixel, so that scale 1 without rotation copies pixels. It turns about its own centre; what
+    of it then sticks out of the frame repeats the frame's border. Arguments as in ViewParams, apply_view.
     """
+    if clips.dtype != torch.uint8 or clips.dim() != 5 or clips.shape[-1] != 3:
+        raise ValueError(f"clips must be uint8 (B, T, H, W, 3), got {clips.dtype} {tuple(clips.shape)}")
     B, T, H, W, _ = clips.shape
-    size = size.to(torch.float32)  # (B, 2) height, width
-    side = (scale * S).round().minimum(size.amin(1))[:, None]  # (B, 1) pixels
-    corner = (position * (size - side + 1)).floor().minimum(size - side)  # (B, 2)
-    y, x = (corner + side / 2)[:, :, None, None].unbind(1)  # (B, 1, 1) centre of the window
-    t = ((torch.arange(S, device=clips.device) + 0.5) / S - 0.5) * side  # (B, S) pixels about the centre
+    size = size.float()  # (B, 2)
+    side = (scale * S).round().minimum(size.amin(1))[:, None]  # (B, 1)
+    room = size - side  # (B, 2)
+    start = (position * (room + 1)).floor().minimum(room)  # (B, 2), the product may round up to room + 1
+
+    # Where the centre of each output pixel lies in its frame, in pixels; pixel i covers [i, i + 1].
+    t = ((torch.arange(S, device=clips.device) + 0.5) / S - 0.5) * side  # (B, S), 0 = centre of the window
     dy, dx = t[:, :, None], t[:, None, :]
-    cos, sin = (f(torch.deg2rad(angle))[:, None, None] for f in (torch.cos, torch.sin))
-    y, x = y + cos * dy + sin * dx, x + cos * dx - sin * dy  # (B, S, S), pixel centres lie at 0.5, 1.5, ...
-    limit = size[:, :, None, None] - 0.5
-    y = y.clamp(min=0.5).minimum(limit[:, 0])
-    x = x.clamp(min=0.5).minimum(limit[:, 1])
-    grid = torch.stack([2 * x / W - 1, 2 * y / H - 1], dim=-1)  # (B, S, S, 2), shared by the frames
-    # Frames ride along as channels. The conversion to float and to planes is one pass.
-    planes = clips.permute(0, 1, 4, 2, 3).to(torch.float32, memory_format=torch.contiguous_format)
-    out = F.grid_sample(planes.view(B, T * 3, H, W), grid, align_corners=False)  # (B, T * 3, S, S)
-    return out.div_(255).view(B, T, 3, S, S).permute(0, 1, 3, 4, 2)
+    cos, sin = angle.deg2rad().cos()[:, None, None], angle.deg2rad().sin()[:, None, None]
+    yx = torch.stack([cos * dy + sin * dx, cos * dx - sin * dy], -1)  # (B, S, S, 2)
+    yx = yx + (start + side / 2)[:, None, None]
+    yx = yx.clamp(min=0.5).minimum(size[:, None, None] - 0.5)
+    grid = 2 * yx.flip(-1) / _constant([W, H], yx) - 1  # (B, S, S, 2) as x, y: -1 and 1 are the outer borders
+
+    # The frames of a clip share its grid, so they ride along as channels; one pass makes floats and planes.
+    planes = clips.permute(0, 4, 1, 2, 3).to(torch.float32, memory_format=torch.contiguous_format)
+    x = F.grid_sample(planes.view(B, 3 * T, H, W), grid, align_corners=False)  # (B, 3 * T, S, S)
+    return x.view(B, 3, T, S, S).div_(255)
 
 
 def recolour(x, colour):
-    """Brightness, contrast, saturation, hue as one affine map of RGB per clip, clamped once to [0, 1].
+    """Brightness, contrast, saturation and hue as one affine map of RGB per clip, clamped once to [0, 1].
 
-    x: (B, T, S, S, 3) in [0, 1]. colour: (B, 4), see ViewParams.
-    Differs from torchvision's ColorJitter: contrast is about the mean grey of the clip, not of each
-    frame; hue turns RGB about the grey axis, not in HSV; the order is fixed; nothing is clamped between.
+    x: float (B, 3, T, S, S) in [0, 1]. colour: (B, 4), see ViewParams. -> like x
+
+    This is not quite torchvision's ColorJitter: contrast is about the mean grey of the clip, not of each
+    frame; hue turns RGB about the grey axis, where HSV would bend it; brightness, contrast, saturation,
+    hue always come in this order; nothing is rounded or clamped in between.
     """
-    brightness, contrast, saturation, hue = colour[:, :, None, None].unbind(1)  # (B, 1, 1)
-    one = torch.eye(3, device=x.device)
-    grey = _tensor(GREY, x)
-    cross = _tensor([[0, -1, 1], [1, 0, -1], [-1, 1, 0]], x)
-    turn = 2 * math.pi * hue
-    # Rodrigues' rotation about (1, 1, 1); a turn of 1/3 sends red to green
-    spin = turn.cos() * one + (1 - turn.cos()) / 3 + turn.sin() / math.sqrt(3) * cross  # (B, 3, 3)
-    fade = saturation * one + (1 - saturation) * grey  # (B, 3, 3)
-    matrix = brightness * contrast * (spin @ fade)
-    mean = (x.mean(dim=(1, 2, 3)) * grey).sum(-1)[:, None, None]  # (B, 1, 1), the maps keep greys
-    offset = brightness * (1 - contrast) * mean
-    B, T, S, _, _ = x.shape
-    out = x.reshape(B, -1, 3) @ matrix.mT + offset
-    return out.clamp_(0, 1).view(B, T, S, S, 3)
+    brightness, contrast, saturation, hue = colour[:, :, None, None].unbind(1)  # (B, 1, 1) each
+    grey = _constant(GREY, x)
+    cross = _constant([[0, -1, 1], [1, 0, -1], [-1, 1, 0]], x)
+    eye = torch.eye(3, device=x.device)
+    cos, sin = (2 * math.pi * hue).cos(), (2 * math.pi * hue).sin()
+    spin = cos * eye + (1 - cos) / 3 + sin / math.sqrt(3) * cross  # (B, 3, 3), Rodrigues about (1, 1, 1)
+    fade = saturation * eye + (1 - saturation) * grey  # (B, 3, 3), the second term has `grey` in each row
+    with torch.autocast(x.device.type, enabled=False):  # bf16 would keep 8 bits of a colour
+        matrix = brightness * contrast * (spin @ fade)  # (B, 3, 3)
+        mean = (x.mean((2, 3, 4)) @ grey)[:, None, None]  # (B, 1, 1), the mean grey of the clip
+        offset = brightness * (1 - contrast) * mean  # (B, 1, 1), a grey, which spin and fade leave alone
+        out = (matrix @ x.flatten(2)).add_(offset)  # (B, 3, T * S * S)
+    return out.clamp_(0, 1).view_as(x)
 
 
 def normalise(x):
-    """RGB (B, 3, ...) in [0, 1] -> ImageNet's zero mean and unit variance."""
-    shape = (3,) + (1,) * (x.dim() - 2)
-    return (x - _tensor(MEAN, x).view(shape)) / _tensor(STD, x).view(shape)
+    """RGB in [0, 1] to zero mean and unit variance over ImageNet. x: float (B, 3, ...) -> like x"""
+    mean, std = (_constant(c, x).view(3, *[1] * (x.dim() - 2)) for c in (MEAN, STD))
+    return (x - mean) / std
 
 
 def denormalise(x):
-    """The inverse of `normalise`, for pictures."""
-    shape = (3,) + (1,) * (x.dim() - 2)
-    return x * _tensor(STD, x).view(shape) + _tensor(MEAN, x).view(shape)
+    """The inverse of `normalise`, for pictures. x: float (B, 3, ...) -> like x, in [0, 1] up to rounding"""
+    mean, std = (_constant(c, x).view(3, *[1] * (x.dim() - 2)) for c in (MEAN, STD))
+    return x * std + mean
 
 
-def _tensor(values, like):
-    """A constant beside `like`, copied without a wait."""
+def _constant(values, like):
+    """A tensor of the type and on the device of `like`. The host does not wait for the copy."""
     return torch.tensor(values, dtype=like.dtype).to(like.device, non_blocking=True)

@@ -1,98 +1,104 @@
 """Background Erasing: add one static frame of a clip to every frame of it.
 
-A static frame is background with no motion. Mixed into every frame, it makes the background of the
-clip unreliable and leaves its motion as it was. Draw one weight lam ~ U[0, gamma] and one frame k:
+A frozen frame is background without motion. Mixed into every frame it makes the background of the
+clip unreliable and leaves its motion in place. Draw one weight lam ~ U[0, gamma] and one frame k:
 
-    x          a  b  c  d           the frames j of a clip
-    k = 2            c              one of them, frozen
-    x_hat      a' b' c' d'          j' = (1 - lam) j + lam c
+    x          a   b   c   d          the frames j of a clip
+    k                  c              one of them, frozen
+    x_hat      a'  b'  c'  d'         each is (1 - lam) itself + lam c
 
-    Eq. 1      x_hat[j]       = (1 - lam) x[j] + lam x[k]
-    Eq. 2      d x_hat / dt   = (1 - lam) dx / dt             the frame k has no derivative
+    Eq. 1      x_hat[j]      = (1 - lam) x[j] + lam x[k]
+    Eq. 2      d x_hat / dt  = (1 - lam) dx / dt             the frozen frame has no derivative
 
-Training then pulls the features of x and x_hat together, which a model can do only by looking at
-what the two share: the motion.
+Training pulls the features of x and x_hat together. The background differs and the motion is the
+same up to its strength, so that the motion is what the features come to rest on.
 
-Where erasing happens: last, on the augmented and normalised clip. For a convex mix of frames this
-equals erasing before normalisation, because normalisation is affine and the weights sum to one.
-`gaussian-noise` is the exception: its unit variance is that of the normalised space, where an
-ImageNet pixel has about unit variance too, so lam means the same strength as it does for a frame.
+Erasing comes last, on the augmented, normalised clip. For a convex mix of frames, or for pixels put
+in the place of others, this is the same as erasing before normalisation, which is affine. Not so for
+`gaussian-noise`: its unit variance is that of the normalised space. Since ImageNet pixels have about
+unit variance there too, lam means the same strength for noise as for a frame.
+
+All functions take x: float (B, C, T, H, W), draws: the random numbers of the step (`augment.Draws`),
+gamma: in [0, 1], and return a clip of the shape, type and memory layout of x, which is left as it
+was. What a clip needs of itself it draws by row, the same on one process as on many. A clip of
+"another video" is another row of the *local* batch, which therefore needs two.
 """
 
 import torch
 
 
-def none(x, draws, gamma):
-    """The baseline without distraction: x itself."""
-    return x
+def intra_video_frame(x, draws, gamma):
+    """Background Erasing, Eq. 1: one lam and one frame k of the clip itself, per clip."""
+    lam = draw_lam(x, draws, gamma)
+    return torch.lerp(x, draw_frame(x, draws), lam)  # lerp(x, y, lam) = (1 - lam) x + lam y
+
+
+def intra_video_frame_batch_lam(x, draws, gamma):
+    """As released: a frame k per clip, but one lam for all of the local batch."""
+    lam = draw_lam(x, draws, gamma)[:1]
+    return torch.lerp(x, draw_frame(x, draws), lam)
+
+
+def inter_video_frame(x, draws, gamma):
+    """One frame of another video: the motion is kept, the static frame is foreign."""
+    lam = draw_lam(x, draws, gamma)
+    return torch.lerp(x, draw_frame(x, draws, draw_partner(x, draws)), lam)
 
 
 def gaussian_noise(x, draws, gamma):
-    """One white-noise frame of unit variance, the same on every frame of the clip."""
+    """One frame of white noise of unit variance. The paper "adds" it; here it is mixed in, as a frame is."""
     B, C, _, H, W = x.shape
-    noise = draws.randn(B, C, 1, H, W).to(x.dtype)  # (B, C, 1, H, W)
-    return torch.lerp(x, noise, weight(x, draws, gamma))
+    lam = draw_lam(x, draws, gamma)
+    return torch.lerp(x, draws.randn(B, C, 1, H, W).to(x.dtype), lam)
 
 
 def video_mixup(x, draws, gamma):
     """Another video, frame by frame: x_hat[j] = (1 - lam) x[j] + lam y[j]. Its motion comes along."""
-    return torch.lerp(x, x[partner(x, draws)], weight(x, draws, gamma))
+    lam = draw_lam(x, draws, gamma)
+    return torch.lerp(x, x[draw_partner(x, draws)], lam)
 
 
 def video_cutmix(x, draws, gamma):
-    """A box of every frame is replaced by the same box of one frame of another video.
+    """A box of every frame gives way to the same box of one frame of another video.
 
-    The box keeps its place over the clip and lies inside the frame. It takes the share lam of the
-    area with the aspect of the frame, so that as much of the clip is lost as in the other variants.
+    The box stays in its place over the clip, lies within the frame, has the frame's aspect and, up to
+    rounding to pixels, the share lam of its area: the average strength of the other variants.
     """
     H, W = x.shape[-2:]
-    patch = frame(x, partner(x, draws), draws)  # (B, C, 1, H, W)
-    side = weight(x, draws, gamma).sqrt()  # of the box, as a share of the side of the frame
-    y0, x0 = draws.rand(len(x), 2)[:, :, None, None, None, None].unbind(1)  # (B, 1, 1, 1, 1)
-    y0, x0 = y0 * (1 - side), x0 * (1 - side)
-    row = ((torch.arange(H, device=x.device) + 0.5) / H)[:, None]  # (H, 1) centres of the pixels, in [0, 1]
+    side = draw_lam(x, draws, gamma).float().sqrt()  # (B, 1, 1, 1, 1), 1 = the side of the frame
+    patch = draw_frame(x, draws, draw_partner(x, draws))  # (B, C, 1, H, W)
+    top, left = (draws.rand(len(x), 2).view(-1, 2, 1, 1, 1, 1) * (1 - side[:, None])).unbind(1)
+    row = ((torch.arange(H, device=x.device) + 0.5) / H)[:, None]  # (H, 1) pixel centres, in (0, 1)
     col = (torch.arange(W, device=x.device) + 0.5) / W  # (W,)
-    box = (row >= y0) & (row < y0 + side) & (col >= x0) & (col < x0 + side)  # (B, 1, 1, H, W)
+    box = (top <= row) & (row < top + side) & (left <= col) & (col < left + side)  # (B, 1, 1, H, W)
     return torch.where(box, patch, x)
 
 
-def inter_video_frame(x, draws, gamma):
-    """One static frame of another video: the motion is kept, but the frame is not the own background."""
-    return torch.lerp(x, frame(x, partner(x, draws), draws), weight(x, draws, gamma))
+def none(x, draws, gamma):
+    """No distraction, Table 4's baseline: x itself, not a copy."""
+    return x
 
 
-def intra_video_frame(x, draws, gamma):
-    """Background Erasing (Eq. 1): one static frame of the clip itself."""
-    own = torch.arange(len(x), device=x.device)
-    return torch.lerp(x, frame(x, own, draws), weight(x, draws, gamma))
+def draw_lam(x, draws, gamma):
+    """lam ~ U[0, gamma] for each clip. -> (B, 1, 1, 1, 1), of the type of x"""
+    return (gamma * draws.rand(len(x))).to(x.dtype).view(-1, 1, 1, 1, 1)
 
 
-def intra_video_frame_batch_lam(x, draws, gamma):
-    """Background Erasing as released: one lam for the whole (local) batch, a frame k per clip."""
-    own = torch.arange(len(x), device=x.device)
-    return torch.lerp(x, frame(x, own, draws), weight(x, draws, gamma)[:1])
+def draw_frame(x, draws, row=None):
+    """The frame k ~ U{0, .., T-1} of each clip, or of the clips x[row]. -> (B, C, 1, H, W)"""
+    row = torch.arange(len(x), device=x.device) if row is None else row
+    return x[row, :, draws.randint(x.shape[2], len(x))].unsqueeze(2)
 
 
-def weight(x, draws, gamma):
-    """lam ~ U[0, gamma], one per clip. -> (B, 1, 1, 1, 1) of the type of x"""
-    return (gamma * draws.rand(len(x))).to(x.dtype)[:, None, None, None, None]
-
-
-def frame(x, row, draws):
-    """One random frame of the clips x[row], k ~ U{0..T-1} for each. -> (B, C, 1, H, W)"""
-    k = draws.randint(x.shape[2], len(x))
-    return x[row, :, k].unsqueeze(2)
-
-
-def partner(x, draws):
-    """For each clip the row of another one of the local batch, uniform over the others. -> (B,)"""
+def draw_partner(x, draws):
+    """For each clip the row of another one, uniform over all others of the local batch. -> int64 (B,)"""
     B = len(x)
     if B < 2:
-        raise ValueError(f"this way of erasing needs another video in the batch, but the batch holds {B}")
+        raise ValueError(f"this erasing takes another video of the local batch, which holds only {B}")
     return (torch.arange(B, device=x.device) + 1 + draws.randint(B - 1, B)) % B
 
 
-# The rows of Table 4, and the released code's way with lam. Each is fn(x, draws, gamma) -> x_hat.
+# Table 4, and the released code's form of its last row.
 ERASE = {
     "none": none,
     "gaussian-noise": gaussian_noise,
