@@ -1,6 +1,6 @@
 """Configuration: a run is the defaults, then a chain of short diffs, then what was typed.
 
-    defaults <- parents (`from:`) <- the experiment <- preset (recipe=, synthetic=) <- key=value
+    defaults <- recipe <- parents (`from:`) <- the experiment <- synthetic <- key=value
 
 `experiments.yaml` holds the values and says what each key means; `Config` below holds the types. A block may have
 `pretrain:` and `finetune:` parts, which count only in that stage. An unknown key, a wrong type or a value outside
@@ -66,7 +66,6 @@ class Config:
     method: str
     erase: str
     gamma: float
-    lam_per: Literal["sample", "batch"]
     beta: float
     erase_side: Literal["key", "query"]
     hard_negative: bool
@@ -118,14 +117,17 @@ def load(name_or_file: str, overrides: list[str] | tuple[str, ...] = (), stage: 
     else:
         default_name, chain = name_or_file, _chain(name_or_file, entries)
 
+    # Two keys name presets: the recipe is another set of defaults, so what a row of the paper fixes wins over it;
+    # synthetic=true shrinks whatever the experiment asks for.
+    said = {**entries["defaults"], **{k: v for block in chain for k, v in block.items()}, **typed}
+    blocks = [entries["defaults"], *chain]
+    if said["recipe"] == "released":
+        blocks.insert(1, entries["presets"]["released"])
+    if said["synthetic"] is True:
+        blocks.append(entries["presets"]["synthetic"])
     values: dict[str, Any] = {"name": default_name}
-    for block in [entries["defaults"], *chain]:
+    for block in blocks:
         _merge(values, block, stage)
-    presets = entries["presets"]
-    if typed.get("recipe", values["recipe"]) == "released":
-        _merge(values, presets["released"], stage)
-    if typed.get("synthetic", values["synthetic"]) is True:
-        _merge(values, presets["synthetic"], stage)
     values.update(typed)
     return Config(**{key: _typed(key, value) for key, value in values.items()})
 

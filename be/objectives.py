@@ -37,19 +37,6 @@ def global_pool(features, pool: str):
     return features.amax((2, 3, 4)) if pool == "max" else features.mean((2, 3, 4))
 
 
-def make_erase(name: str, gamma: float, lam_per: str = "sample"):
-    """(x, draws) -> x_hat: a row of `ERASE` with lam ~ U[0, gamma] per `sample` (the paper) or per `batch` (released)."""
-    erase = choose(ERASE, name, "erase")
-    if not 0 <= gamma <= 1:
-        raise ConfigError(f"gamma={gamma} must lie in 0..1")
-
-    def apply(x, draws):
-        lam = gamma * draws.rand(len(x))  # (B,)
-        return erase(x, lam if lam_per == "sample" else lam[:1].expand(len(x)), draws)
-
-    return apply
-
-
 class Objective(nn.Module):
     """Base: a backbone, run as the paper's 8 GPUs would have run it.
 
@@ -126,10 +113,12 @@ class MoCo(Objective):
 
     def __init__(self, backbone, *, erase: str = "intra-video-frame", gamma: float = 0.3, erase_side: str = "key",
                  hard_negative: bool = True, hard_negative_encoder: str = "momentum", dim: int = 128, K: int = 3569,
-                 m: float = 0.999, temperature: float = 0.07, pool: str = "max", lam_per: str = "sample", **base):
+                 m: float = 0.999, temperature: float = 0.07, pool: str = "max", **base):
         self.views = ((0, 0), (0, 1), (1, 0)) if hard_negative else ((0, 0), (0, 1))
         super().__init__(backbone, **base)
-        self.erase = make_erase(erase, gamma, lam_per)
+        self.erase = partial(choose(ERASE, erase, "erase"), gamma=gamma)
+        if not 0 <= gamma <= 1:
+            raise ConfigError(f"gamma={gamma} must lie in 0..1")
         self.erase_side, self.hard_negative_encoder = erase_side, hard_negative_encoder
         self.K, self.m, self.temperature = K, m, temperature
 
@@ -149,7 +138,7 @@ class MoCo(Objective):
             k = self._shuffled_keys(x_k, draws)  # (B, D)
         l_pos = (q * k).sum(1, keepdim=True)  # (B, 1)
         with torch.autocast(q.device.type, enabled=False):  # half precision would blur similarities divided by tau
-            l_queue = q @ self.queue.T  # (B, K)
+            l_queue = q @ self.queue.clone().T  # (B, K); backward needs the queue as it was before this step's keys
         masked = (index[:, None] == self.queue_index) | (self.queue_index < 0)  # (B, K)
         logits = [l_pos, l_queue.masked_fill(masked, -torch.inf)]
 
@@ -226,4 +215,4 @@ def build(method: str, backbone: nn.Module, options: dict) -> Objective:
     """The objective of that name; of `options` it gets those that the signatures of its class and bases name."""
     cls = choose(OBJECTIVES, method, "method")
     known = {name for c in cls.__mro__ if issubclass(c, Objective) for name in inspect.signature(c.__init__).parameters}
-    return cls(backbone, **{name: options[name] for name in known & options.keys()})
+    return cls(backbone, **{name: options[name] for name in (known - {"backbone"}) & options.keys()})

@@ -84,6 +84,11 @@ class Run:
         self._check_config()
         write_text(self.path / "config.yaml", configs.as_text(cfg))
 
+    def close(self):
+        """Lets another process write here; the end of this process does so too."""
+        if self.write:
+            self._lock.close()
+
     def _check_config(self):
         old = self.path / "config.yaml"
         if not old.exists() or not self.checkpoints():

@@ -1,0 +1,85 @@
+"""The registry: what wins over what, and how a typing mistake is answered."""
+
+import dataclasses
+
+import pytest
+
+from be import config
+from be.config import Config, ConfigError, load
+
+
+def test_every_experiment_resolves_in_every_stage():
+    for name in config.experiments():
+        for stage in config.STAGES:
+            for preset in ([], ["recipe=released"], ["synthetic=true"]):
+                assert load(name, preset, stage).name == name
+
+
+def test_every_key_has_a_default_and_a_comment_beside_it():
+    text = config.REGISTRY.read_text().split("\npresets:")[0]
+    for field in dataclasses.fields(Config):
+        if field.name != "name":  # the entry's own
+            assert f"\n  {field.name}:" in text, field.name
+
+
+def test_precedence():
+    """defaults <- recipe <- parent <- entry <- synthetic <- typed, and a stage's block counts in that stage only."""
+    assert load("table1-moco-be").K == 65536  # the entry over the defaults' 3569
+    assert load("table1-moco-be-r3d34-k400").K == 65536  # inherited
+    assert load("table1-moco-be").dataset == "kinetics400"
+    assert load("table1-moco-be", stage="finetune").dataset == "ucf101"
+    assert load("table1-moco-be", stage="finetune").lr == 0.05 and load("table1-moco-be").lr == 0.01
+    assert load("table1-moco-be", ["recipe=released"]).lr == 0.003
+    assert load("table1-moco-be", ["recipe=released", "lr=1e-4"]).lr == 1e-4
+    assert load("table1-moco", ["recipe=released"]).erase == "none"  # a preset does not turn the baseline into BE
+    assert load("table1-moco-be", ["synthetic=true"]).data == "data/demo"
+
+
+def test_a_file_is_an_experiment(tmp_path):
+    """A diff of one's own, and the config saved with a run, which reads back as itself."""
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("from: table1-moco-be\ngamma: 0.5\n")
+    got = load(str(mine))
+    assert (got.name, got.gamma, got.K) == ("mine", 0.5, 65536)
+    saved = tmp_path / "config.yaml"
+    saved.write_text(config.as_text(got))
+    assert load(str(saved)) == got
+
+
+@pytest.mark.parametrize("name, overrides, message", [
+    ("table1-moko", [], "unknown experiment 'table1-moko'; nearest: table1-moco"),
+    ("table1-moco", ["gama=0.1"], "unknown key 'gama'; nearest: gamma"),
+    ("table1-moco", ["gamma"], "'gamma' is not of the form key=value"),
+    ("table1-moco", ["gamma=much"], "gamma='much' is str, expected a number"),
+    ("table1-moco", ["epochs=1.5"], "epochs=1.5 is float, expected int"),
+    ("table1-moco", ["hard_negative=1"], "hard_negative=1 is int, expected bool"),
+    ("table1-moco", ["seed=true"], "seed=True is bool, expected int"),
+    ("table1-moco", ["erase_side=both"], "erase_side='both' is not one of key, query"),
+    ("table1-moco", ["jitter=[0.1"], "the value is not YAML"),
+    ("table1-moco", ["jitter=0.1"], "expected list"),
+    ("no/such.yaml", [], "cannot read"),
+])  # fmt: skip
+def test_mistakes_are_answered_with_choices(name, overrides, message):
+    with pytest.raises(ConfigError) as error:
+        load(name, overrides)
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_mistakes_in_a_file(tmp_path):
+    for text, message in [("gama: 1", "unknown key 'gama'"), ("pretrain: {gama: 1}", "unknown key 'gama'"),
+                          ("[1, 2]", "expected keys and values"), ("a: [", "is not YAML"),
+                          ("from: nothing", "unknown experiment 'nothing'")]:  # fmt: skip
+        path = tmp_path / "bad.yaml"
+        path.write_text(text)
+        with pytest.raises(ConfigError, match=message.replace("'", ".")):
+            load(str(path))
+
+
+def test_arguments_follow_the_signature():
+    def verb(root: str, count: int = 3, bias: float = 0.5): ...
+
+    assert config.arguments(verb, ["root=x", "count=4", "bias=1"]) == {"root": "x", "count": 4, "bias": 1.0}
+    with pytest.raises(ConfigError, match="unknown key 'cont'; nearest: count"):
+        config.arguments(verb, ["cont=4"])
+    with pytest.raises(ConfigError, match="expected int"):
+        config.arguments(verb, ["count=many"])

@@ -1,0 +1,97 @@
+"""The run directory: what is written can be read, what is damaged is named, and two cannot write at once."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from be import runs
+from be.config import load
+from be.runs import Run, RunError, load_weights, read_metrics
+
+CFG = load("demo-moco-be")
+
+
+def test_checkpoints_keep_the_newest_and_come_back(tmp_path):
+    run = Run(tmp_path, CFG)
+    for step in (5, 10, 15):
+        run.save(step, objective={"w": torch.full((3,), float(step))})
+    assert [p.name[:13] for p in run.checkpoints()] == ["step-00000010", "step-00000015"]  # keep: 2
+    assert run.latest()["step"] == 15 and run.latest()["objective"]["w"].tolist() == [15, 15, 15]
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b[:300] + b"\xff" + b[301:], lambda b: b""])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_used(tmp_path, capsys, damage):
+    run = Run(tmp_path, CFG)
+    run.save(1, objective={"w": torch.ones(50)})
+    run.save(2, objective={"w": torch.ones(50)})
+    newest = run.checkpoints()[-1]
+    newest.write_bytes(damage(newest.read_bytes()))
+    assert run.latest()["step"] == 1
+    assert newest.name in capsys.readouterr().out
+
+
+def test_another_config_is_refused(tmp_path):
+    run = Run(tmp_path, CFG)
+    run.save(1, objective={})
+    run.close()
+    Run(tmp_path, replace(CFG, workers=7, log_every=3)).close()  # does not change what is computed
+    with pytest.raises(RunError, match=r"another config \(gamma: 0.3 -> 0.5\).*name="):
+        Run(tmp_path, replace(CFG, gamma=0.5))
+
+
+def test_two_processes_cannot_write_at_once(tmp_path):
+    first = Run(tmp_path, CFG)
+    with pytest.raises(RunError, match="another process is writing"):
+        Run(tmp_path, CFG)
+    first.close()
+    Run(tmp_path, CFG).close()
+
+
+def test_metrics_lines(tmp_path):
+    run = Run(tmp_path, CFG)
+    for step in (1, 2, 3):
+        run.log(step=step, loss=torch.tensor(1.0 / step))
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 4, "lo')  # cut short by a crash
+    assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2, 3]
+    run.forget_metrics_after(2)
+    run.log(step=3, loss=0.5)
+    assert [(line["step"], line["loss"]) for line in read_metrics(tmp_path)] == [(1, 1.0), (2, 0.5), (3, 0.5)]
+
+
+def test_weights_load_strictly(tmp_path, capsys):
+    run = Run(tmp_path, CFG)
+    net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    run.save_weights("backbone", net, backbone="x", classes=["a", "b"])
+    path = tmp_path / "backbone.safetensors"
+    other = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    assert load_weights(path, other) == {"backbone": "x", "classes": ["a", "b"]} == runs.read_about(path)
+    assert "loaded 7 of 7 tensors" in capsys.readouterr().out
+    torch.testing.assert_close(other.state_dict(), net.state_dict())
+    for wrong, said in [(nn.Sequential(nn.Linear(3, 4)), "5 unexpected: 1.bias"),
+                        (nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1)), "2 missing: 2.bias, 2.weight"),
+                        (nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4)), r"0.weight \(4, 3\) for \(4, 2\)")]:  # fmt: skip
+        with pytest.raises(RunError, match=said):
+            load_weights(path, wrong)
+    with pytest.raises(RunError, match="does not exist"):
+        load_weights(tmp_path / "nothing.safetensors", net)
+    path.write_bytes(b"no weights")
+    with pytest.raises(RunError, match="cannot be read as safetensors"):
+        load_weights(path, net)
+
+
+def test_unwritable_folder(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="cannot be written.*out="):
+        Run(tmp_path / "file" / "run", CFG)
+
+
+def test_results_are_found(tmp_path):
+    folder = tmp_path / "a" / "finetune-ucf101-split1-seed0"
+    folder.mkdir(parents=True)
+    (folder / "result-test.json").write_text(json.dumps({"top1": 50.0}))
+    assert runs.read_results(tmp_path) == [{"top1": 50.0, "path": str(folder)}]
