@@ -18,13 +18,13 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from be.config import choose
 from be.video import Reader, VideoError
@@ -65,7 +65,7 @@ class Source:
     """A dataset: the function that reads its lists and what is known of it. Call it to get `Samples`.
 
     `parse(root, subset, split)` returns the class names and, per video, a row (where it was listed, path
-    relative to root, class name or number). It may let FileNotFoundError through: that becomes DatasetMissing.
+    relative to root, class name or number). A FileNotFoundError it lets through becomes DatasetMissing.
     """
 
     name: str
@@ -74,7 +74,7 @@ class Source:
     layout: str  # the expected files, a line each
     group: Callable[[str], str]  # path -> the source video it was cut from
     classes: int = 0  # of the official lists; then the number of videos of each (subset, split)
-    expected: dict[tuple[str, int], int] | None = None
+    expected: dict[tuple[str, int], int] = field(default_factory=dict)
 
     def __call__(self, root, subset: str, split: int = 1) -> Samples:
         """The videos of `subset` ('train', 'test' or any other that has a list), in the order of the list.
@@ -84,8 +84,8 @@ class Source:
         official one is a warning, given only where the number of classes is the official one: anybody may
         keep smaller lists in the same layout.
         """
-        root, expected = Path(root).expanduser().absolute(), self.expected or {}
-        splits = sorted({1} | {split for _, split in expected})
+        root = Path(root).expanduser().absolute()
+        splits = sorted({1} | {split for _, split in self.expected})
         if split not in splits:
             raise ValueError(f"{self.name} has no split {split!r}; it has {', '.join(map(str, splits))}")
         try:
@@ -105,12 +105,13 @@ class Source:
             labels.append(number[label])
             groups.append(sources.setdefault(self.group(path), len(sources)))
         paths = np.array([os.fsencode(path) for _, path, _ in rows])
-        samples = Samples(str(root), paths, np.array(labels), np.array(groups), classes)
+        samples = Samples(str(root), paths, np.array(labels, np.int64),
+                          np.array(groups, np.int64), classes)
 
         some = range(0, len(samples), -(-len(samples) // 10))
         if not any(os.path.exists(samples.path(i)) for i in some):  # a wrong folder, not a lost file
             raise DatasetMissing(self.missing(root, samples.path(0)))
-        official = expected.get((subset, split), len(samples))
+        official = self.expected.get((subset, split), len(samples))
         if len(classes) == self.classes and len(samples) != official:
             print(f"warning: {self.name} {subset}, split {split}: {len(samples)} videos; "
                   f"the official list has {official}", file=sys.stderr)
@@ -245,7 +246,7 @@ def diving48(root, subset, split):
             case {"vid_name": str(name), "label": int(label), "start_frame": 0}:
                 rows.append((f"{file}, entry {n}", f"rgb/{name}.mp4", label))
             case _:
-                raise ValueError(f"{file}, entry {n}: expected vid_name, label and start_frame 0, got {entry}")
+                raise ValueError(f"{file}, entry {n}: expected vid_name, label, start_frame 0, got {entry}")
     return classes, rows
 
 
@@ -260,15 +261,17 @@ def diving48(root, subset, split):
 def kinetics400(root, subset, split):
     """The listed videos that are anywhere in ROOT/SUBSET; nobody has them all, those absent are counted.
     Classes are the sorted labels of train.csv, so that every subset numbers them alike."""
+    header = "label,youtube_id,time_start,time_end"
+
     def listed(file):
         with open(file, encoding="utf-8", newline="") as text:
             for row in (reader := csv.DictReader(text)):
                 where = f"{file}:{reader.line_num}"
                 try:
-                    start, end = int(row["time_start"]), int(row["time_end"])
-                    yield where, f"{row['youtube_id']}_{start:06d}_{end:06d}.mp4", row["label"]
+                    label, video, start, end = (row[column] for column in header.split(","))
+                    yield where, f"{video}_{int(start):06d}_{int(end):06d}.mp4", label
                 except (KeyError, TypeError, ValueError):
-                    raise ValueError(f"{where}: expected label,youtube_id,time_start,time_end, got {row}") from None
+                    raise ValueError(f"{where}: expected {header}, got {row}") from None
 
     classes = sorted({label for _, _, label in listed(root / "annotations" / "train.csv")})
     rows = list(listed(root / "annotations" / f"{subset}.csv"))
@@ -366,10 +369,13 @@ class Clips(Dataset):
 
     def __getitem__(self, key: tuple[int, int]) -> Item:
         epoch, i = key
+        if not 0 <= i < len(self):
+            raise IndexError(f"item {i} of {len(self)} videos")
         for skipped in range(len(self) if self.train else 1):
             j = (i + skipped) % len(self)
             try:
-                return self.item(self.decode(j, np.random.default_rng((self.seed, epoch, i))), j, True, skipped)
+                clips = self.decode(j, np.random.default_rng((self.seed, epoch, i)))
+                return self.item(clips, j, ok=True, skipped=skipped)
             except VideoError as error:  # anything else is a bug, and not hidden
                 if j not in self.named:
                     print(f"unreadable video: {error}", file=sys.stderr)
@@ -377,7 +383,8 @@ class Clips(Dataset):
         if self.train:
             raise RuntimeError(f"none of the {len(self)} videos in {self.samples.root} can be decoded")
         K, T = self.sampler(1, np.random.default_rng((self.seed, epoch, i))).shape
-        return self.item(np.zeros((K, T, self.short_side, self.short_side, 3), np.uint8), i, False, 0)
+        black = np.zeros((K, T, self.short_side, self.short_side, 3), np.uint8)
+        return self.item(black, i, ok=False, skipped=0)
 
     def decode(self, j: int, rng) -> np.ndarray:  # (K, T, H, W, 3)
         with Reader(self.samples.path(j)) as video:
@@ -393,6 +400,8 @@ def collate(items: list[Item]) -> Batch:
     K, T = items[0].clips.shape[:2]
     size = torch.stack([item.size for item in items])  # (B, 2)
     clips = torch.zeros(len(items), K, T, *size.amax(0).tolist(), 3, dtype=torch.uint8)  # (B, K, T, H, W, 3)
+    if get_worker_info():  # into shared memory while it is empty: cheaper than a copy of the full batch later
+        clips.share_memory_()
     for row, item, (H, W) in zip(clips, items, size.tolist(), strict=True):
         row[:, :, :H, :W] = item.clips
     return Batch(clips, size, *(torch.tensor(column) for column in list(zip(*items, strict=True))[2:]))
@@ -407,7 +416,7 @@ def epoch_batches(n: int, batch_size: int, seed: int, epoch: int, rank: int = 0,
     incomplete last batch is dropped. Raises ValueError if a batch does not divide by `world` or exceeds n.
     """
     if batch_size % world or not 0 < batch_size <= n:
-        raise ValueError(f"batch_size must be a multiple of {world} processes and at most {n}, got {batch_size}")
+        raise ValueError(f"batch_size must be a multiple of world={world}, at most n={n}, got {batch_size}")
     # Items draw from (seed, epoch, i) with i < n, so (seed, epoch, n) is a stream apart. (seed, epoch) is
     # not: numpy pads seeds with zeros, which makes it that of item 0.
     order = np.random.default_rng((seed, epoch, n)).permutation(n)
@@ -417,7 +426,8 @@ def epoch_batches(n: int, batch_size: int, seed: int, epoch: int, rank: int = 0,
         yield [(epoch, i) for i in order[first : first + share].tolist()]
 
 
-def loader(clips: Clips, batches: Iterable[list[tuple[int, int]]], workers: int = 0, device="cpu") -> DataLoader:
+def loader(clips: Clips, batches: Iterable[list[tuple[int, int]]], workers: int = 0,
+           device="cpu") -> DataLoader:
     """The `batches` of keys, in order, decoded by `workers` processes (0: by this one); pinned for CUDA.
 
     Training chains its epochs into one `batches`, so that the workers never run dry in between. Each worker

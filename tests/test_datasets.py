@@ -1,0 +1,536 @@
+import gc
+import itertools
+import json
+import os
+import pickle
+from collections import Counter
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from be import datasets, video
+from be.config import ConfigError
+from be.datasets import (
+    DATASETS,
+    Clips,
+    DatasetMissing,
+    Item,
+    Samples,
+    collate,
+    epoch_batches,
+    holdout,
+    load,
+    loader,
+)
+
+OFFICIAL = Path(__file__).parents[2] / "shared" / "annotations"
+
+
+def write(file, text):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(text.encode())  # CRLF stays CRLF
+
+
+def touch(root, *paths):  # the parsers look whether videos are there, not into them
+    for path in paths:
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).touch()
+
+
+def names(samples):
+    return [os.fsdecode(path) for path in samples.paths]
+
+
+# ---- the official lists
+
+
+@pytest.fixture
+def official(tmp_path):
+    if not OFFICIAL.is_dir():
+        pytest.skip("no official lists here")
+    for entry in [*OFFICIAL.iterdir(), *(OFFICIAL / "diving48").iterdir()]:
+        (tmp_path / entry.name).symlink_to(entry)
+    return tmp_path
+
+
+def parse(root, dataset, subset, split):
+    """The samples, after making a file of the first video listed; skips where the list itself is absent."""
+    try:
+        return DATASETS[dataset](root, subset, split)
+    except DatasetMissing as error:
+        first = Path(str(error).partition(" does not exist.")[0])
+        if first.suffix in (".txt", ".json"):
+            pytest.skip(f"no {first.name} here")
+        touch(root, first.relative_to(root))
+        return DATASETS[dataset](root, subset, split)
+
+
+@pytest.mark.parametrize("split, train, test", [(1, 9537, 3783), (2, 9586, 3734), (3, 9624, 3696)])
+def test_ucf101_official(official, capsys, split, train, test):
+    sources = []
+    for subset, n in ("train", train), ("test", test):
+        samples = parse(official, "ucf101", subset, split)
+        assert len(samples) == len(set(names(samples))) == n and len(samples.classes) == 101
+        for path, label in zip(names(samples), samples.labels, strict=True):  # a name has its class in it
+            assert samples.classes[label].lower() == path.split("/")[2].split("_")[1].lower()
+        sources.append({DATASETS["ucf101"].group(path) for path in names(samples)})
+        assert len(sources[-1]) == len(np.unique(samples.groups))
+    assert not sources[0] & sources[1]  # the official splits keep source videos apart, 25 to a class
+    assert len(sources[0] | sources[1]) == 25 * 101
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("split", [1, 2, 3])
+def test_hmdb51_official(official, capsys, split):
+    sources = []
+    for subset, n in ("train", 3570), ("test", 1530):
+        samples = parse(official, "hmdb51", subset, split)
+        assert len(samples) == len(set(names(samples))) == n and len(samples.classes) == 51
+        assert set(Counter(samples.labels.tolist()).values()) == {n // 51}  # 70 and 30 of every class
+        assert sum("[" in name for name in names(samples)) == 7 or split != 1
+        actor = parse(official, "actor_hmdb51", subset, split)
+        assert names(actor) == [name.replace("hmdb51/", "actor-hmdb51/", 1) for name in names(samples)]
+        sources.append({(path.split("/")[1], DATASETS["hmdb51"].group(path)) for path in names(samples)})
+    assert not sources[0] & sources[1]
+    assert capsys.readouterr().err == ""
+
+
+def test_diving48_official(official, capsys):
+    sources = []
+    for subset, n in ("train", 15027), ("test", 1970):
+        samples = parse(official, "diving48", subset, 1)
+        assert len(samples) == len(set(names(samples))) == n
+        assert len(set(samples.classes)) == len(samples.classes) == 48
+        assert len(np.unique(samples.labels)) == 47
+        sources.append({DATASETS["diving48"].group(path) for path in names(samples)})
+    assert not sources[0] & sources[1]
+    assert samples.classes[0] == "Back_15som_05Twis_FREE" and capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("dataset", ["ucf101", "hmdb51", "diving48"])
+def test_holdout_of_official(official, dataset):
+    samples = parse(official, dataset, "train", 1)
+    rest, held = holdout(samples, 0.1, seed=3)
+    assert sorted(names(rest) + names(held)) == sorted(names(samples))
+    assert not set(rest.groups) & set(held.groups)
+    assert 0.08 < len(held) / len(samples) < (0.15 if dataset == "diving48" else 0.12)  # 58 broadcasts
+    shares = np.bincount(held.labels, minlength=51) / np.bincount(samples.labels, minlength=51).clip(1)
+    assert shares.max() < 0.5 and set(rest.labels) == set(samples.labels)
+
+
+# ---- the same formats, small
+
+TAIL = "u_cm_np1_fr_goo_0.avi"
+A, B, C = AWKWARD = ["[a] (b);c & d!", "v #1 ~", "plain"]
+
+
+def make_ucf(root):
+    write(root / "ucfTrainTestlist/classInd.txt", "1 Run\r\n2 Jump Rope\r\n")
+    write(root / "ucfTrainTestlist/trainlist01.txt",
+          "Run/v_Run_g01_c01.avi 1\r\nRun/v_Run_g01_c02.avi 1\r\n\r\n"
+          "Jump Rope/v [x] (y)_g02_c01.avi 2\r\n")
+    write(root / "ucfTrainTestlist/testlist01.txt",
+          "Jump Rope/a;b & c_g03_c01.avi\r\nRun/v_Run_g04_c01.avi\r\n")
+    write(root / "ucfTrainTestlist/swappedlist01.txt", "Run/v_Run_g05_c01.avi\n")
+    touch(root, *(f"UCF-101/Run/v_Run_g0{g}_c01.avi" for g in (1, 4, 5)))
+
+
+def make_hmdb(root, folder):
+    state = {"clap": "120", "clap_twice": "211"}
+    for action, states in state.items():
+        text = "".join(f"{a}_{action}_{TAIL} {s} \r\n" for a, s in zip(AWKWARD, states, strict=True))
+        write(root / f"testTrainMulti_7030_splits/{action}_test_split2.txt", text)
+        touch(root, *(f"{folder}{action}/{a}_{action}_{TAIL}" for a in AWKWARD))
+    write(root / "testTrainMulti_7030_splits/clap_twice_swapped_split2.txt", f"{A}_clap_twice_{TAIL} 1\n")
+
+
+def test_ucf101_format(tmp_path):
+    make_ucf(tmp_path)
+    train = DATASETS["ucf101"](tmp_path, "train", 1)
+    assert names(train) == ["UCF-101/Run/v_Run_g01_c01.avi", "UCF-101/Run/v_Run_g01_c02.avi",
+                            "UCF-101/Jump Rope/v [x] (y)_g02_c01.avi"]
+    assert train.classes == ["Run", "Jump Rope"] and train.labels.tolist() == [0, 0, 1]
+    assert train.labels.dtype == np.int64 and train.paths.dtype.kind == "S"
+    assert train.groups.tolist() == [0, 0, 1] and train.path(0) == f"{tmp_path}/UCF-101/Run/v_Run_g01_c01.avi"
+    test = DATASETS["ucf101"](tmp_path, "test", 1)
+    assert names(test)[0] == "UCF-101/Jump Rope/a;b & c_g03_c01.avi" and test.labels.tolist() == [1, 0]
+    assert names(DATASETS["ucf101"](tmp_path, "swapped", 1)) == ["UCF-101/Run/v_Run_g05_c01.avi"]
+
+
+@pytest.mark.parametrize("dataset, folder", [
+    ("hmdb51", "hmdb51/"), ("hmdb51", ""), ("actor_hmdb51", "actor-hmdb51/"),
+])
+def test_hmdb51_format(tmp_path, dataset, folder):
+    make_hmdb(tmp_path, folder)
+    one, two = f"{folder}clap/{{}}_clap_{TAIL}".format, f"{folder}clap_twice/{{}}_clap_twice_{TAIL}".format
+    train, test, swapped = (DATASETS[dataset](tmp_path, subset, 2) for subset in ("train", "test", "swapped"))
+    assert train.classes == test.classes == swapped.classes == ["clap", "clap_twice"]
+    assert names(train) == [one(A), two(B), two(C)] and train.labels.tolist() == [0, 1, 1]
+    assert names(test) == [one(B), two(A)] and test.labels.tolist() == [0, 1]
+    assert names(swapped) == [two(A)] and swapped.labels.tolist() == [1]  # only this class has such a list
+
+
+def test_actor_hmdb51_never_takes_the_uncropped_videos(tmp_path):
+    make_hmdb(tmp_path, "")
+    with pytest.raises(DatasetMissing, match="actor-hmdb51/clap/"):
+        DATASETS["actor_hmdb51"](tmp_path, "train", 2)
+
+
+def test_diving48_format(tmp_path):
+    entry = {"vid_name": "-mmq0_PT_00155", "label": 1, "start_frame": 0, "end_frame": 48}
+    write(tmp_path / "Diving48_vocab.json", '[["Back", "15som"], ["Reverse", "Dive"]]')
+    second = entry | {"vid_name": "-mmq0_PT_00156", "label": 0}
+    write(tmp_path / "Diving48_V2_train.json", json.dumps([entry, second]))
+    touch(tmp_path, "rgb/-mmq0_PT_00155.mp4")
+    samples = DATASETS["diving48"](tmp_path, "train", 1)
+    assert names(samples) == ["rgb/-mmq0_PT_00155.mp4", "rgb/-mmq0_PT_00156.mp4"]
+    assert samples.labels.tolist() == [1, 0] and samples.classes == ["Back_15som", "Reverse_Dive"]
+    assert samples.groups.tolist() == [0, 0]
+    for bad in {"start_frame": 7}, {"label": 2}, {"vid_name": "../x"}, {"vid_name": 3}:
+        write(tmp_path / "Diving48_V2_train.json", json.dumps([entry, entry | bad]))
+        with pytest.raises(ValueError, match="V2_train.json, entry 2"):
+            DATASETS["diving48"](tmp_path, "train", 1)
+    write(tmp_path / "Diving48_V2_train.json", "[\n{,}]")
+    with pytest.raises(ValueError, match="V2_train.json:2: "):
+        DATASETS["diving48"](tmp_path, "train", 1)
+
+
+@pytest.mark.parametrize("folders", [("train", "val"), ("train/riding a bike", "val/riding_a_bike")])
+def test_kinetics400_format(tmp_path, capsys, folders):
+    header = "label,youtube_id,time_start,time_end,split\n"
+    write(tmp_path / "annotations/train.csv",
+          header + 'riding a bike,-3B32lodo2M,59,69,train\n"clap, twice",abc_defghij,0,10,train\n'
+          "yawning,gone,1,11,train\n")
+    write(tmp_path / "annotations/val.csv", header + "riding a bike,vvvvvvvvvvv,3,13,validate\n")
+    touch(tmp_path, f"{folders[0]}/-3B32lodo2M_000059_000069.mp4", "train/abc_defghij_000000_000010.mp4",
+          f"{folders[1]}/vvvvvvvvvvv_000003_000013.mp4")
+    train, val = (DATASETS["kinetics400"](tmp_path, subset, 1) for subset in ("train", "val"))
+    assert train.classes == val.classes == ["clap, twice", "riding a bike", "yawning"]
+    assert names(train) == [f"{folders[0]}/-3B32lodo2M_000059_000069.mp4",
+                            "train/abc_defghij_000000_000010.mp4"]
+    assert train.labels.tolist() == [1, 0] and val.labels.tolist() == [1]
+    assert names(val) == [f"{folders[1]}/vvvvvvvvvvv_000003_000013.mp4"]
+    assert "1 of 3 listed videos are not in" in capsys.readouterr().err
+    write(tmp_path / "annotations/val.csv", header + "riding a bike,vvvvvvvvvvv,x,13,validate\n")
+    with pytest.raises(ValueError, match="val.csv:2: expected label,youtube_id"):
+        DATASETS["kinetics400"](tmp_path, "val", 1)
+
+
+def test_plain_format(tmp_path):
+    write(tmp_path / "classes.txt", "walk\nrun\n")
+    write(tmp_path / "mine.txt", "some/folder/a b.mp4 1\nc.mkv 0\n")
+    touch(tmp_path, "c.mkv")
+    samples = load("plain", tmp_path, "mine")
+    assert names(samples) == ["some/folder/a b.mp4", "c.mkv"] and samples.labels.tolist() == [1, 0]
+    assert samples.classes == ["walk", "run"]
+
+
+@pytest.mark.parametrize("dataset, file, line", [
+    ("ucf101", "ucfTrainTestlist/trainlist01.txt", "../../x.avi 1"),
+    ("ucf101", "ucfTrainTestlist/trainlist01.txt", "../x.avi 1"),
+    ("ucf101", "ucfTrainTestlist/trainlist01.txt", "../x.avi"),
+    ("ucf101", "ucfTrainTestlist/trainlist01.txt", "/etc/x.avi 1"),
+    ("ucf101", "ucfTrainTestlist/trainlist01.txt", "Run/x.avi 3"),
+    ("ucf101", "ucfTrainTestlist/trainlist01.txt", "Run/x.avi 0"),
+    ("ucf101", "ucfTrainTestlist/trainlist01.txt", "Run/x.avi 2"),  # the label of another class
+    ("ucf101", "ucfTrainTestlist/trainlist01.txt", "Run/x.avi one"),
+    ("ucf101", "ucfTrainTestlist/testlist01.txt", "Walk/x.avi"),
+    ("ucf101", "ucfTrainTestlist/classInd.txt", "4 Walk"),
+    ("ucf101", "ucfTrainTestlist/classInd.txt", "Walk"),
+    ("hmdb51", "testTrainMulti_7030_splits/clap_test_split2.txt", "x.avi 3"),
+    ("hmdb51", "testTrainMulti_7030_splits/clap_test_split2.txt", "x.avi"),
+    ("hmdb51", "testTrainMulti_7030_splits/clap_test_split2.txt", "../x.avi 1"),
+    ("plain", "train.txt", "/etc/x.avi 0"),
+    ("plain", "train.txt", "a/../../x.avi 0"),
+    ("plain", "train.txt", "x.avi 2"),
+    ("plain", "train.txt", "x.avi"),
+])
+def test_bad_line_is_named(tmp_path, dataset, file, line):
+    make_ucf(tmp_path)
+    make_hmdb(tmp_path, "")
+    write(tmp_path / "classes.txt", "walk\nrun\n")
+    touch(tmp_path, "train.txt", "a.avi")
+    text = (tmp_path / file).read_bytes()
+    write(tmp_path / file, text.decode() + line + "\n")
+    subset, split = "test" if "testlist" in file else "train", 2 if dataset == "hmdb51" else 1
+    with pytest.raises(ValueError) as error:
+        DATASETS[dataset](tmp_path, subset, split)
+    last = len(text.splitlines()) + 1
+    assert str(error.value).startswith(f"{tmp_path / file}:{last}: ")
+
+
+@pytest.mark.parametrize("dataset", sorted(DATASETS))
+def test_missing_root_is_explained(tmp_path, monkeypatch, dataset):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DatasetMissing) as error:
+        DATASETS[dataset]("nowhere", "train", 1)
+    first, text = str(error.value).splitlines()[0], str(error.value)
+    assert isinstance(error.value, FileNotFoundError) and first.startswith(str(tmp_path / "nowhere"))
+    assert DATASETS[dataset].page in text and "make demo" in text
+    assert all(line in text for line in DATASETS[dataset].layout.splitlines())
+
+
+def test_missing_parts(tmp_path):
+    make_ucf(tmp_path)
+    make_hmdb(tmp_path, "hmdb51/")
+    for dataset, subset, split, looked_for in [("ucf101", "train", 2, "ucfTrainTestlist/trainlist02.txt"),
+                                               ("ucf101", "val", 1, "ucfTrainTestlist/vallist01.txt"),
+                                               ("hmdb51", "train", 1, "CLASS_test_split1.txt"),
+                                               ("hmdb51", "val", 2, "CLASS_val_split2.txt")]:
+        with pytest.raises(DatasetMissing, match=looked_for):
+            DATASETS[dataset](tmp_path, subset, split)
+    (tmp_path / "UCF-101").rename(tmp_path / "UCF101")  # lists without their videos
+    with pytest.raises(DatasetMissing, match="UCF-101/Run/v_Run_g01_c01.avi does not exist"):
+        DATASETS["ucf101"](tmp_path, "train", 1)
+    with pytest.raises(ValueError, match="no split 4; it has 1, 2, 3"):
+        DATASETS["ucf101"](tmp_path, "train", 4)
+    write(tmp_path / "ucfTrainTestlist/trainlist01.txt", "\r\n")
+    with pytest.raises(ValueError, match="names no video"):
+        DATASETS["ucf101"](tmp_path, "train", 1)
+    with pytest.raises(ConfigError, match="ucf101"):
+        load("ucf11", tmp_path, "train")
+
+
+@pytest.mark.parametrize("classes", [101, 100])
+def test_other_counts_are_a_warning(tmp_path, capsys, classes):
+    write(tmp_path / "ucfTrainTestlist/classInd.txt", "".join(f"{i + 1} C{i}\n" for i in range(classes)))
+    write(tmp_path / "ucfTrainTestlist/testlist02.txt", "C7/a.avi\nC9/b.avi\n")
+    touch(tmp_path, "UCF-101/C9/b.avi")  # one of two is enough: the other is Clips' to report
+    assert len(DATASETS["ucf101"](tmp_path, "test", 2)) == 2
+    err = capsys.readouterr().err
+    assert ("2 videos" in err and "3734" in err and err.count("\n") == 1) if classes == 101 else err == ""
+
+
+# ---- held-out source videos
+
+
+def listing(labels, groups, classes, root="/nowhere"):
+    paths = np.array([f"{i:05d}.mp4".encode() for i in range(len(labels))])
+    labels, groups = np.array(labels, np.int64), np.array(groups, np.int64)
+    return Samples(root, paths, labels, groups, [str(c) for c in range(classes)])
+
+
+def test_holdout():
+    rng = np.random.default_rng(0)
+    groups = rng.integers(60, size=400)
+    samples = listing(rng.integers(4, size=400), groups, 4)  # a source video lends clips to several classes
+    rest, held = holdout(samples, 0.25, seed=1)
+    assert not set(rest.groups) & set(held.groups) and len(rest) + len(held) == 400
+    assert sorted([*names(rest), *names(held)]) == names(samples) and names(held) == sorted(names(held))
+    assert 80 <= len(held) <= 120 and set(held.labels) == set(rest.labels) == {0, 1, 2, 3}
+    assert names(holdout(samples, 0.25, seed=1)[1]) == names(held) != names(holdout(samples, 0.25, seed=2)[1])
+    where = [names(samples).index(name) for name in names(held)]
+    assert held.labels.tolist() == samples.labels[where].tolist()
+    for fraction in 0, 1, 1.5:
+        with pytest.raises(ValueError, match="between 0 and 1"):
+            holdout(samples, fraction, seed=0)
+    with pytest.raises(ValueError, match="too long"):
+        holdout(listing([0] * 9, [0] * 9, 1), 0.1, seed=0)
+
+
+# ---- items, from real files
+
+SIZES = [(24, 32), (32, 24), (24, 48)]  # height and width, by turns
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    """Seven videos of 6 to 12 frames; numbers 2, 3 and 6 cannot be decoded."""
+    root, rng = tmp_path_factory.mktemp("videos"), np.random.default_rng(0)
+    for i in range(7):
+        frames = rng.integers(0, 256, (6 + i, *SIZES[i % 3], 3), dtype=np.uint8)
+        video.encode(root / f"{i:05d}.mp4", frames, fps=10, options={"crf": "10"})
+    (root / "00002.mp4").write_bytes(b"not a video")
+    (root / "00003.mp4").write_bytes((root / "00001.mp4").read_bytes()[:200])
+    (root / "00006.mp4").unlink()
+    return listing([0, 1, 2, 0, 1, 2, 0], range(7), 3, str(root))
+
+
+GOOD, BAD = [0, 1, 4, 5], [2, 3, 6]
+SAMPLER = partial(video.random_clips, K=2, T=4, stride=1)
+
+
+def make(samples, sampler=SAMPLER, seed=5, train=True):
+    return Clips(samples, sampler, short_side=16, seed=seed, train=train)
+
+
+def same(a, b):
+    return all(torch.equal(torch.as_tensor(x), torch.as_tensor(y)) for x, y in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_item_is_the_decoded_video(videos, train):
+    for epoch, i in itertools.product([0, 3], GOOD):
+        path = f"{videos.root}/{i:05d}.mp4"
+        indices = SAMPLER(video.probe(path).frames, np.random.default_rng((5, epoch, i)))
+        want = video.decode(path, indices, 16)
+        item = make(videos, train=train)[epoch, i]
+        assert isinstance(item, Item) and item.clips.dtype == torch.uint8 and item.clips.shape[:2] == (2, 4)
+        assert np.array_equal(item.clips.numpy(), want) and item.size.tolist() == list(want.shape[2:4])
+        assert min(item.size) == 16 and item[2:] == (videos.labels[i], i, True, 0)
+
+
+def test_draws_follow_seed_epoch_and_index(videos):
+    seen = []
+
+    def sampler(n, rng):
+        seen.append(rng.integers(1 << 60))
+        return SAMPLER(n, rng)
+
+    for seed, epoch, i in [(5, 0, 0), (5, 0, 1), (5, 1, 0), (6, 0, 0), (5, 0, 0)]:
+        make(videos, sampler, seed)[epoch, i]
+    assert seen[0] == seen[4] and len(set(seen[:4])) == 4
+
+
+def test_a_video_is_opened_once(videos, monkeypatch):
+    opened = []
+
+    class Counting(video.Reader):
+        def __init__(self, path):
+            opened.append(path)
+            super().__init__(path)
+
+    monkeypatch.setattr(datasets, "Reader", Counting)
+    make(videos)[0, 4]
+    assert opened == [videos.path(4)]
+
+
+def test_unreadable_in_training(videos, capfd):
+    clips = make(videos)
+    for i, instead, skipped in [(2, 4, 2), (3, 4, 1), (6, 0, 1), (2, 4, 2)]:
+        item = clips[1, i]
+        indices = SAMPLER(video.probe(videos.path(instead)).frames, np.random.default_rng((5, 1, i)))
+        assert np.array_equal(item.clips.numpy(), video.decode(videos.path(instead), indices, 16))
+        assert item[2:] == (videos.labels[instead], instead, True, skipped)
+    err = capfd.readouterr().err
+    assert err.count("unreadable video") == 3
+    for i in BAD:  # each once, with a reason after its name
+        assert err.count(f"unreadable video: {videos.path(i)}: ") == 1
+
+
+def test_unreadable_in_evaluation(videos, capfd):
+    clips = make(videos, train=False)
+    for i in [*BAD, 2]:
+        item = clips[0, i]
+        assert item.clips.shape == (2, 4, 16, 16, 3) and not item.clips.any()
+        assert item.size.tolist() == [16, 16] and item[2:] == (videos.labels[i], i, False, 0)
+    assert capfd.readouterr().err.count("unreadable video: ") == 3
+
+
+def test_nothing_readable(videos):
+    with pytest.raises(RuntimeError, match="none of the 3 videos in .* can be decoded"):
+        make(videos.take(BAD))[0, 1]
+
+
+def test_other_errors_are_not_hidden(videos):
+    def sampler(n, rng):
+        return np.array([[n]])  # past the end
+
+    for train in True, False:
+        with pytest.raises(IndexError):
+            make(videos, sampler, train=train)[0, 0]
+
+
+def test_dataset_is_small(videos):
+    def reachable(n):
+        """Python objects in the dataset, other than code and types."""
+        todo, seen = [make(listing(range(n), range(n), 3))], {}
+        while todo:
+            x = todo.pop()
+            if id(x) not in seen and not isinstance(x, type) and not callable(x):
+                seen[id(x)] = x
+                todo += gc.get_referents(x)
+        return len(seen)
+
+    n = 20_000
+    samples = make(listing(range(n), range(n), 3)).samples
+    arrays = samples.paths.nbytes + samples.labels.nbytes + samples.groups.nbytes
+    assert len(pickle.dumps(make(samples))) < arrays + 2000
+    assert reachable(n) == reachable(2)
+
+
+# ---- batches
+
+
+def test_collate_pads():
+    rng, items = np.random.default_rng(1), []
+    for b, (H, W) in enumerate([(4, 6), (6, 4), (5, 5)]):
+        clips = torch.from_numpy(rng.integers(1, 256, (2, 3, H, W, 3), dtype=np.uint8))
+        items.append(Item(clips, torch.tensor([H, W]), 7 + b, 70 + b, b != 1, b))
+    batch = collate(items)
+    assert batch.clips.shape == (3, 2, 3, 6, 6, 3) and batch.clips.dtype == torch.uint8
+    for b, k, t, y, x in itertools.product(range(3), range(2), range(3), range(6), range(6)):
+        H, W = items[b].size
+        want = items[b].clips[k, t, y, x].tolist() if y < H and x < W else [0, 0, 0]
+        assert batch.clips[b, k, t, y, x].tolist() == want
+    assert batch.size.tolist() == [[4, 6], [6, 4], [5, 5]] and batch.size.dtype == torch.int64
+    assert batch.label.tolist() == [7, 8, 9] and batch.index.tolist() == [70, 71, 72]
+    assert batch.ok.tolist() == [True, False, True] and batch.ok.dtype == torch.bool
+    assert batch.skipped.tolist() == [0, 1, 2] and batch.label.dtype == batch.skipped.dtype == torch.int64
+
+
+def test_epoch_batches():
+    one = list(epoch_batches(50, 8, seed=1, epoch=2))
+    assert [len(batch) for batch in one] == [8] * 6 and {epoch for batch in one for epoch, _ in batch} == {2}
+    shown = [i for batch in one for _, i in batch]
+    assert len(set(shown)) == 48 and set(shown) < set(range(50)) and all(type(i) is int for i in shown)
+    assert sorted(i for batch in epoch_batches(48, 8, seed=1, epoch=2) for _, i in batch) == list(range(48))
+    for world in 2, 4:
+        parts = [list(epoch_batches(50, 8, 1, 2, rank, world)) for rank in range(world)]
+        assert [sum(step, []) for step in zip(*parts, strict=True)] == one
+        assert list(epoch_batches(50, 8, 1, 2, world - 1, world, start=4)) == parts[-1][4:]
+    assert list(epoch_batches(50, 8, 1, 2, start=6)) == []
+    orders = {tuple(i for batch in epoch_batches(50, 8, seed, epoch) for _, i in batch)
+              for seed, epoch in [(1, 2), (1, 3), (2, 2)]}
+    assert len(orders) == 3 and tuple(shown) in orders
+    for n, batch_size, world in [(50, 9, 2), (7, 8, 1), (50, 0, 1)]:
+        with pytest.raises(ValueError, match=f"got {batch_size}"):
+            next(epoch_batches(n, batch_size, 1, 2, 0, world))
+
+
+class Threads(Clips):
+    def decode(self, j, rng):
+        return np.full((1, 1, 2, 2, 3), torch.get_num_threads(), np.uint8)
+
+
+def test_loader_does_not_depend_on_workers(videos):
+    keys = [*epoch_batches(7, 4, 5, 0), *epoch_batches(7, 4, 5, 1), [(2, 6), (2, 1), (2, 2)]]
+    before = torch.get_rng_state()
+    batches = {workers: list(loader(make(videos), iter(keys), workers)) for workers in (0, 1, 2)}
+    assert torch.equal(torch.get_rng_state(), before)  # the training's own draws are left alone
+    for alone, *others in zip(*batches.values(), keys, strict=True):
+        key = others.pop()
+        assert all(same(alone, other) for other in others)
+        assert same(alone, collate([make(videos)[k] for k in key]))
+    parts = [list(loader(make(videos), epoch_batches(7, 4, 5, 0, rank, 2), workers=1))[0] for rank in (0, 1)]
+    assert torch.equal(torch.cat([part.index for part in parts]), batches[0][0].index)
+    for part, rows in zip(parts, batches[0][0].clips.split(2), strict=True):
+        assert torch.equal(part.clips, rows[:, :, :, : part.clips.shape[3], : part.clips.shape[4]])
+
+
+def test_loader_with_spawned_workers(videos):
+    spawned = loader(make(videos, train=False), [[(0, 0), (0, 2)]], workers=1)
+    spawned.multiprocessing_context = "spawn"
+    want = collate([make(videos, train=False)[0, i] for i in (0, 2)])
+    for _ in range(2):  # a list of batches can be gone through again, by the same workers
+        assert same(next(iter(spawned)), want)
+
+
+def test_workers_use_one_thread(videos):
+    (batch,) = loader(Threads(videos, SAMPLER, 16, 0, train=True), [[(0, 0)]], workers=1)
+    assert batch.clips.unique().tolist() == [1]
+
+
+@pytest.mark.parametrize("i", [7, -1])
+def test_bug_in_a_worker_propagates(videos, i):
+    with pytest.raises(IndexError, match=f"{i} of 7 videos"):
+        list(loader(make(videos), [[(0, i)]], workers=1))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="pinned memory needs CUDA")
+def test_batches_for_cuda_are_pinned(videos):
+    (batch,) = loader(make(videos), [[(0, 0)]], workers=1, device="cuda")
+    assert all(tensor.is_pinned() for tensor in batch)
