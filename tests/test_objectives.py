@@ -59,7 +59,7 @@ def test_moco_is_eq_7():
             return z
 
         k, h = shuffled(x_d), shuffled(views[2])
-        q = torch.cat([twin.encoder(views[0][:3]), twin.encoder(views[0][3:])])
+        q = torch.cat([twin.encoder(views[0][:3]), twin.encoder(views[0][3:])]).detach()
         total = 0.0
         for i in range(6):
             positive = math.exp(float(q[i] @ k[i]) / 0.2)
@@ -143,8 +143,14 @@ def test_shuffle_keeps_batchnorm_from_leaking():
         lambda _, args: groups.append(args[0][:, 0, 0, 0, 0].tolist()))
     x = torch.arange(6.0).view(6, 1, 1, 1, 1) + torch.zeros(6, 3, 4, 8, 8)
     z = model._shuffled_keys(x, Draws(0, 1))
+    mixed = [set(groups[0]) not in ({0, 1, 2}, {3, 4, 5})]
+    for step in range(2, 42):
+        groups.clear()
+        model._shuffled_keys(x, Draws(0, step))
+        assert sorted(groups[0] + groups[1]) == list(range(6))
+        mixed.append(set(groups[0]) not in ({0, 1, 2}, {3, 4, 5}))
+    assert sum(mixed) > 0.7 * len(mixed)  # of the 20 ways to draw 3 of 6, 18 mix
     hook.remove()
-    assert sorted(groups[0] + groups[1]) == list(range(6)) and sorted(groups[0]) != [0, 1, 2]
     for group in groups:  # and each key comes back to its own row
         rows = [int(v) for v in group]
         torch.testing.assert_close(z[rows], model.momentum_encoder(x[rows]))
@@ -163,18 +169,18 @@ def test_momentum_encoder_moves_by_m():
 
 @pytest.mark.parametrize("erase", sorted(ERASE))
 def test_moco_learns(erase):
-    """20 steps on one batch lower the loss, under every variant of Table 4."""
+    """40 steps on one batch lower the loss, under every variant of Table 4."""
     model = moco(erase=erase, m=0.5)
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.05, momentum=0.9)
     x_o, _, x_h = clips(3)
     views, losses = [x_o, 0.5 * x_o, x_h], []  # a positive pair that has something in common
-    for step in range(20):
+    for step in range(40):
         loss, _ = model(views, None, torch.arange(6), Draws(0, step))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert sum(losses[-3:]) < sum(losses[2:5])  # the queue of 10 is full from the second step on
+    assert sum(losses[-5:]) < 0.9 * sum(losses[2:7])  # the queue of 10 is full from the second step on
 
 
 def test_classify():
