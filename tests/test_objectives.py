@@ -142,14 +142,13 @@ def test_shuffle_keeps_batchnorm_from_leaking():
     hook = model.momentum_encoder.backbone.register_forward_pre_hook(
         lambda _, args: groups.append(args[0][:, 0, 0, 0, 0].tolist()))
     x = torch.arange(6.0).view(6, 1, 1, 1, 1) + torch.zeros(6, 3, 4, 8, 8)
-    z = model._shuffled_keys(x, Draws(0, 1))
-    mixed = [set(groups[0]) not in ({0, 1, 2}, {3, 4, 5})]
-    for step in range(2, 42):
+    mixed = 0
+    for step in range(40):
         groups.clear()
-        model._shuffled_keys(x, Draws(0, step))
+        z = model._shuffled_keys(x, Draws(0, step))
         assert sorted(groups[0] + groups[1]) == list(range(6))
-        mixed.append(set(groups[0]) not in ({0, 1, 2}, {3, 4, 5}))
-    assert sum(mixed) > 0.7 * len(mixed)  # of the 20 ways to draw 3 of 6, 18 mix
+        mixed += set(groups[0]) not in ({0, 1, 2}, {3, 4, 5})
+    assert mixed > 28  # of the 20 ways to draw 3 of 6, 18 mix
     hook.remove()
     for group in groups:  # and each key comes back to its own row
         rows = [int(v) for v in group]
