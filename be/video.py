@@ -1,11 +1,34 @@
-"""Video files in and out, and which frames make a clip. The only module that touches PyAV."""
+"""Video files in and out, and which frames make a clip. The only module that touches PyAV.
+
+    with Reader(path) as video:                              # one open ...
+        indices = random_clips(video.frames, rng, K=2, T=16, stride=4)
+        clips = video.decode(indices, short_side=128)        # ... and one pass: uint8 (2, 16, 128, W, 3)
+
+Frame i is the i-th picture that decoding the whole file gives; the tests hold every path to that, to the last
+bit. What a header says of counts and durations is not believed: packets are counted, or frames where those lie.
+
+A sample needs some tens of a video's hundreds of frames. What is saved on the others:
+  * decoding starts at the key frame before each run of needed frames, wherever that skips something;
+  * pictures from which no other is predicted (most B-pictures) are decoded only if they are needed themselves;
+  * a run ends with its last needed packet: the decoder is then drained, not fed until the frame falls out;
+  * only needed frames become RGB, scaled on the way by one reused scaler, straight into the result.
+"""
 
 import os
+import re
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import chain
 
 import av
 import numpy as np
+from av.video.reformatter import VideoReformatter
+
+# Codecs with one shown picture in every packet. MPEG-4 Part 2 nearly is one, see _mpeg4_order; others (VP8 has
+# hidden pictures, MPEG-2 has fields) are decoded once to count their frames: slower, but never wrong.
+ONE_PICTURE_A_PACKET = {"h264", "hevc", "vp9", "libvpx-vp9", "av1", "libdav1d", "mjpeg"}
+# From version 17 PyAV scales with a thread per core unless told otherwise; before, it had no such argument.
+ONE_THREAD = {"threads": 1} if int(av.__version__.split(".")[0]) >= 17 else {}
 
 
 class VideoError(Exception):
@@ -14,149 +37,440 @@ class VideoError(Exception):
 
 @dataclass(frozen=True)
 class Info:
-    """What a video is, measured from its packets and first picture, not read from its header."""
+    """What a video is, as counted and measured. Only where a file has no timestamps is fps the header's."""
 
     frames: int
-    fps: float
-    width: int  # as displayed: rotation applied
+    fps: float  # the mean, if the rate varies
+    width: int  # px, as displayed: rotation applied
     height: int
     duration: float  # seconds
-    codec: str
-    rotation: int  # degrees counter-clockwise already applied to decoded frames: 0, 90, 180 or 270
+    codec: str  # the decoder's name: "h264", "mpeg4", ...
+    rotation: int  # 0, 90, 180 or 270 degrees counter-clockwise, by which `decode` turns the stored pictures
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Index:
-    """Presentation timestamps and key-frame flags of a video's packets."""
+    """Which packet holds which frame. `Reader(path, index)` then need not pass over the file to find out.
 
-    pts: np.ndarray  # (n,) int64
-    key: np.ndarray  # (n,) bool
+        packets   I0  P3  B1  B2  P6  B4  B5  I7      as they lie in the file, in decoding order
+        pts        0   3   1   2   6   4   5   7      when each is shown, and the label of the frame it yields
+        key        1   0   0   0   0   0   0   1      where decoding can start
+        order      0   2   3   1   5   6   4   7      frame i comes from packet order[i]
+
+    pts and key are empty if timestamps cannot tell frames apart; those are then counted from the start.
+    Plain arrays: `np.savez(file, **vars(index))`, `Index(**np.load(file))`.
+    """
+
+    order: np.ndarray  # (frames,) int32
+    pts: np.ndarray  # (packets,) int64, in units of the stream's time base
+    key: np.ndarray  # (packets,) bool
 
 
 class Reader:
-    """Frame-exact reading. First form: decodes from the start."""
+    """An open video file: `.frames`, `.info`, `.index` and `.decode`. A context manager, for one thread.
+
+    path: a regular file. index: an earlier `Reader(path).index`, which spares the pass over the packets, about
+    a thirtieth of the time to decode them all. One that does not fit the file is noticed when frames are decoded.
+
+    Raises VideoError unless path is a whole file with a video stream that can be decoded.
+    """
 
     def __init__(self, path, index=None):
         self.path = os.fspath(path)
         if not os.path.isfile(self.path):
-            raise VideoError(f"{self.path}: no such file")
-        n, key, pts, first = 0, [], [], None
+            problem = "not a regular file" if os.path.exists(self.path) else "no such file"
+            raise VideoError(f"{self.path}: {problem}")
+        self._container = self._info = None
+        self._at = {}  # pts -> position of the packet in the file
+        self._scaler = VideoReformatter()  # keeps its tables from one frame to the next
         try:
-            with av.open(self.path) as container:
-                if not container.streams.video:
-                    raise VideoError(f"{self.path}: no video stream")
-                stream = container.streams.video[0]
-                for frame in container.decode(stream):
-                    first = first or frame
-                    pts.append(n if frame.pts is None else frame.pts)
-                    key.append(frame.key_frame)
-                    n += 1
-                rate, codec = stream.average_rate, stream.codec_context.name
-        except av.error.FFmpegError as error:
-            raise VideoError(f"{self.path}: {error.strerror}") from error
-        if not n:
-            raise VideoError(f"{self.path}: no frame can be decoded")
-        self.index = Index(np.array(pts, np.int64), np.array(key, bool))
-        rotation = round(first.rotation / 90) * 90 % 360
-        width, height = (first.width, first.height)[:: -1 if rotation % 180 else 1]
-        self.info = Info(n, float(rate or 1), width, height, n / float(rate or 1), codec, rotation)
-
-    @property
-    def frames(self):
-        return self.info.frames
+            self._open()
+            self.index = index or self._scan()
+        except BaseException:
+            self.close()
+            raise
+        order, pts = self.index.order, self.index.pts
+        self.frames = len(order)
+        self._at = {label: position for position, label in enumerate(pts.tolist())}
+        self._frame_of = np.full(len(pts), -1)  # what a packet holds; -1: nothing that is shown
+        if self._at:
+            self._frame_of[order] = np.arange(self.frames)
 
     def __enter__(self):
         return self
 
-    def __exit__(self, *exc):
-        pass
+    def __exit__(self, *_):
+        self.close()
+
+    def close(self):
+        if self._container is not None:
+            self._container.close()
+
+    @property
+    def info(self):
+        """Info. The first call decodes one frame, for only a decoded frame tells whether it is rotated."""
+        if self._info is None:
+            _, picture = next(self._pictures([0]))
+            rotation = _rotation(picture)
+            width, height = (picture.width, picture.height)[:: -1 if rotation % 180 else 1]
+            fps = float(self._stream.average_rate or self._stream.guessed_rate or 1)
+            if self._at and self.frames > 1:
+                shown = self.index.pts[self.index.order]
+                fps = (self.frames - 1) / float((shown.max() - shown.min()) * self._stream.time_base)
+            codec = self._stream.codec_context.name
+            self._info = Info(self.frames, fps, width, height, self.frames / fps, codec, rotation)
+        return self._info
 
     def decode(self, indices, short_side=None):
+        """Frames of the video, upright and RGB: uint8 (*indices.shape, H, W, 3), contiguous.
+
+        indices: integers in 0..frames-1, an array of any shape in any order: one pass serves all of them, and
+        what is asked for twice is copied, not decoded twice.
+        short_side: px. The shorter side becomes short_side, the longer one keeps the proportion (to the nearest
+        even number) and is centre-cropped to 2 * short_side. Bilinear, with the low-pass that shrinking needs.
+        None: the native size.
+
+        Raises IndexError for an index that the video does not have, and VideoError if a needed frame cannot be
+        decoded or rests on damaged data, or if it is to be scaled and is over 16 times as long as wide.
+        """
         indices = np.asarray(indices)
-        flat = indices.reshape(-1)
-        if flat.size and (flat.min() < 0 or flat.max() >= self.frames):
-            raise IndexError(f"{self.path}: frames {flat.min()}..{flat.max()} asked of {self.frames}")
-        width, height = self.info.width, self.info.height
-        if self.info.rotation % 180:
-            width, height = height, width
-        if short_side:
-            scale = short_side / min(width, height)
-            size = [short_side if s == min(width, height) else 2 * round(s * scale / 2) for s in (width, height)]
-            width, height = size
-        wanted, got = set(flat.tolist()), {}
-        with av.open(self.path) as container:
-            for i, frame in enumerate(container.decode(video=0)):
-                if i in wanted:
-                    rgb = frame.to_ndarray(format="rgb24", width=width, height=height)
-                    got[i] = np.rot90(rgb, self.info.rotation // 90)
-                if len(got) == len(wanted):
-                    break
-        out = np.stack([got[i] for i in flat.tolist()])
+        flat = indices.ravel()
+        if flat.size and not np.issubdtype(flat.dtype, np.integer):
+            raise TypeError(f"{self.path}: frame indices must be integers, not {flat.dtype}")
+        if flat.size and not 0 <= flat.min() <= flat.max() < self.frames:
+            raise IndexError(f"{self.path}: frames {flat.min()}..{flat.max()} asked for, has 0..{self.frames - 1}")
+        out = None
+        for n, picture in self._pictures(np.unique(flat).tolist() or [0]):
+            if out is None:
+                width, height = _scaled(self.path, picture.width, picture.height, short_side)
+                quarter_turns = _rotation(picture) // 90
+            scaled = self._scaler.reformat(picture, width=width, height=height, format="rgb24", **ONE_THREAD)
+            rgb = np.rot90(scaled.to_ndarray(), quarter_turns)  # (H, W, 3)
+            if short_side:
+                top, left = (max(0, side - 2 * short_side) // 2 for side in rgb.shape[:2])
+                rgb = rgb[top : top + 2 * short_side, left : left + 2 * short_side]
+            if out is None:
+                out = np.empty((flat.size, *rgb.shape), np.uint8)
+            out[flat == n] = rgb
         return out.reshape(*indices.shape, *out.shape[1:])
+
+    # Which packet holds which frame
+
+    def _open(self):
+        """Stand at the start of the file."""
+        self.close()
+        try:
+            self._container = av.open("file:" + self.path)  # or else "a:b.avi" would be taken for a protocol
+        except (av.error.FFmpegError, OSError) as error:
+            raise VideoError(f"{self.path}: cannot be opened as a video: {error.strerror}") from error
+        if not self._container.streams.video:
+            raise VideoError(f"{self.path}: has no video stream")
+        self._stream = self._container.streams.video[0]
+        if self._stream.codec_context is None:
+            raise VideoError(f"{self.path}: its video codec is unknown to this build of FFmpeg")
+        self._stream.codec_context.thread_count = 1  # the loader has a process per core already
+
+    def _packets(self):
+        """The packets from here on, less the empty ones, which would tell the decoder that all is over."""
+        try:
+            for packet in self._container.demux(self._stream):
+                if packet.size:
+                    yield packet
+        except av.error.FFmpegError as error:
+            raise VideoError(f"{self.path}: breaks off, or cannot be read on: {error.strerror}") from error
+
+    def _scan(self):
+        """The Index: from the packets alone if they tell, and if not, by decoding and counting everything."""
+        codec = self._stream.codec_context
+        pts, dts, key, shown, mpeg4 = [], [], [], [], []
+        for packet in self._packets():
+            if packet.is_corrupt:
+                raise VideoError(f"{self.path}: breaks off, or is damaged, in packet {len(pts)}")
+            pts.append(packet.pts)
+            dts.append(packet.dts)
+            key.append(packet.is_keyframe)
+            shown.append(not packet.is_discard)  # an MP4 edit list can have pictures decoded but not shown
+            if codec.name == "mpeg4":
+                mpeg4.append(bytes(packet))
+        labelled = pts and None not in pts and len(set(pts)) == len(pts) and key[0] and pts[0] == min(pts)
+        if codec.has_b_frames and pts == dts:
+            labelled = False  # nobody wrote down when the B-pictures are to be shown
+        order = None
+        if mpeg4 and all(shown):
+            order = _mpeg4_order(mpeg4)
+        elif labelled and codec.name in ONE_PICTURE_A_PACKET:
+            order = [position for position in np.argsort(pts) if shown[position]]
+        if order is None:
+            order, labelled = range(sum(picture is not None for _, picture, _ in self._counted())), False
+        if not len(order):
+            raise VideoError(f"{self.path}: not one frame of it can be decoded")
+        pts, key, order = np.array(pts), np.array(key, bool), np.array(order, np.int32)
+        if not labelled or np.any(np.diff(pts[order]) <= 0):
+            pts, key, order = pts[:0], key[:0], np.arange(len(order), dtype=np.int32)
+        return Index(order, pts.astype(np.int64), key)
+
+    # Decoding. Three generators speak of (number, picture, error): what the decoder gave out, the number of that
+    # frame, and what it complained of instead.
+
+    def _pictures(self, wanted):
+        """(number, picture) of each of the frames `wanted`, a sorted list; or VideoError."""
+        missing = set(wanted)
+        for first, last, numbers in self._runs(wanted):
+            for n, picture in self._sound(self._run(first, last, numbers), missing):
+                missing.remove(n)
+                yield n, picture
+            if not missing.isdisjoint(numbers):
+                break  # frames come out other than timestamps say: count them instead
+        if missing:
+            for n, picture in self._sound(self._counted(), missing):
+                missing.remove(n)
+                yield n, picture
+                if not missing and not self._at:
+                    return  # nothing more to learn; otherwise go on and see whether the count is right
+        if missing:
+            raise VideoError(f"{self.path}: frame {min(missing)} of {self.frames} cannot be decoded")
+
+    def _sound(self, outputs, wanted):
+        """(number, picture) of those `outputs` of the decoder that are `wanted` and do not rest on damaged data.
+
+        The decoder hides damage and goes on, and what it predicts from there is no better. So a fault spoils
+        all that comes out between one sound key frame and the next.
+        """
+        fault = taken = None
+        for n, picture, error in outputs:
+            if error or picture.is_corrupt:
+                fault = error or "damaged data"
+            elif picture.key_frame:
+                fault = taken = None
+            taken = n if n in wanted else taken
+            if fault and taken is not None:
+                raise VideoError(f"{self.path}: frame {taken} cannot be decoded: {fault}")
+            if taken == n:
+                yield n, picture
+
+    def _feed(self, packet):
+        """(picture, error) for what comes out of the decoder when `packet` goes in; None: all that it still holds."""
+        try:
+            for picture in self._stream.codec_context.decode(packet):
+                yield picture, None
+        except av.error.FFmpegError as error:
+            yield None, error.strerror
+
+    def _counted(self):
+        """(number, picture, error) of the whole file, frames numbered as they come."""
+        self._open()
+        n = 0
+        for packet in chain(self._packets(), [None]):
+            for picture, error in self._feed(packet):
+                yield n, picture, error
+                n += picture is not None
+        if self._at and n != self.frames:
+            raise VideoError(f"{self.path}: timestamps tell of {self.frames} frames, decoding gives {n}")
+
+    def _runs(self, wanted):
+        """Cut `wanted` into runs [first, last, numbers]: decoding packets first..last gives those frames.
+
+            packets     K . . . . . . . . K . . . . . . . K . . . . . . . K . . . . . . .
+            wanted        *   *     *                           *       * *     *
+            runs        [ - - - - - ]                     [ - - - - - - - - - - ]
+
+        A run ends where a seek to the next key frame spares some decoding.
+        """
+        runs = []
+        if not self._at:
+            return runs
+        packets, keys = self.index.order[wanted], np.flatnonzero(self.index.key)
+        # A key frame must be *shown* no later than the frame. Pictures that follow it in the file but are shown
+        # before it ("open GOP") are predicted from the group before.
+        first = keys[np.searchsorted(self.index.pts[keys], self.index.pts[packets], "right") - 1]
+        for n, key, packet in zip(wanted, first.tolist(), packets.tolist(), strict=True):
+            if runs and key <= runs[-1][1] + 1:
+                runs[-1][1] = max(runs[-1][1], packet)
+                runs[-1][2].append(n)
+            else:
+                runs.append([key, packet, [n]])
+        return runs
+
+    def _run(self, first, last, numbers):
+        """(number, picture, error) of packets first..last. Stops short if frames come out in an unforeseen order."""
+        decoder, start, previous = self._stream.codec_context, None, -1
+        needed = set(self.index.order[numbers].tolist())
+        for packet in self._seek(first):
+            at = self._at.get(packet.pts)
+            if at is None:
+                return
+            start = packet.pts if start is None else start
+            if packet.pts < start:
+                continue  # open GOP: predicted from what lies before the seek
+            decoder.skip_frame = "DEFAULT" if at in needed else "NONREF"
+            for picture, error in chain(self._feed(packet), self._feed(None) if at == last else ()):
+                n = self._frame_of[at if error else self._at.get(picture.pts, 0)]
+                if n <= previous and not error:
+                    return
+                previous = n
+                yield int(n), picture, error
+            if at == last:
+                return
+
+    def _seek(self, first):
+        """The packets from key packet `first` on, or from an earlier key, as the container's own index has it."""
+        target = int(self.index.pts[first])
+        for key in np.flatnonzero(self.index.key[: first + 1])[::-1]:
+            try:
+                self._container.seek(int(self.index.pts[key]), stream=self._stream)
+            except av.error.FFmpegError:
+                break  # not a file to seek in
+            packets = self._packets()
+            start = next((packet for packet in packets if packet.is_keyframe), None)
+            if start is not None and start.pts is not None and start.pts <= target:
+                return chain([start], packets)
+        self._open()
+        return self._packets()
+
+
+def _mpeg4_order(packets):
+    """Where the frames of an MPEG-4 Part 2 stream are (XviD, DivX: UCF101 and HMDB51), or None if in doubt.
+
+    AVI files have no presentation times. What FFmpeg makes up for them is wrong where, as is common, a B-picture
+    is packed with the P-picture that it needs, and a placeholder left where it would have been:
+
+        packets   [I0] [P2 B1] [-] [P4 B3] [-] [P5]
+        decoded    I0   P2      B1  P4      B3  P5      one picture a packet: the other waits for the next one
+        order       0   2       1   4       3   5       I and P are shown when the next of them comes, B at once
+
+    packets: their bytes, in the order of the file. Returns a list like Index.order. Not in doubt means that
+    every packet makes the decoder yield one frame.
+    """
+    divx = re.search(rb"DivX\d+(Build|b)\d+p", packets[0])  # the encoder's announcement that it packs
+    order, held, waiting = [], None, None
+    for position, data in enumerate(packets):
+        kinds = ["IPBS"[found[1][0] >> 6] for found in re.finditer(rb"\x00\x00\x01\xb6(.)", data, re.DOTALL)]
+        if len(data) <= 19:  # FFmpeg's bound on a placeholder
+            kinds = []
+        if waiting:
+            kinds.insert(0, waiting)
+        if not kinds or len(kinds) > (2 if divx else 1) or (waiting and data.startswith(b"\x00\x00\x01\xb0")):
+            return None
+        kind, waiting = kinds[0], kinds[1] if len(kinds) > 1 else None
+        if kind == "B":
+            if not order:
+                return None  # lacks one of its two references
+            order.append(position)
+        else:
+            if held is not None:
+                order.append(held)
+            held = position
+    return None if waiting else [*order, held]
+
+
+def _rotation(picture):
+    """Degrees counter-clockwise that make a decoded picture stand upright: 0, 90, 180 or 270.
+
+    The file's display matrix to the nearest quarter turn; a mirror in it is ignored.
+    """
+    return round(picture.rotation / 90) * 90 % 360
+
+
+def _scaled(path, width, height, short_side):
+    """(width, height) to which a picture is scaled before the centre crop."""
+    if short_side is None:
+        return width, height
+    if short_side < 1:
+        raise ValueError(f"short_side must be at least 1 px, not {short_side}")
+    short, long = sorted((width, height))
+    if long > 16 * short:
+        raise VideoError(f"{path}: {width} x {height} is over 16 times as long as wide")
+    long_side = max(short_side, 2 * round(long * short_side / short / 2))
+    return (long_side, short_side) if width > height else (short_side, long_side)
 
 
 def probe(path):
-    """Info of the video at `path`."""
-    with Reader(path) as reader:
-        return reader.info
+    """Info of the video at `path`. Raises VideoError if it is not one."""
+    with Reader(path) as video:
+        return video.info
 
 
 def decode(path, indices, short_side=None):
-    """One-shot `Reader(path).decode(indices, short_side)`."""
-    with Reader(path) as reader:
-        return reader.decode(indices, short_side)
+    """`Reader.decode` for a file that is wanted only once."""
+    with Reader(path) as video:
+        return video.decode(indices, short_side)
 
 
 def encode(path, frames, fps, codec="libx264", options=None, pix_fmt="yuv420p"):
-    """Write `frames`, uint8 (T, H, W, 3) or an iterable of (H, W, 3), as a video file.
+    """Write a video file. Its name says which container: .mp4, .avi, .mkv, ...
 
-    The container follows from the file name (.mp4, .avi, .mkv ...). `options` go to the encoder
-    (libx264: {"crf": "18", "g": "12"}). 4:2:0 needs even sides: pass pix_fmt="yuv444p" for odd ones.
+    frames: uint8 RGB (T, H, W, 3), or an iterable of (H, W, 3), of which one at a time is held.
+    fps: a number or a Fraction. codec, options: an FFmpeg encoder and its options as text, say {"crf": "18",
+    "g": "12"} for libx264: a lower crf is more faithful, g is the largest distance of key frames.
+    pix_fmt: libx264 needs even sides for yuv420p; "yuv444p" holds any.
+
+    Raises VideoError if nothing is to be written, or the encoder refuses.
     """
     path = os.fspath(path)
+    frames = iter(frames)
+    first = next(frames, None)
+    if first is None:
+        raise VideoError(f"{path}: no frames to write")
     try:
         with av.open(path, "w") as container:
-            stream = None
-            for rgb in frames:
-                rgb = np.ascontiguousarray(rgb)
-                if stream is None:
-                    stream = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001000))
-                    stream.height, stream.width = rgb.shape[:2]
-                    stream.pix_fmt, stream.options = pix_fmt, dict(options or {})
-                    stream.codec_context.thread_count = 1
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(rgb, format="rgb24")))
-            if stream is None:
-                raise VideoError(f"{path}: no frames to write")
+            stream = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001), options=options or {})
+            stream.height, stream.width = first.shape[:2]
+            stream.pix_fmt = pix_fmt
+            stream.codec_context.thread_count = 1  # the same file whatever the machine
+            for rgb in chain([first], frames):
+                picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), format="rgb24")
+                container.mux(stream.encode(picture))
             container.mux(stream.encode())
     except (av.error.FFmpegError, OSError) as error:
-        raise VideoError(f"{path}: cannot write: {error}") from error
+        raise VideoError(f"{path}: cannot be written: {error.strerror}") from error
 
 
+# Which frames make a clip. All return int64 (K, T): K clips of T frames, `stride` apart, of a video of n frames.
+# A clip thus spans (T - 1) * stride + 1 frames; in a shorter video it wraps around, index modulo n:
+#
+#     n = 5, T = 4, stride = 2, start = 1:      . o . o .|. o . o        1 3 0 2
 
 
-def _clips(starts, n, T, stride):
-    return (np.asarray(starts, np.int64)[:, None] + stride * np.arange(T, dtype=np.int64)) % n  # (K, T)
+def _clips(n, starts, T, stride):
+    if n < 1:
+        raise ValueError(f"a video of {n} frames has no clips")
+    return (np.asarray(starts, np.int64)[:, None] + np.arange(T, dtype=np.int64) * stride) % n  # (K, T)
 
 
 def random_clips(n, rng, *, K, T, stride):
-    """K clips of T frames, `stride` apart, from distinct random starts where possible: int64 (K, T).
+    """K clips from random starts, distinct as long as there are K different ones.
 
-    A video shorter than the clip wraps around (index modulo n); its clips start anywhere.
+        n = 12, K = 2, T = 3, stride = 2      . . o . o . o . . . . .       2 4 6
+                                              . . . . . . . o . o . o       7 9 11
+
+    A video shorter than a clip starts anywhere and wraps around, so that its clips differ too.
     """
     places = n - (T - 1) * stride
-    starts = rng.permutation(places if places > 0 else n)
-    return _clips(np.resize(starts, K), n, T, stride)
+    return _clips(n, np.resize(rng.permutation(places if places > 0 else n), K), T, stride)
 
 
 def ordered_clips(n, rng, *, K, T, stride, interval):
-    """K non-overlapping clips in temporal order, `interval` frames between one and the next: int64 (K, T)."""
+    """K clips in temporal order that do not overlap, `interval` frames from the end of one to the next.
+
+        n = 12, K = 2, T = 3, stride = 2, interval = 1      . o . o . o - x . x . x       1 3 5   7 9 11
+
+    Where they start is random. In a video too short for all of them they start at 0 and wrap around.
+    """
     step = (T - 1) * stride + 1 + interval
     places = n - (K * step - interval) + 1
-    start = rng.integers(places) if places > 0 else 0
-    return _clips(start + step * np.arange(K), n, T, stride)
+    return _clips(n, (rng.integers(places) if places > 1 else 0) + step * np.arange(K), T, stride)
 
 
 def even_clips(n, rng=None, *, K, T, stride):
-    """K clips evenly spread over the video, the same at every call (K = 1: the centre clip): int64 (K, T)."""
+    """K clips spread evenly over the video, always the same: rng is not used.
+
+    The possible starts are cut into K equal parts, and each clip starts in the middle of one:
+
+        n = 12, T = 3, stride = 2, K = 1      . . . . o . o . o . . .       4 6 8
+                                   K = 2      . . o . o . o . . . . .       2 4 6
+                                              . . . . . . o . o . o .       6 8 10
+
+    In a video shorter than a clip all start at 0 and wrap around.
+    """
     places = max(1, n - (T - 1) * stride)
-    return _clips((2 * np.arange(K) + 1) * places // (2 * K), n, T, stride)
+    return _clips(n, (2 * np.arange(K) + 1) * places // (2 * K), T, stride)
