@@ -170,6 +170,7 @@ def test_hmdb51_format(tmp_path, dataset, folder):
     assert train.classes == test.classes == swapped.classes == ["clap", "clap_twice"]
     assert names(train) == [one(A), two(B), two(C)] and train.labels.tolist() == [0, 1, 1]
     assert names(test) == [one(B), two(A)] and test.labels.tolist() == [0, 1]
+    assert DATASETS[dataset].group(one(A)) == DATASETS[dataset].group(two(A)) == A
     assert names(swapped) == [two(A)] and swapped.labels.tolist() == [1]  # only this class has such a list
 
 
@@ -198,13 +199,17 @@ def test_diving48_format(tmp_path):
         DATASETS["diving48"](tmp_path, "train", 1)
 
 
-@pytest.mark.parametrize("folders", [("train", "val"), ("train/riding a bike", "val/riding_a_bike")])
+@pytest.mark.parametrize("folders", [
+    ("train", "val"), ("train/riding a bike", "val/riding_a_bike"), ("train/link", "val"),
+])
 def test_kinetics400_format(tmp_path, capsys, folders):
     header = "label,youtube_id,time_start,time_end,split\n"
     write(tmp_path / "annotations/train.csv",
           header + 'riding a bike,-3B32lodo2M,59,69,train\n"clap, twice",abc_defghij,0,10,train\n'
           "yawning,gone,1,11,train\n")
     write(tmp_path / "annotations/val.csv", header + "riding a bike,vvvvvvvvvvv,3,13,validate\n")
+    touch(tmp_path, "train/x", "other disk/x")
+    (tmp_path / "train/link").symlink_to(tmp_path / "other disk")
     touch(tmp_path, f"{folders[0]}/-3B32lodo2M_000059_000069.mp4", "train/abc_defghij_000000_000010.mp4",
           f"{folders[1]}/vvvvvvvvvvv_000003_000013.mp4")
     train, val = (DATASETS["kinetics400"](tmp_path, subset, 1) for subset in ("train", "val"))
@@ -234,7 +239,7 @@ def test_plain_format(tmp_path):
     ("ucf101", "ucfTrainTestlist/trainlist01.txt", "../x.avi"),
     ("ucf101", "ucfTrainTestlist/trainlist01.txt", "/etc/x.avi 1"),
     ("ucf101", "ucfTrainTestlist/trainlist01.txt", "Run/x.avi 3"),
-    ("ucf101", "ucfTrainTestlist/trainlist01.txt", "Run/x.avi 0"),
+    ("ucf101", "ucfTrainTestlist/trainlist01.txt", "Jump Rope/x.avi 0"),
     ("ucf101", "ucfTrainTestlist/trainlist01.txt", "Run/x.avi 2"),  # the label of another class
     ("ucf101", "ucfTrainTestlist/trainlist01.txt", "Run/x.avi one"),
     ("ucf101", "ucfTrainTestlist/testlist01.txt", "Walk/x.avi"),
@@ -455,7 +460,7 @@ def test_dataset_is_small(videos):
 # ---- batches
 
 
-def test_collate_pads():
+def test_collate_pads(monkeypatch):
     rng, items = np.random.default_rng(1), []
     for b, (H, W) in enumerate([(4, 6), (6, 4), (5, 5)]):
         clips = torch.from_numpy(rng.integers(1, 256, (2, 3, H, W, 3), dtype=np.uint8))
@@ -466,6 +471,8 @@ def test_collate_pads():
         H, W = items[b].size
         want = items[b].clips[k, t, y, x].tolist() if y < H and x < W else [0, 0, 0]
         assert batch.clips[b, k, t, y, x].tolist() == want
+    monkeypatch.setattr(datasets, "get_worker_info", lambda: "a worker")
+    assert not batch.clips.is_shared() and collate(items).clips.is_shared()
     assert batch.size.tolist() == [[4, 6], [6, 4], [5, 5]] and batch.size.dtype == torch.int64
     assert batch.label.tolist() == [7, 8, 9] and batch.index.tolist() == [70, 71, 72]
     assert batch.ok.tolist() == [True, False, True] and batch.ok.dtype == torch.bool
@@ -486,6 +493,7 @@ def test_epoch_batches():
     orders = {tuple(i for batch in epoch_batches(50, 8, seed, epoch) for _, i in batch)
               for seed, epoch in [(1, 2), (1, 3), (2, 2)]}
     assert len(orders) == 3 and tuple(shown) in orders
+    assert shown != np.random.default_rng((1, 2, 0)).permutation(50)[:48].tolist()  # the stream of item 0
     for n, batch_size, world in [(50, 9, 2), (7, 8, 1), (50, 0, 1)]:
         with pytest.raises(ValueError, match=f"got {batch_size}"):
             next(epoch_batches(n, batch_size, 1, 2, 0, world))
