@@ -154,7 +154,7 @@ def crop(clips, size, position, scale, angle, S):
     size = size.float()  # (B, 2)
     side = (scale * S).round().minimum(size.amin(1))[:, None]  # (B, 1)
     room = size - side  # (B, 2)
-    start = (position * (room + 1)).floor().minimum(room)  # (B, 2), the product may round up to room + 1
+    start = (position * (room + 1)).floor()  # (B, 2), 0..room
 
     # Where the centre of each output pixel lies in its frame, in pixels; pixel i covers [i, i + 1].
     t = ((torch.arange(S, device=clips.device) + 0.5) / S - 0.5) * side  # (B, S), 0 = centre of the window
