@@ -1,0 +1,382 @@
+import copy
+import math
+import pickle
+import re
+
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import nn
+
+from be.backbones import BACKBONES, BasicBlock, Unit3D, conv3d, same_max_pool, same_padding
+
+NAMES = sorted(BACKBONES)
+STRIDES = {"c3d": (8, 16), "r3d18": (16, 32), "r3d34": (16, 32), "r2plus1d18": (8, 16), "i3d": (8, 32)}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Networks this narrow gain nothing from threads, and lose much on a machine whose cores are busy."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def build(name, width=8, seed=0):
+    torch.manual_seed(seed)
+    return BACKBONES[name](width=width)
+
+
+def clips(*shape, seed=0, **kwargs):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), **kwargs)
+
+
+def awake(network):
+    """The network in float64 and eval mode, with BatchNorms that are not the identity they start as."""
+    generator = torch.Generator().manual_seed(1)
+    for module in network.double().eval().modules():
+        if isinstance(module, nn.BatchNorm3d):
+            for tensor in (module.weight, module.running_var):
+                tensor.data = torch.rand(tensor.shape, generator=generator, dtype=torch.float64) + 0.5
+            for tensor in (module.bias, module.running_mean):
+                tensor.data = torch.randn(tensor.shape, generator=generator, dtype=torch.float64) * 0.1
+    return network
+
+
+def count(network):
+    return sum(p.numel() for p in network.parameters())
+
+
+def normalise(x, weights, name, eps=1e-5):
+    """BatchNorm in eval mode, from its definition."""
+    w, b, mean, var = (
+        weights[f"{name}.{key}"][:, None, None, None]
+        for key in ("weight", "bias", "running_mean", "running_var")
+    )
+    return (x - mean) / (var + eps).sqrt() * w + b
+
+
+# Sizes and parameters, at full width on the meta device: shapes without the arithmetic
+
+
+@pytest.fixture(scope="module")
+def published():
+    with torch.device("meta"):
+        return {name: BACKBONES[name]() for name in NAMES}
+
+
+def test_c3d_parameters_closed_form(published):
+    channels = [3, 64, 128, 256, 256, 512, 512, 512, 512]
+    expected = sum(27 * i * o + 2 * o for i, o in zip(channels, channels[1:], strict=False))
+    assert count(published["c3d"]) == expected == 27_658_688
+
+
+@pytest.mark.parametrize("name, blocks, expected", [("r3d18", 2222, 33_203_904), ("r3d34", 3463, 63_513_536)])
+def test_r3d_parameters_closed_form(published, name, blocks, expected):
+    total, c_in = 7**3 * 3 * 64 + 2 * 64, 64
+    for n, c in zip(map(int, str(blocks)), (64, 128, 256, 512), strict=True):
+        total += 27 * c_in * c + (2 * n - 1) * 27 * c * c + 2 * n * 2 * c
+        total += (c_in * c + 2 * c) * (c_in != c)  # the projection
+        c_in = c
+    assert count(published[name]) == total == expected
+
+
+def test_residual_parameters_against_torchvision(published):
+    with torch.device("meta"):
+        r3d, r2plus1d = torchvision.models.video.r3d_18(), torchvision.models.video.r2plus1d_18()
+    stem = (7 - 3) * 49 * 3 * 64  # theirs is 3x7x7
+    assert count(published["r3d18"]) == count(r3d) - count(r3d.fc) + stem
+    assert count(published["r2plus1d18"]) == count(r2plus1d) - count(r2plus1d.fc)
+
+
+def test_i3d_is_googlenet_inflated(published):
+    with torch.device("meta"):
+        flat = torchvision.models.googlenet(weights=None, aux_logits=False, init_weights=False)
+    expected = [(*p.shape, p.shape[-1]) for p in flat.parameters() if p.ndim == 4]
+    assert [tuple(p.shape) for p in published["i3d"].parameters() if p.ndim == 5] == expected
+    assert count(published["i3d"]) == 12_287_264  # the port's 12,697,264 less its 400-way logits
+
+
+SIZES = [(16, 112), (16, 224), (32, 112), (64, 224), (16, 32), (8, 32), (48, 80), (17, 97), (5, 13), (1, 1)]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("frames, side", SIZES)
+def test_sizes_round_up(published, name, frames, side):
+    backbone, (t, s) = published[name], STRIDES[name]
+    out = backbone(torch.empty(2, 3, frames, side, side + 3, device="meta"))
+    expected = (math.ceil(frames / t), math.ceil(side / s), math.ceil((side + 3) / s))
+    assert out.shape == (2, backbone.dim, *expected)
+
+
+def test_retrieval_sizes_of_the_paper(published):
+    def size(name, *shape):
+        return tuple(published[name](torch.empty(1, 3, *shape, device="meta")).shape[1:])
+
+    assert size("i3d", 16, 224, 224) == (1024, 2, 7, 7)
+    assert size("c3d", 16, 112, 112) == (512, 2, 7, 7)
+    assert size("r3d34", 64, 112, 112) == (512, 4, 4, 4)
+
+
+@pytest.mark.parametrize("width", [1, 3, 8, 16, 48])
+@pytest.mark.parametrize("name", NAMES)
+def test_width_scales_every_channel(published, name, width):
+    with torch.device("meta"):
+        narrow = BACKBONES[name](width=width)
+    assert narrow.dim == published[name].dim * width // 64
+    assert narrow(torch.empty(2, 3, 8, 32, 32, device="meta")).shape[1] == narrow.dim
+    if name == "r2plus1d18":
+        return  # the channels between space and time keep its number of weights, not their own
+    for (key, p), q in zip(narrow.named_parameters(), published[name].parameters(), strict=True):
+        assert abs(p.shape[0] - q.shape[0] * width / 64) <= 0.75, key
+
+
+# The arithmetic, against slow or independent forms of it
+
+
+def same_before(n, k, s):
+    """Padding before, by search: ceil(n / s) windows that overhang equally, or by one more after."""
+    windows = math.ceil(n / s)
+    overhang = {b: max(b + n, (windows - 1) * s + k) - b - n for b in range(k)}
+    (before,) = [b for b, after in overhang.items() if after - b in (0, 1)]
+    return before, overhang[before]
+
+
+@pytest.mark.parametrize("k, s", [(1, 1), (3, 1), (7, 1), (1, 2), (2, 2), (3, 2), (7, 2)])
+def test_same_padding_by_search(k, s):
+    for n in range(1, 30):
+        before = same_before(n, k, s)[0]
+        ours = same_padding(n, k, s)
+        assert ours[0] == before
+        assert (n + sum(ours) - k) // s + 1 == math.ceil(n / s)
+    assert same_padding(224, 7, 2) == (2, 3)
+    assert same_padding(111, 7, 2) == (3, 3)
+
+
+POOLS = [((1, 3, 3), (1, 2, 2)), ((3, 3, 3), (2, 2, 2)), ((2, 2, 2), (2, 2, 2)), ((3, 3, 3), (1, 1, 1))]
+
+
+@pytest.mark.parametrize("size, stride", POOLS)
+@pytest.mark.parametrize("shape", [(4, 6, 7), (5, 1, 2)])
+def test_same_max_pool_cell_by_cell(size, stride, shape):
+    x = clips(1, 2, *shape)
+    out = same_max_pool(x, size, stride)
+    assert out.shape[2:] == tuple(math.ceil(n / s) for n, s in zip(shape, stride, strict=True))
+    for cell in torch.cartesian_prod(*(torch.arange(n) for n in out.shape[2:])).tolist():
+        axes = zip(cell, shape, size, stride, strict=True)
+        starts = [c * s - same_before(n, k, s)[0] for c, n, k, s in axes]
+        t, h, w = (slice(max(a, 0), a + k) for a, k in zip(starts, size, strict=True))
+        assert torch.equal(out[(..., *cell)], x[:, :, t, h, w].amax((2, 3, 4)))
+
+
+@pytest.mark.parametrize("size, stride", [(7, 2), (3, 1), (1, 1)])
+@pytest.mark.parametrize("shape", [(4, 6, 7), (3, 5, 8)])
+def test_unit3d_cell_by_cell(size, stride, shape):
+    torch.manual_seed(0)
+    unit = Unit3D(2, 3, size, stride).double().eval()  # a fresh BatchNorm only divides by sqrt(1 + eps)
+    x = clips(1, 2, *shape, dtype=torch.float64)
+    out = unit(x)
+    assert out.shape[2:] == tuple(math.ceil(n / stride) for n in shape)
+    padded = torch.zeros(2, *(n + 2 * size for n in shape), dtype=torch.float64)
+    padded[:, size:-size, size:-size, size:-size] = x[0]
+    for cell in torch.cartesian_prod(*(torch.arange(n) for n in out.shape[2:])).tolist():
+        starts = [c * stride - same_before(n, size, stride)[0] for c, n in zip(cell, shape, strict=True)]
+        t, h, w = (slice(size + a, size + a + size) for a in starts)
+        value = (unit.conv3d.weight * padded[:, t, h, w]).sum((1, 2, 3, 4)) / math.sqrt(1 + 1e-3)
+        torch.testing.assert_close(out[(0, slice(None), *cell)], value.clamp(min=0))
+
+
+@pytest.mark.parametrize("shape", [(8, 32, 32), (7, 21, 38)])
+def test_i3d_features_are_the_ports(shape):
+    """Every convolution and pool on zero-padded copies, floor mode, read off the state dict by name."""
+    network = awake(build("i3d"))
+    weights = network.state_dict()
+    x = clips(1, 3, *shape, dtype=torch.float64)
+
+    def pad(x, size, stride):
+        t, h, w = (same_before(n, k, s) for n, k, s in zip(x.shape[2:], size, stride, strict=True))
+        return F.pad(x, w + h + t)
+
+    def unit(x, name, size, stride=1):
+        x = F.conv3d(pad(x, (size,) * 3, (stride,) * 3), weights[f"{name}.conv3d.weight"], stride=stride)
+        return normalise(x, weights, f"{name}.bn", eps=1e-3).clamp(min=0)
+
+    def pool(x, size, stride):
+        return F.max_pool3d(pad(x, size, stride), size, stride)
+
+    def mixed(x, name):
+        b1 = unit(unit(x, f"{name}.b1a", 1), f"{name}.b1b", 3)
+        b2 = unit(unit(x, f"{name}.b2a", 1), f"{name}.b2b", 3)
+        b3 = unit(pool(x, (3, 3, 3), (1, 1, 1)), f"{name}.b3b", 1)
+        return torch.cat([unit(x, f"{name}.b0", 1), b1, b2, b3], 1)
+
+    with torch.no_grad():
+        y = unit(x, "Conv3d_1a_7x7", 7, 2)
+        y = unit(unit(pool(y, (1, 3, 3), (1, 2, 2)), "Conv3d_2b_1x1", 1), "Conv3d_2c_3x3", 3)
+        y = pool(y, (1, 3, 3), (1, 2, 2))
+        for name in ("3b", "3c", "pool 3", "4b", "4c", "4d", "4e", "4f", "pool 2", "5b", "5c"):
+            k = int(name[-1]) if "pool" in name else 0
+            y = pool(y, (k,) * 3, (2, 2, 2)) if k else mixed(y, f"Mixed_{name}")
+        torch.testing.assert_close(network(x), y)
+
+
+def residual_block(x, weights, name, stride):
+    y = F.conv3d(x, weights[f"{name}.conv1.weight"], stride=stride, padding=1)
+    y = normalise(y, weights, f"{name}.bn1").clamp(min=0)
+    y = F.conv3d(y, weights[f"{name}.conv2.weight"], padding=1)
+    y = normalise(y, weights, f"{name}.bn2")
+    if f"{name}.downsample.0.weight" in weights:
+        x = F.conv3d(x, weights[f"{name}.downsample.0.weight"], stride=stride)
+        x = normalise(x, weights, f"{name}.downsample.1")
+    return (x + y).clamp(min=0)
+
+
+@pytest.mark.parametrize("c_in, c_out, stride", [(4, 4, 1), (4, 8, 2), (4, 6, 1), (4, 4, 2)])
+def test_r3d_block(c_in, c_out, stride):
+    torch.manual_seed(0)
+    block = awake(nn.ModuleDict({"block": BasicBlock(c_in, c_out, stride, conv3d)}))
+    x = clips(2, c_in, 5, 6, 7, dtype=torch.float64)
+    expected = residual_block(x.clone(), block.state_dict(), "block", stride)
+    torch.testing.assert_close(block["block"](x), expected)
+    assert torch.equal(x, clips(2, c_in, 5, 6, 7, dtype=torch.float64)), "the block wrote into its input"
+
+
+@pytest.mark.parametrize("name, blocks", [("r3d18", (2, 2, 2, 2)), ("r3d34", (3, 4, 6, 3))])
+def test_r3d_features_by_hara_names(name, blocks):
+    network = awake(build(name))
+    weights = network.state_dict()
+    x = clips(1, 3, 9, 45, 32, dtype=torch.float64)
+    y = F.conv3d(x, weights["conv1.weight"], stride=(1, 2, 2), padding=3)
+    y = F.max_pool3d(normalise(y, weights, "bn1").clamp(min=0), 3, 2, 1)
+    for stage, n in enumerate(blocks, 1):
+        for block in range(n):
+            y = residual_block(y, weights, f"layer{stage}.{block}", 2 if stage > 1 and block == 0 else 1)
+    torch.testing.assert_close(network(x), y)
+
+
+def test_r2plus1d_features_are_torchvisions():
+    torch.manual_seed(0)
+    theirs = torchvision.models.video.r2plus1d_18()
+    weights = {key: value for key, value in theirs.state_dict().items() if not key.startswith("fc.")}
+    for old, new in {
+        r"^stem\.4": "bn1",
+        r"^stem": "conv1",
+        r"(layer\d\.\d)\.conv(\d)\.1": r"\1.bn\2",
+        r"(layer\d\.\d\.conv\d)\.0": r"\1",
+    }.items():
+        weights = {re.sub(old, new, key): value for key, value in weights.items()}
+    with torch.device("meta"):
+        ours = BACKBONES["r2plus1d18"]()
+    ours.load_state_dict(weights, assign=True)
+    theirs.avgpool = theirs.fc = nn.Identity()
+    x = clips(1, 3, 5, 40, 33)
+    with torch.no_grad():
+        torch.testing.assert_close(ours.eval()(x).flatten(1), theirs.eval()(x))
+
+
+def test_c3d_features_in_plain_layers():
+    network = awake(build("c3d"))
+    convs = [m for m in network.modules() if isinstance(m, nn.Conv3d)]
+    norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm3d)]
+    pools = {0: nn.MaxPool3d((1, 2, 2)), 1: nn.MaxPool3d(2), 3: nn.MaxPool3d(2), 5: nn.MaxPool3d(2)}
+    layers = []
+    for i, (conv, norm) in enumerate(zip(convs, norms, strict=True)):
+        layers += [conv, norm, nn.ReLU(), pools.get(i, nn.Identity())]
+    x = clips(1, 3, 16, 48, 32, dtype=torch.float64)
+    torch.testing.assert_close(network(x), nn.Sequential(*layers)(x))
+
+
+# Behaviour in training
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_gradients_reach_every_parameter(name):
+    network = build(name)
+    features = network(clips(2, 3, 8, 48, 33))
+    (features * clips(*features.shape, seed=1)).sum().backward()
+    silent = [key for key, p in network.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
+    assert silent == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_eval_is_deterministic_per_clip_and_train_moves_the_statistics(name):
+    network, twin, x = build(name), build(name), clips(3, 3, 8, 33, 40)
+    torch.testing.assert_close(network(x), twin(x), rtol=0, atol=0)
+    assert all(torch.equal(a, b) for a, b in zip(network.buffers(), twin.buffers(), strict=True))
+    assert not torch.equal(network(x[:2]), network(x)[:2])  # BatchNorm sees the batch
+
+    network.eval()
+    before = copy.deepcopy(network.state_dict())
+    with torch.no_grad():
+        torch.testing.assert_close(network(x)[1:2], network(x[1:2]), rtol=1e-3, atol=1e-4)
+        assert torch.equal(network(x), network(x))
+    assert all(torch.equal(before[key], value) for key, value in network.state_dict().items())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_he_init(name):
+    torch.manual_seed(0)
+    network = BACKBONES[name](width=16)
+    checked = 0
+    for module in network.modules():
+        if isinstance(module, nn.Conv3d) and module.weight.numel() > 5000:
+            fan_out = module.out_channels * math.prod(module.kernel_size)
+            assert module.weight.std().item() == pytest.approx(math.sqrt(2 / fan_out), rel=0.05)
+            checked += 1
+        elif isinstance(module, nn.BatchNorm3d):
+            assert module.weight.eq(1).all() and module.bias.eq(0).all()
+    assert checked > 5
+
+
+@pytest.mark.filterwarnings("ignore:TF32")
+@pytest.mark.parametrize("name", NAMES)
+def test_channels_last_and_bfloat16_agree(name):
+    network = build(name).eval()
+    x = clips(2, 8, 48, 48, 3).permute(0, 4, 1, 2, 3)  # as decoded: (B, T, H, W, C) seen as (B, C, T, H, W)
+    with torch.no_grad():
+        plain = network(x.contiguous())
+        network.to(memory_format=torch.channels_last_3d)
+        last = network(x)
+        # oneDNN's bfloat16 Conv3d is not right on every CPU; PyTorch's own is
+        with torch.backends.mkldnn.flags(enabled=False), torch.autocast("cpu", dtype=torch.bfloat16):
+            half = network(x)
+    torch.testing.assert_close(last, plain, rtol=1e-4, atol=1e-5)
+    assert half.dtype == torch.bfloat16
+    assert F.cosine_similarity(half.float().flatten(), plain.flatten(), dim=0) > 0.99
+
+
+def test_padding_and_pools_keep_channels_last():
+    x = clips(2, 5, 7, 8, 3).permute(0, 4, 1, 2, 3)
+    pooled, padded = same_max_pool(x, (3, 3, 3), (2, 2, 2)), F.pad(x, (2, 3, 2, 3, 2, 3))
+    for kept in (pooled, padded, F.max_pool3d(x, 3, 2, 1)):
+        assert kept.is_contiguous(memory_format=torch.channels_last_3d)
+
+
+@pytest.mark.parametrize("name", ["r3d18", "i3d"])
+def test_one_graph_under_compile(name):
+    network, x = build(name).eval(), clips(1, 3, 8, 33, 32)
+    compiled = torch.compile(network, fullgraph=True, backend="eager")
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x), network(x))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_copies_and_pickles(name):
+    network, x = build(name).eval(), clips(1, 3, 4, 32, 32)
+    for other in (copy.deepcopy(network), pickle.loads(pickle.dumps(network))):
+        assert torch.equal(other(x), network(x))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_wrong_inputs_are_named(name):
+    network = build(name)
+    for shape in [(3, 8, 32, 32), (2, 1, 8, 32, 32), (2, 8, 32, 32, 3)]:
+        with pytest.raises(ValueError, match=re.escape(f"(B, 3, T, H, W), got {shape}")):
+            network(torch.zeros(shape))
+    with pytest.raises(ValueError, match="floating point.*torch.uint8"):
+        network(torch.zeros(2, 3, 8, 32, 32, dtype=torch.uint8))
+    for width in (0, -8, 7.5, "64"):
+        with pytest.raises(ValueError, match=re.escape(f"got {width!r}")):
+            BACKBONES[name](width=width)
