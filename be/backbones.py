@@ -28,6 +28,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from be.config import choose
+
 
 def check_clips(clips: Tensor) -> Tensor:
     """The clips themselves, if a backbone can take them: floating point, (B, 3, T, H, W).
