@@ -9,7 +9,9 @@ import torch.nn.functional as F
 import torchvision
 from torch import nn
 
+from be import backbones
 from be.backbones import BACKBONES, BasicBlock, Unit3D, conv3d, same_max_pool, same_padding
+from be.config import ConfigError
 
 NAMES = sorted(BACKBONES)
 STRIDES = {"c3d": (8, 16), "r3d18": (16, 32), "r3d34": (16, 32), "r2plus1d18": (8, 16), "i3d": (8, 32)}
@@ -380,3 +382,10 @@ def test_wrong_inputs_are_named(name):
     for width in (0, -8, 7.5, "64"):
         with pytest.raises(ValueError, match=re.escape(f"got {width!r}")):
             BACKBONES[name](width=width)
+
+
+def test_build_by_name_lists_the_choices():
+    assert backbones.build("c3d", width=4).dim == 32
+    with pytest.raises(ConfigError) as error:
+        backbones.build("resnet50")
+    assert all(name in str(error.value) for name in ["resnet50", *NAMES])
