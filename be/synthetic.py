@@ -411,7 +411,7 @@ def put(path, text):
 
 
 def watch(work, total):
-    """Go through `work` behind a progress bar, or, where stderr is a log, with ten plain lines."""
+    """Go through `work` behind a progress bar, or, where stderr is a log, with about ten lines."""
     log, start = not sys.stderr.isatty(), time.monotonic()
     for done, _ in enumerate(tqdm(work, "synthetic videos", total, disable=log), 1):
         if log and (done == total or done % math.ceil(total / 10) == 0):
