@@ -25,6 +25,7 @@ VERBS = {
     "pretrain": ("be.train", "pretrain", "pretrain", "run.py pretrain --cfg demo-moco-be seed=1"),
     "finetune": ("be.finetune", "finetune", "finetune", "run.py finetune --cfg table1-moco-be dataset=hmdb51 split=1"),
     "evaluate": ("be.evaluate", "evaluate", "finetune", "run.py evaluate --cfg demo-moco-be subset=swapped"),
+    "strip": ("be.report", "strip", "pretrain", "run.py strip --cfg demo-moco-be"),
     "report": ("be.report", "report", None, "run.py report out=runs"),
 }
 

@@ -26,11 +26,11 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from be.config import choose
+from be.config import ConfigError, UserError, choose
 from be.video import Reader, VideoError
 
 
-class DatasetMissing(FileNotFoundError):
+class DatasetMissing(UserError, FileNotFoundError):
     """The videos or their lists are not where they were looked for; the message says what belongs there."""
 
 
@@ -126,9 +126,16 @@ class Source:
 DATASETS: dict[str, Source] = {}
 
 
-def load(dataset: str, root, subset: str, split: int = 1) -> Samples:
-    """`DATASETS[dataset](root, subset, split)`, or an error that lists the datasets."""
-    return choose(DATASETS, dataset, "dataset")(root, subset, split)
+def load(dataset: str, data, subset: str, split: int = 1) -> Samples:
+    """A list of the dataset in the folder DATA/DATASET, with errors for the person who typed its name.
+
+    Raises ConfigError for an unknown dataset or a list that is wrong, DatasetMissing where files are.
+    """
+    source = choose(DATASETS, dataset, "dataset")
+    try:
+        return source(Path(data) / dataset, subset, split)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
 
 
 def register(**known):

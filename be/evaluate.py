@@ -82,25 +82,33 @@ def load_classifier(cfg: Config) -> tuple[Classify, list[str]]:
 
 
 def evaluate(cfg: Config):
-    """Verb `evaluate`: tests the fine-tuned model on the list `cfg.subset`; result and probabilities go beside it."""
+    """Tests the fine-tuned model with 10 clips a video
+
+    The list is `subset`; several are tested one after the other with subset=test,swapped. The result and the
+    probabilities of each go beside the model.
+    """
     accelerator = make_accelerator(cfg)
-    samples = datasets.load(cfg.dataset, cfg.data, cfg.subset, cfg.split)
     model, classes = load_classifier(cfg)
-    if classes != samples.classes:
-        raise ConfigError(f"the model of {run_dir(cfg, 'finetune')} knows other classes than the list {cfg.subset!r} of "
-                          f"{cfg.dataset}: {len(classes)} against {len(samples.classes)}")
-    began = time.perf_counter()
-    probabilities, ok = classify(model.to(accelerator.device), samples, cfg, accelerator)
-    label = torch.from_numpy(samples.labels)
-    result = accuracy(probabilities, label, ok)
-    if not accelerator.is_main_process:
-        return
-    path = run_dir(cfg, "finetune")
-    write_aside(path / f"probabilities-{cfg.subset}.safetensors",
+    model.to(accelerator.device)
+    for subset in cfg.subset.split(","):
+        samples = datasets.load(cfg.dataset, cfg.data, subset, cfg.split)
+        if classes != samples.classes:
+            raise ConfigError(f"{run_dir(cfg, 'finetune')} knows other classes ({len(classes)}) than the list "
+                              f"{subset!r} of {cfg.dataset} ({len(samples.classes)})")
+        began = time.perf_counter()
+        probabilities, ok = classify(model, samples, cfg, accelerator)
+        if accelerator.is_main_process:
+            save(cfg, subset, probabilities, torch.from_numpy(samples.labels), ok,
+                 device=str(accelerator.device), seconds=round(time.perf_counter() - began, 1))
+
+
+def save(cfg: Config, subset: str, probabilities, label, ok, **machine):
+    """result-SUBSET.json and probabilities-SUBSET.safetensors in the run's directory, and one line for the person."""
+    path, result = run_dir(cfg, "finetune"), accuracy(probabilities, label, ok)
+    about = {"experiment": cfg.name, "dataset": cfg.dataset, "subset": subset, "split": cfg.split, "seed": cfg.seed,
+             "test_clips": cfg.test_clips, "git_sha": git_sha(), "torch": torch.__version__, **machine}
+    write_aside(path / f"probabilities-{subset}.safetensors",
                 lambda aside: save_file({"probabilities": probabilities, "label": label, "ok": ok}, aside))
-    write_text(path / f"result-{cfg.subset}.json", json.dumps({
-        **result, "experiment": cfg.name, "dataset": cfg.dataset, "subset": cfg.subset, "split": cfg.split, "seed": cfg.seed,
-        "test_clips": cfg.test_clips, "git_sha": git_sha(), "device": str(accelerator.device),
-        "torch": torch.__version__, "seconds": round(time.perf_counter() - began, 1)}, indent=1) + "\n")
-    print(f"{path.parent.name} on {cfg.dataset} {cfg.subset} split {cfg.split}: top-1 {result['top1']:.1f}, top-5 "
-          f"{result['top5']:.1f}, mean class {result['mean_class']:.1f}, scored {result['n_scored']}/{result['n_expected']}")
+    write_text(path / f"result-{subset}.json", json.dumps({**result, **about}, indent=1) + "\n")
+    print(f"{cfg.name} on {cfg.dataset} {subset}, split {cfg.split}: top-1 {result['top1']:.1f}, "
+          f"top-5 {result['top5']:.1f}, mean class {result['mean_class']:.1f}, scored {result['n_scored']}/{result['n_expected']}")

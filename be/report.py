@@ -1,7 +1,8 @@
-"""Verbs `list` and `report`: the registry, and what came out of it beside the paper's numbers."""
+"""Verbs `list`, `report`, `strip`: the registry, what came out of it beside the paper's numbers, and pictures."""
 
 import fnmatch
 from collections import defaultdict
+from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -84,7 +85,7 @@ def table(names: list[str], results: list[dict]) -> list[str]:
 
 
 def reliance(names: list[str], results: list[dict]) -> list[str]:
-    """Where a list with swapped scenes was tested too: what the model loses when the scene no longer tells the class."""
+    """Where a list with swapped scenes was tested too: what is lost when the scene no longer tells the class."""
     summary, rows = aggregate(results), []
     for name, dataset, subset in summary:
         if subset == "swapped" and (name, dataset, "test") in summary and name in names:
@@ -93,7 +94,7 @@ def reliance(names: list[str], results: list[dict]) -> list[str]:
     if not rows:
         return []
     rows.sort(key=lambda row: names.index(row[0]))
-    return ["", "Reliance on the background (top-1 with scenes as in training, minus top-1 with swapped scenes):", "",
+    return ["", "Reliance on the background: top-1 with scenes as in training, minus top-1 with swapped scenes.", "",
             *markdown(["experiment", "biased", "swapped", "reliance"], rows)]
 
 
@@ -128,19 +129,16 @@ def curves(out: Path, names: list[str]) -> list[str]:
 
 
 def plot_curves(path: Path, stage: str, runs: list, keys: list[str]):
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
+    plt = pyplot()
     columns = min(4, len(keys))
-    figure, axes = plt.subplots(-(-len(keys) // columns), columns, squeeze=False, layout="constrained",
-                                figsize=(3.2 * columns, 2.4 * -(-len(keys) // columns)))  # fmt: skip
+    rows = -(-len(keys) // columns)
+    figure, axes = plt.subplots(rows, columns, squeeze=False, figsize=(3.2 * columns, 2.4 * rows), layout="constrained")
     names = list(dict.fromkeys(name for name, _ in runs))
     for axis, key in zip(axes.flat, keys, strict=False):
         for name, metrics in runs:
             points = [(line["epoch"], line[key]) for line in metrics if key in line]
-            axis.plot(*zip(*points, strict=True), color=COLOURS[names.index(name) % len(COLOURS)], lw=1.2) if points else None
+            if points:
+                axis.plot(*zip(*points, strict=True), color=COLOURS[names.index(name) % len(COLOURS)], lw=1.2)
         axis.set_title(key, fontsize=9)
         axis.tick_params(labelsize=7)
         axis.grid(alpha=0.25)
@@ -157,5 +155,58 @@ def plot_curves(path: Path, stage: str, runs: list, keys: list[str]):
 
 def pictures(out: Path) -> list[str]:
     """Pictures that other verbs left beside the report."""
-    found = [path for path in sorted(out.glob("*.png")) if path.stem not in config.STAGES]
-    return [line for path in found for line in ("", f"## {path.stem.replace('-', ' ')}", "", f"![{path.stem}]({path.name})")]
+    lines = []
+    for path in sorted(out.glob("*.png")):
+        if path.stem not in config.STAGES:
+            lines += ["", f"## {path.stem.replace('-', ' ')}", "", f"![{path.stem}]({path.name})"]
+    return lines
+
+
+def strip(cfg: config.Config):
+    """Draws OUT/what-the-network-sees.png: frames of some training clips, and the same distracted by `erase`
+
+    The rows of a pair are the two views x_o and x_d of one video, as they enter the network.
+    """
+    import torch
+
+    from be import datasets
+    from be.augment import Draws, denormalise
+    from be.erase import ERASE
+    from be.train import make_views
+    from be.video import random_clips
+
+    samples = datasets.load(cfg.dataset, cfg.data, "train", cfg.split)
+    sampler = partial(random_clips, K=1, T=cfg.frames, stride=cfg.stride)
+    clips = datasets.Clips(samples, sampler, cfg.short_side, cfg.seed, train=True)
+    batch = datasets.collate([clips[0, i] for i in range(0, len(clips), max(1, len(clips) // 3))][:3])
+    draws = Draws(cfg.seed, 0)
+    x_o, x_v = make_views(batch, ((0, 0), (0, 1)), draws, cfg)  # (B, 3, T, S, S) each
+    x_d = config.choose(ERASE, cfg.erase, "erase")(x_v, draws, cfg.gamma)
+    rows = torch.stack([x_o, x_d], 1).flatten(0, 1)[:, :, :: max(1, cfg.frames // 8)]  # (2B, 3, 8, S, S)
+    pixels = denormalise(rows).clamp(0, 1).permute(0, 2, 3, 4, 1)  # (2B, 8, S, S, 3)
+
+    plt = pyplot()
+    figure, axes = plt.subplots(*pixels.shape[:2], figsize=(1.1 * pixels.shape[1] + 1, 1.15 * len(pixels)),
+                                layout="constrained")  # fmt: skip
+    for i, row in enumerate(axes):
+        for axis, frame in zip(row, pixels[i], strict=True):
+            axis.imshow(frame)
+            axis.set(xticks=[], yticks=[])
+        name = samples.classes[batch.label[i // 2]]
+        row[0].set_ylabel(("x_o", "x_d")[i % 2] + f"\n{name}", fontsize=8)
+    figure.suptitle(f"Two views of a video: augmented (x_o), and also distracted (x_d): {cfg.erase}", fontsize=10)
+    path = Path(cfg.out) / "what-the-network-sees.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+    print(f"written to {path}")
+
+
+def pyplot():
+    """matplotlib's interface, drawing to files."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot
+
+    return matplotlib.pyplot

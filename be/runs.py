@@ -27,7 +27,7 @@ from pathlib import Path
 
 import torch
 import yaml
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedDataParallelKwargs
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -59,7 +59,12 @@ def make_accelerator(cfg: Config) -> Accelerator:
     """Device and processes as `accelerate launch` set them up, precision from the config."""
     # Buffers are not broadcast: BatchNorm statistics are each device's own, queues are equal on all anyway
     kwargs = DistributedDataParallelKwargs(broadcast_buffers=False)
-    return Accelerator(mixed_precision=cfg.precision, kwargs_handlers=[kwargs])
+    precision = cfg.precision
+    if precision != "no" and PartialState().device.type == "cpu":
+        # oneDNN's bfloat16 weight gradients of Conv3d are wrong (torch 2.15, native-bf16 CPUs), some are NaN
+        PartialState().print(f"precision={precision} is for GPUs: Conv3d's gradients are wrong in it on CPUs; using no")
+        precision = "no"
+    return Accelerator(mixed_precision=precision, kwargs_handlers=[kwargs])
 
 
 class Run:
@@ -80,7 +85,7 @@ class Run:
             raise RunError(f"{self.path}: another process is writing into this run; wait for it, or give this one "
                            f"a name of its own (name=...)") from None
         except OSError as error:
-            raise RunError(f"{self.path}: cannot be written: {error.strerror}; choose another folder with out=...") from None
+            raise RunError(f"{self.path} cannot be written ({error.strerror}); choose another out=...") from None
         self._check_config()
         write_text(self.path / "config.yaml", configs.as_text(cfg))
 
@@ -183,13 +188,16 @@ def load_weights(path: Path, module: torch.nn.Module) -> dict:
     except (SafetensorError, OSError) as error:
         raise RunError(f"{path} cannot be read as safetensors: {error}") from None
     own = module.state_dict()
-    missing, unexpected = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
-    shapes = [f"{k} {tuple(tensors[k].shape)} for {tuple(own[k].shape)}" for k in sorted(own.keys() & tensors.keys())
-              if tensors[k].shape != own[k].shape]
-    if missing or unexpected or shapes:
-        said = "; ".join(f"{len(names)} {what}: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
-                         for what, names in (("missing", missing), ("unexpected", unexpected), ("of other shape", shapes))
-                         if names)
+    both = own.keys() & tensors.keys()
+    wrong = {
+        "missing": own.keys() - tensors.keys(),
+        "unexpected": tensors.keys() - own.keys(),
+        "of other shape": {f"{k} {tuple(tensors[k].shape)} for {tuple(own[k].shape)}" for k in both
+                           if tensors[k].shape != own[k].shape},
+    }
+    if any(wrong.values()):
+        said = "; ".join(f"{len(names)} {what}: {', '.join(sorted(names)[:3])}{', ...' if len(names) > 3 else ''}"
+                         for what, names in wrong.items() if names)
         raise RunError(f"{path} does not fit {type(module).__name__} ({said}); saved with {about}")
     module.load_state_dict(tensors, strict=True)
     print(f"loaded {len(tensors)} of {len(own)} tensors from {path}")
@@ -219,7 +227,8 @@ def read_metrics(path: Path) -> list[dict]:
 
 def read_results(out: Path) -> list[dict]:
     """Every result-*.json below `out`, each with its run directory under `path`."""
-    return [{**json.loads(path.read_text()), "path": str(path.parent)} for path in sorted(Path(out).glob("*/*/result-*.json"))]
+    found = sorted(Path(out).glob("*/*/result-*.json"))
+    return [{**json.loads(path.read_text()), "path": str(path.parent)} for path in found]
 
 
 # ---- small tools

@@ -69,7 +69,8 @@ def fit(objective, samples: datasets.Samples, cfg: Config, run: Run, accelerator
     # the loop
     objective.train()
     stream, clock, losses, began = iter(loader), Clock(), [], time.perf_counter()
-    bar = tqdm(total=total, initial=start, desc=run.path.name, unit="step", disable=not (run.write and sys.stderr.isatty()))
+    bar = tqdm(total=total, initial=start, desc=run.path.name, unit="step",
+               disable=not (run.write and sys.stderr.isatty()))
     with Interrupt() as interrupt:
         for step in range(start, total):
             lr = lr_at(step, per_epoch, cfg.lr, cfg.lr_steps, cfg.lr_factor)
@@ -139,8 +140,8 @@ def check_batch(cfg: Config, n: int, world: int):
     if n < cfg.batch_size:
         raise ConfigError(f"the training list has {n} videos, less than one batch_size={cfg.batch_size}")
     if cfg.bn_group and cfg.batch_size // cut % cfg.bn_group:
-        raise ConfigError(f"{cfg.batch_size // cut} clips per device and step (batch_size={cfg.batch_size} / {world} processes "
-                          f"/ accumulate={cfg.accumulate}) do not divide by bn_group={cfg.bn_group}")
+        raise ConfigError(f"{cfg.batch_size // cut} clips per device and step (batch_size={cfg.batch_size} / {world} "
+                          f"processes / accumulate={cfg.accumulate}) do not divide by bn_group={cfg.bn_group}")
 
 
 def say(accelerator, bar, done, total, loss, lr, rate, shares, began, start):
@@ -185,14 +186,16 @@ class Interrupt:
 
 def describe(accelerator, cfg: Config, samples, stage: str):
     """What is about to run, in a few lines, before anything long starts."""
-    world = accelerator.num_processes
+    each = cfg.batch_size // accelerator.num_processes // cfg.accumulate
     accelerator.print(
-        f"{stage} {cfg.name}: {cfg.method}, {cfg.backbone} of width {cfg.width}, {cfg.frames} frames of stride {cfg.stride} "
-        f"at {cfg.size} pixels\n"
-        f"  data     {cfg.dataset} split {cfg.split} in {cfg.data}: {len(samples)} videos, {len(samples.classes)} classes\n"
+        f"{stage} {cfg.name}: {cfg.method} on {cfg.backbone} of width {cfg.width}, {cfg.frames} frames of stride "
+        f"{cfg.stride} at {cfg.size} pixels\n"
+        f"  data     {cfg.dataset}, split {cfg.split} in {cfg.data}: {len(samples)} videos, "
+        f"{len(samples.classes)} classes\n"
         f"  steps    {cfg.epochs} epochs of {len(samples) // cfg.batch_size}\n"
-        f"  batch    {cfg.batch_size} = {world} device(s) x {cfg.accumulate} part(s) x {cfg.batch_size // world // cfg.accumulate}, "
-        f"lr {cfg.lr}, BatchNorm groups of {cfg.bn_group or 'all'}, precision {cfg.precision}, on {accelerator.device}")
+        f"  batch    {cfg.batch_size} = {accelerator.num_processes} device(s) x {cfg.accumulate} part(s) x {each}, "
+        f"lr {cfg.lr}\n"
+        f"  device   {accelerator.device}, precision {cfg.precision}, BatchNorm groups of {cfg.bn_group or 'all'}")
 
 
 def pretrain(cfg: Config):
@@ -207,8 +210,8 @@ def pretrain(cfg: Config):
         return
     describe(accelerator, cfg, samples, "pretrain")
     if cfg.method == "moco" and len(samples) < cfg.K:
-        accelerator.print(f"  warning  the queue of K={cfg.K} is longer than the list of {len(samples)} videos: it will hold stale "
-                          f"keys of the same videos again; K <= {len(samples)} is a better choice")
+        accelerator.print(f"  warning  the queue of K={cfg.K} is longer than the list of {len(samples)} videos: it "
+                          f"holds several keys of each, the old ones stale; K <= {len(samples)} avoids that")
     fit(objective, samples, cfg, run, accelerator)
     run.save_weights("backbone", objective.backbone, backbone=cfg.backbone, width=cfg.width, experiment=cfg.name)
     accelerator.print(f"backbone written to {run.path / 'backbone.safetensors'}")

@@ -1,5 +1,6 @@
 """Shared by all tests: one thread per process (tests compare runs bit by bit), and one tiny set of real video files."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,13 +12,13 @@ ROOT = Path(__file__).parents[1]
 torch.set_num_threads(1)
 
 # The demo's settings, smaller: every verb in seconds
-TINY = ["short_side=24", "size=16", "frames=8", "stride=2", "width=4", "workers=0", "batch_size=8", "bn_group=4", "K=24",
-        "epochs=2", "log_every=1", "save_every=3", "lr_steps=[1]", "test_clips=3"]  # fmt: skip
+TINY = ["short_side=24", "size=16", "frames=8", "stride=2", "width=4", "workers=0", "batch_size=8", "bn_group=4",
+        "K=24", "epochs=2", "log_every=1", "save_every=3", "lr_steps=[1]", "test_clips=3"]  # fmt: skip
 
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
-    """A folder DATA with synthetic videos in UCF101's layout: 8 classes x 4 to train on, x 2 to test on."""
+    """DATA with DATA/ucf101: synthetic videos in its layout, 8 classes x 4 to train on, x 2 to test on."""
     from be import synthetic
 
     data = tmp_path_factory.mktemp("data")
@@ -25,16 +26,21 @@ def tiny(tmp_path_factory):
     return data
 
 
-def run(*words, launch: int = 0, check: bool = True):
-    """run.py as a person types it, under `accelerate launch` on `launch` CPU processes if that is not 0."""
-    command = [sys.executable]
+def command(*words, launch: int = 0):
+    """Arguments of subprocess for run.py as a person types it, on `launch` CPU processes if that is not 0.
+
+    One thread each: sums of floats must come out in the same order in runs that are compared bit by bit.
+    """
+    start = [sys.executable, "-u"]
     if launch:
-        command += ["-m", "accelerate.commands.launch", "--cpu", "--num_machines", "1", "--mixed_precision", "no",
-                    "--dynamo_backend", "no", "--num_processes", str(launch), "--main_process_port", "0"]  # fmt: skip
-        command += ["--multi_cpu"] if False else []
-    command += [str(ROOT / "run.py"), *map(str, words)]
-    env = {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env={**__import__("os").environ, **env})
-    if check and done.returncode:
-        raise AssertionError(f"{' '.join(command)}\nexit code {done.returncode}\n{done.stdout}\n{done.stderr}")
+        start += ["-m", "accelerate.commands.launch", "--cpu", "--num_machines", "1", "--mixed_precision", "no",
+                  "--dynamo_backend", "no", "--num_processes", str(launch), "--main_process_port", "0"]  # fmt: skip
+    return dict(args=[*start, str(ROOT / "run.py"), *map(str, words)], cwd=ROOT, text=True,
+                env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
+
+
+def run(*words, launch: int = 0, code: int = 0):
+    """Runs it to the end and returns what it said; fails on any other exit code than `code`."""
+    done = subprocess.run(**command(*words, launch=launch), capture_output=True, check=False)
+    assert done.returncode == code, f"{words}\nexit code {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done

@@ -34,7 +34,8 @@ def clips(count, B=6, seed=0):
 
 def moco(**options):
     torch.manual_seed(0)
-    return MoCo(Tiny(), **{"frames": 4, "stride": 1, "dim": 5, "K": 10, "m": 0.9, "temperature": 0.2, "bn_group": 3, **options})
+    settings = {"frames": 4, "stride": 1, "dim": 5, "K": 10, "m": 0.9, "temperature": 0.2, "bn_group": 3}
+    return MoCo(Tiny(), **settings | options)
 
 
 def test_moco_is_eq_7():

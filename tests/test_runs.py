@@ -72,11 +72,11 @@ def test_weights_load_strictly(tmp_path, capsys):
     assert load_weights(path, other) == {"backbone": "x", "classes": ["a", "b"]} == runs.read_about(path)
     assert "loaded 7 of 7 tensors" in capsys.readouterr().out
     torch.testing.assert_close(other.state_dict(), net.state_dict())
-    for wrong, said in [(nn.Sequential(nn.Linear(3, 4)), "5 unexpected: 1.bias"),
-                        (nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1)), "2 missing: 2.bias, 2.weight"),
-                        (nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4)), r"0.weight \(4, 3\) for \(4, 2\)")]:  # fmt: skip
+    for layers, said in [([nn.Linear(3, 4)], "5 unexpected: 1.bias"),
+                         ([nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1)], "2 missing: 2.bias, 2.weight"),
+                         ([nn.Linear(2, 4), nn.BatchNorm1d(4)], r"0.weight \(4, 3\) for \(4, 2\)")]:  # fmt: skip
         with pytest.raises(RunError, match=said):
-            load_weights(path, wrong)
+            load_weights(path, nn.Sequential(*layers))
     with pytest.raises(RunError, match="does not exist"):
         load_weights(tmp_path / "nothing.safetensors", net)
     path.write_bytes(b"no weights")
@@ -86,7 +86,7 @@ def test_weights_load_strictly(tmp_path, capsys):
 
 def test_unwritable_folder(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunError, match="cannot be written.*out="):
+    with pytest.raises(RunError, match="cannot be written .*out="):
         Run(tmp_path / "file" / "run", CFG)
 
 

