@@ -37,6 +37,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from be.config import ConfigError
 from be.video import encode
 
 STATE = ("y", "x", "turn", "pulse", "orbit")  # what can move, each in cycles: 1.0 is back at the start
@@ -418,3 +419,21 @@ def watch(work, total):
             spent = time.monotonic() - start
             left = spent / done * (total - done)
             print(f"synthetic videos: {done}/{total}, {spent:.0f} s, {left:.0f} s left", file=sys.stderr)
+
+
+def synth(root: str, layout: str = "ucf101", train: int = 64, test: int = 16, frames: int = 64, height: int = 40,
+          width: int = 48, scene_bias: float = 0.9, drift: float = 24, seed: int = 0):
+    """Writes synthetic videos in the layout of a real data set, in ROOT
+
+    layout                  ucf101 or hmdb51
+    train, test             videos per class
+    frames, height, width   of a video
+    scene_bias              how often the scene betrays the class, 0 to 1
+    drift                   the camera's longest pan over a video, in pixels
+    """
+    try:
+        make(root, layout, train=train, test=test, frames=frames, height=height, width=width, scene_bias=scene_bias,
+             drift=drift, seed=seed)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    print(f"{len(load(root))} videos in {root}")
