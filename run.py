@@ -22,6 +22,7 @@ from pathlib import Path
 VERBS = {
     "list": ("be.report", "show_list", None, "run.py list"),
     "synth": ("be.synthetic", "synth", None, "run.py synth root=data/demo scene_bias=0.9"),
+    "prepare": ("be.prepare", "prepare", None, "run.py prepare dataset=ucf101 data=data"),
     "pretrain": ("be.train", "pretrain", "pretrain", "run.py pretrain --cfg demo-moco-be seed=1"),
     "finetune": ("be.finetune", "finetune", "finetune", "run.py finetune --cfg table1-moco-be dataset=hmdb51 split=1"),
     "evaluate": ("be.evaluate", "evaluate", "finetune", "run.py evaluate --cfg demo-moco-be subset=swapped"),

@@ -1,6 +1,6 @@
 """Videos: official annotation files in, batches of clips out.
 
-    samples = load("ucf101", "data/ucf101", "train", split=1)
+    samples = load("ucf101", "data", "train", split=1)
     clips = Clips(samples, sampler, short_side=128, seed=0, train=True)
     for batch in loader(clips, epoch_batches(len(clips), 32, seed=0, epoch=0), workers=4): ...
 
@@ -16,8 +16,10 @@ import errno
 import json
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -27,7 +29,10 @@ import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from be.config import ConfigError, UserError, choose
-from be.video import Reader, VideoError
+from be.manifest import Manifest
+from be.video import Index, Reader, VideoError
+
+PATIENCE = 120  # seconds that the clips of one video may take, some thousand times what they do take
 
 
 class DatasetMissing(UserError, FileNotFoundError):
@@ -44,6 +49,8 @@ class Samples:
     labels: np.ndarray  # (N,) int64, positions in `classes`
     groups: np.ndarray  # (N,) int64, equal for clips cut from one source video
     classes: list[str]
+    manifest: Manifest | None = None  # what `prepare` knows of the files
+    rows: np.ndarray | None = None  # (N,) int64, each video's place in it; -1: it has none
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -53,7 +60,20 @@ class Samples:
 
     def take(self, which) -> "Samples":
         """The samples selected by `which`, an index array or a boolean mask (N,)."""
-        return replace(self, paths=self.paths[which], labels=self.labels[which], groups=self.groups[which])
+        columns = {k: v[which] for k, v in vars(self).items() if isinstance(v, np.ndarray)}
+        return replace(self, **columns)
+
+    def index(self, i: int) -> Index | None:
+        """Which packet of video i holds which frame, if the manifest knows the file as it is."""
+        if self.manifest is None or self.rows[i] < 0:
+            return None
+        known = self.manifest.frame_index(self.rows[i], self.path(i))
+        return known and Index(*known)
+
+    @property
+    def manifest_hash(self) -> str | None:
+        """Of all paths, contents and labels: the same wherever the same videos lie. None without a manifest."""
+        return self.manifest and self.manifest.hash(self.rows, self.paths, self.labels)
 
 
 # --------------------------------------------------------------------------------------------------------
@@ -72,9 +92,11 @@ class Source:
     parse: Callable
     page: str  # the official page, by name: addresses move
     layout: str  # the expected files, a line each
+    lists: str  # a pattern for the paths of its lists, that tells their subset and split where the name does
     group: Callable[[str], str]  # path -> the source video it was cut from
     classes: int = 0  # of the official lists; then the number of videos of each (subset, split)
     expected: dict[tuple[str, int], int] = field(default_factory=dict)
+    scattered: bool = False  # videos may lie anywhere below ROOT/SUBSET, and nobody has them all
 
     def __call__(self, root, subset: str, split: int = 1) -> Samples:
         """The videos of `subset` ('train', 'test' or any other that has a list), in the order of the list.
@@ -84,43 +106,72 @@ class Source:
         official one is a warning, given only where the number of classes is the official one: anybody may
         keep smaller lists in the same layout.
         """
+        try:
+            listed, there = self.read(root, subset, split)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise DatasetMissing(self.missing(root, error.filename)) from None
+        samples = listed.take(there)
+        some = range(0, len(samples), max(1, len(samples) // 10))
+        if not any(os.path.exists(samples.path(i)) for i in some):  # a wrong folder, not a lost file
+            raise DatasetMissing(self.missing(root, listed.path(0)))
+        if not self.official(subset, split, listed):
+            print(f"warning: {self.name} {subset}, split {split}: {len(listed)} videos; "
+                  f"the official list has {self.expected[subset, split]}", file=sys.stderr)
+        if len(samples) < len(listed):
+            print(f"warning: {self.name} {subset}: {len(listed) - len(samples)} of {len(listed)} listed videos "
+                  f"are not in {listed.root}/{subset}; they are left out", file=sys.stderr)
+        if (manifest := Manifest.read(root)) is not None:
+            samples = replace(samples, manifest=manifest, rows=manifest.rows(samples.paths))
+        return samples
+
+    def read(self, root, subset: str, split: int) -> tuple[Samples, np.ndarray]:
+        """The whole list, and which of its videos a `scattered` dataset has: bool (N,), true for the others.
+
+        Lets the FileNotFoundError of a list pass; otherwise as a call."""
         root = Path(root).expanduser().absolute()
         splits = sorted({1} | {split for _, split in self.expected})
         if split not in splits:
             raise ValueError(f"{self.name} has no split {split!r}; it has {', '.join(map(str, splits))}")
-        try:
-            classes, rows = self.parse(root, subset, split)
-        except (FileNotFoundError, NotADirectoryError) as error:
-            raise DatasetMissing(self.missing(root, error.filename)) from None
+        classes, rows = self.parse(root, subset, split)
         if not rows:
             raise ValueError(f"{self.name}: the {subset!r} list of split {split} in {root} names no video")
 
+        places = files_below(root, subset) if self.scattered else {}
         number = {name: i for i, name in enumerate(classes)} | {i: i for i in range(len(classes))}
-        labels, groups, sources = [], [], {}
+        paths, labels, groups, sources = [], [], [], {}
         for where, path, label in rows:
             if path.startswith("/") or ".." in path.split("/"):
                 raise ValueError(f"{where}: {path!r} leaves the folder of the data")
             if label not in number:
                 raise ValueError(f"{where}: {label!r} is none of the {len(classes)} classes")
+            paths.append(os.fsencode(places.get(os.path.basename(path), path)))
             labels.append(number[label])
             groups.append(sources.setdefault(self.group(path), len(sources)))
-        paths = np.array([os.fsencode(path) for _, path, _ in rows])
-        samples = Samples(str(root), paths, np.array(labels, np.int64),
-                          np.array(groups, np.int64), classes)
+        there = np.array([not self.scattered or os.path.basename(path) in places for _, path, _ in rows])
+        samples = Samples(str(root), np.array(paths), np.array(labels, np.int64), np.array(groups, np.int64), classes)
+        return samples, there
 
-        some = range(0, len(samples), -(-len(samples) // 10))
-        if not any(os.path.exists(samples.path(i)) for i in some):  # a wrong folder, not a lost file
-            raise DatasetMissing(self.missing(root, samples.path(0)))
-        official = self.expected.get((subset, split), len(samples))
-        if len(classes) == self.classes and len(samples) != official:
-            print(f"warning: {self.name} {subset}, split {split}: {len(samples)} videos; "
-                  f"the official list has {official}", file=sys.stderr)
-        return samples
+    def official(self, subset: str, split: int, samples: Samples) -> bool:
+        """Whether a list that claims to be an official one, by its number of classes, has the number of videos."""
+        number = self.expected.get((subset, split), len(samples))
+        return len(samples.classes) != self.classes or len(samples) == number
 
-    def missing(self, root: Path, looked_for) -> str:
+    def list_files(self, root) -> dict[str, re.Match]:
+        """The lists and what belongs to them, {path relative to root: its match with `lists`}."""
+        folder = os.path.dirname(self.lists)
+        paths = sorted(str(path.relative_to(root)) for path in (Path(root) / folder).glob("*"))
+        return {path: match for path in paths if (match := re.fullmatch(self.lists, path))}
+
+    def subsets(self, root) -> list[tuple[str, int]]:
+        """All (subset, split) that are official or have a list."""
+        named = (match.groupdict() for match in self.list_files(root).values())
+        found = {(name["subset"], int(name.get("split", 1))) for name in named if name["subset"]}
+        return sorted(found | self.expected.keys(), key=lambda known: (known[1], known[0] != "train", known[0]))
+
+    def missing(self, root, looked_for) -> str:
         tree = "\n".join(f"    {line}" for line in self.layout.splitlines())
         return (f"{looked_for} does not exist.\n{self.name} is {self.page}. It should stand like this:\n"
-                f"  {root}\n{tree}\nTo try the code without any data: make demo")
+                f"  {Path(root).expanduser().absolute()}\n{tree}\nTo try the code without any data: make demo")
 
 
 DATASETS: dict[str, Source] = {}
@@ -153,6 +204,18 @@ def lines(file: Path) -> Iterator[tuple[str, str]]:
                 yield f"{file}:{n}", line.strip()
 
 
+def files_below(root, folder: str) -> dict[str, str]:
+    """{name: path relative to root} of all files below ROOT/FOLDER. Links are followed, but not in circles."""
+    found, seen = {}, {os.path.realpath(os.path.join(root, folder))}
+    for top, folders, names in os.walk(os.path.join(root, folder), followlinks=True):
+        place = os.path.relpath(top, root)
+        found |= {name: f"{place}/{name}" for name in names}
+        real = {name: os.path.realpath(os.path.join(top, name)) for name in folders}
+        folders[:] = sorted(name for name in folders if real[name] not in seen)
+        seen.update(real.values())
+    return found
+
+
 def fields(where: str, line: str, pattern: str, form: str) -> tuple:
     if not (match := re.fullmatch(pattern, line)):
         raise ValueError(f"{where}: expected {form!r}, got {line!r}")
@@ -167,6 +230,7 @@ def fields(where: str, line: str, pattern: str, form: str) -> tuple:
     page="'UCF101 - Action Recognition Data Set' (CRCV, University of Central Florida)",
     layout="UCF-101/CLASS/v_CLASS_gNN_cNN.avi\n"
            "ucfTrainTestlist/classInd.txt, trainlist01.txt, testlist01.txt ... testlist03.txt",
+    lists=r"ucfTrainTestlist/(?:classInd|(?P<subset>.+)list(?P<split>\d\d))\.txt",
     group=lambda path: path.rpartition("_c")[0] or path,  # gNN: the clips cNN of one source video
     classes=101,
     expected={("train", 1): 9537, ("train", 2): 9586, ("train", 3): 9624,
@@ -211,6 +275,7 @@ def hmdb_source(path):
 
 
 HMDB = dict(
+    lists=r"testTrainMulti_7030_splits/.+_(?P<subset>[^_]+)_split(?P<split>\d)\.txt",
     group=hmdb_source,
     classes=51,
     expected={(subset, split): n for subset, n in (("train", 3570), ("test", 1530)) for split in (1, 2, 3)},
@@ -233,6 +298,7 @@ def actor_hmdb51(root, subset, split):
 @register(
     page="the 'Diving48 Dataset' (RESOUND, SVCL, UC San Diego), V2 annotations",
     layout="rgb/NAME.mp4\nDiving48_vocab.json, Diving48_V2_train.json, Diving48_V2_test.json",
+    lists=r"Diving48_(?:vocab|V2_(?P<subset>.+))\.json",
     group=lambda path: path.rpartition("_")[0] or path,  # the broadcast a dive was cut from
     classes=48,  # declared; 47 occur
     expected={("train", 1): 15027, ("test", 1): 1970},
@@ -261,42 +327,38 @@ def diving48(root, subset, split):
     page="'kinetics-dataset' (cvdfoundation on GitHub)",
     layout="train/ID_000010_000020.mp4   (or train/CLASS/ID_000010_000020.mp4), and so val/\n"
            "annotations/train.csv, val.csv",
+    lists=r"annotations/(?P<subset>.+)\.csv",
     group=lambda path: path,  # one clip per source video
     classes=400,
     expected={("train", 1): 246534, ("val", 1): 19906},
+    scattered=True,
 )
 def kinetics400(root, subset, split):
-    """The listed videos that are anywhere in ROOT/SUBSET; nobody has them all, those absent are counted.
-    Classes are the sorted labels of train.csv, so that every subset numbers them alike."""
+    """A clip is named by its video and its seconds. Classes are the sorted labels of train.csv, so that every
+    subset numbers them alike."""
     header = "label,youtube_id,time_start,time_end"
 
-    def listed(file):
-        with open(file, encoding="utf-8", newline="") as text:
+    def listed(part):
+        file = root / "annotations" / f"{part}.csv"
+        with open(file, encoding="utf-8-sig", newline="") as text:
             for row in (reader := csv.DictReader(text)):
                 where = f"{file}:{reader.line_num}"
                 try:
                     label, video, start, end = (row[column] for column in header.split(","))
-                    yield where, f"{video}_{int(start):06d}_{int(end):06d}.mp4", label
+                    yield where, f"{subset}/{video}_{int(start):06d}_{int(end):06d}.mp4", label
                 except (KeyError, TypeError, ValueError):
                     raise ValueError(f"{where}: expected {header}, got {row}") from None
 
-    classes = sorted({label for _, _, label in listed(root / "annotations" / "train.csv")})
-    rows = list(listed(root / "annotations" / f"{subset}.csv"))
-    folder = {name: os.path.relpath(top, root) for top, _, names in os.walk(root / subset, followlinks=True)
-              for name in names}
-    there = [(where, f"{folder[name]}/{name}", label) for where, name, label in rows if name in folder]
-    if rows and not there:
-        raise FileNotFoundError(errno.ENOENT, "no video", str(root / subset / rows[0][1]))
-    if len(there) < len(rows):
-        print(f"warning: kinetics400 {subset}: {len(rows) - len(there)} of {len(rows)} listed videos are not "
-              f"in {root / subset}; they are left out", file=sys.stderr)
-    return classes, there
+    classes = sorted({label for _, _, label in listed("train")})
+    os.stat(root / subset)  # FileNotFoundError: who has train and val need not have test
+    return classes, list(listed(subset))
 
 
 @register(
     page="your own: any videos, listed in plain text",
     layout="SUBSET.txt    'PATH LABEL' for each video, PATH relative to this folder, LABEL from 0\n"
            "classes.txt   the names of the classes, a line each, that of label 0 first",
+    lists=r"(?:classes|(?P<subset>(?!prepare-report).+))\.txt",
     group=lambda path: path,
 )
 def plain(root, subset, split):
@@ -363,7 +425,8 @@ class Clips(Dataset):
     A video that cannot be decoded is named on stderr, once per worker. With `train`, the next readable one
     of the list takes its place, with its own label and index, and `skipped` counts those passed over;
     RuntimeError if there is none. Without, it keeps its place, as zeros (K, T, short_side, short_side, 3)
-    with ok=False: an evaluation scores it as a miss.
+    with ok=False: an evaluation scores it as a miss. Where `prepare` has left a manifest, frames are found
+    without a pass over the file.
     """
 
     def __init__(self, samples: Samples, sampler: Callable, short_side: int, seed: int, train: bool):
@@ -394,12 +457,29 @@ class Clips(Dataset):
         return self.item(black, i, ok=False, skipped=0)
 
     def decode(self, j: int, rng) -> np.ndarray:  # (K, T, H, W, 3)
-        with Reader(self.samples.path(j)) as video:
+        with give_up(path := self.samples.path(j)), Reader(path, self.samples.index(j)) as video:
             return video.decode(self.sampler(video.frames, rng), self.short_side)
 
     def item(self, clips: np.ndarray, j: int, ok: bool, skipped: int) -> Item:
         size = torch.tensor(clips.shape[2:4])
         return Item(torch.from_numpy(clips), size, int(self.samples.labels[j]), j, ok, skipped)
+
+
+@contextmanager
+def give_up(path):
+    """VideoError after PATIENCE seconds in a loader's worker. Elsewhere a person can press Ctrl-C."""
+    def stop(*_):
+        raise VideoError(f"{path}: makes no progress, given up after {PATIENCE} s")
+
+    if get_worker_info() is None:
+        yield
+        return
+    signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, PATIENCE)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def collate(items: list[Item]) -> Batch:

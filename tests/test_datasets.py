@@ -225,9 +225,9 @@ def test_kinetics400_format(tmp_path, capsys, folders):
 
 
 def test_plain_format(tmp_path):
-    write(tmp_path / "classes.txt", "walk\nrun\n")
-    write(tmp_path / "mine.txt", "some/folder/a b.mp4 1\nc.mkv 0\n")
-    touch(tmp_path, "c.mkv")
+    write(tmp_path / "plain/classes.txt", "walk\nrun\n")
+    write(tmp_path / "plain/mine.txt", "some/folder/a b.mp4 1\nc.mkv 0\n")
+    touch(tmp_path / "plain", "c.mkv")
     samples = load("plain", tmp_path, "mine")
     assert names(samples) == ["some/folder/a b.mp4", "c.mkv"] and samples.labels.tolist() == [1, 0]
     assert samples.classes == ["walk", "run"]
@@ -394,9 +394,9 @@ def test_a_video_is_opened_once(videos, monkeypatch):
     opened = []
 
     class Counting(video.Reader):
-        def __init__(self, path):
+        def __init__(self, path, index):
             opened.append(path)
-            super().__init__(path)
+            super().__init__(path, index)
 
     monkeypatch.setattr(datasets, "Reader", Counting)
     make(videos)[0, 4]

@@ -4,10 +4,10 @@ import ast
 from pathlib import Path
 
 ROWS = [
-    ["config", "video", "augment", "erase", "backbones"],
-    ["synthetic", "datasets", "objectives", "runs"],
+    ["config", "video", "augment", "erase", "backbones", "jobs", "manifest"],
+    ["synthetic", "datasets", "objectives", "runs", "transcode"],
     ["evaluate", "train"],
-    ["finetune", "report"],
+    ["finetune", "prepare", "report"],
 ]
 ROW = {module: row for row, modules in enumerate(ROWS) for module in modules}
 BE = Path(__file__).parents[1] / "be"

@@ -1,0 +1,119 @@
+"""A copy of a dataset that decodes fast: small pictures, few of them between key frames, nothing hard to decode.
+
+The copy has the paths and the lists of the original, so it is used by naming its folder: data=data-128. Its videos
+are H.264 in MP4 even where a name says .avi, which no reader minds: they look at the content.
+"""
+
+import errno
+import json
+import os
+import shutil
+from functools import partial
+
+import numpy as np
+
+from be.config import UserError
+from be.jobs import run, watch
+from be.video import Reader, VideoError, encode
+
+NOTE = "transcode.json"
+CRF = 18  # H.264's "constant quality": lower is more faithful
+PSNR = 30  # dB, how well a frame of the copy agrees with its source at least; see `agreement`
+SAMPLE = 8  # videos, or a few more, tell how much room all will take
+BUFFER = 2**27  # bytes of frames held in memory
+PATIENCE = 3600  # seconds for one video
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def copy_dataset(root, copy, lists, frames, workers=None, *, short_side, gop):
+    """Copies the `lists` below ROOT and transcodes the videos {path: frames} that COPY lacks yet.
+
+    Raises UserError if the disk is full, or would be, or COPY holds copies made in another way.
+    """
+    copy.mkdir(parents=True, exist_ok=True)
+    claim(copy, dict(short_side=short_side, gop=gop, crf=CRF))
+    for path in lists:
+        (copy / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(root / path, copy / path)
+    for left_over in copy.rglob(".*.part.mp4"):  # by a run that was killed
+        left_over.unlink(missing_ok=True)
+
+    todo = [path for path in frames if not (copy / path).exists()]
+    job, sample = partial(transcode, root, copy, short_side, gop), todo[:: max(1, len(todo) // SAMPLE)]
+    written, rest = transcode_all(job, sample, workers, "transcoding a sample"), sorted({*todo} - {*sample})
+    if rest:
+        needed = written / sum(map(frames.get, sample)) * sum(map(frames.get, rest))
+        free = shutil.disk_usage(copy).free
+        print(f"{copy}: {len(rest)} videos to transcode, about {needed / 1e9:.2f} GB; {free / 1e9:.2f} GB are free")
+        if needed > free:
+            raise UserError(f"{copy} would need about {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are free")
+        transcode_all(job, rest, workers, "transcoding")
+
+
+def claim(copy, values):
+    """Refuse to mix copies made in different ways."""
+    note = copy / NOTE
+    if not note.exists():
+        note.write_text(json.dumps(values))
+    elif (held := json.loads(note.read_text())) != values:
+        raise UserError(f"{copy} was made with {held}, not {values}: delete it, or ask for the same")
+
+
+def transcode_all(job, paths, workers, what) -> int:
+    """Returns the number of bytes written."""
+    total, done = 0, 0
+    for path, result, problem in watch(run(job, paths, workers, limit=lambda path: PATIENCE), len(paths), what):
+        size, problem, full = result or (0, problem, False)
+        if full:
+            raise UserError(f"{problem} ({done} of {len(paths)} done). Make room and give the same command again")
+        if problem:
+            print(f"not copied: {path}: {problem}".encode("utf-8", "backslashreplace").decode())
+        total, done = total + size, done + 1
+    return total
+
+
+def transcode(root, copy, short_side, gop, path) -> tuple[int, str, bool]:
+    """Writes one file, whole or not at all, in a process of its own: (bytes, what went wrong, is the disk full)."""
+    target = copy / path
+    aside = target.with_name(f".{os.getpid()}.part.mp4")  # MP4 whatever the name: it is the content that is probed
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_copy(root / path, aside, short_side, gop)
+        aside.replace(target)
+        return target.stat().st_size, "", False
+    except (VideoError, OSError) as error:
+        cause = error if isinstance(error, OSError) else error.__cause__
+        return 0, str(error), getattr(cause, "errno", None) in FULL
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def write_copy(source, target, short_side, gop):
+    """Raises VideoError unless the copy has as many frames as its source, and they agree."""
+    with Reader(source) as video:
+        side = min(short_side, video.info.width, video.info.height) // 2 * 2
+        n, step = video.frames, max(1, BUFFER // (side * 2 * side * 3))
+        probes = np.unique(np.linspace(0, n - 1, 5).astype(int)).tolist()
+        kept = {}
+
+        def frames():
+            for start in range(0, n, step):
+                for i, rgb in enumerate(video.decode(np.arange(start, min(n, start + step)), side), start):
+                    if i in probes:
+                        kept[i] = rgb.copy()
+                    yield rgb
+
+        options = {"crf": str(CRF), "g": str(gop), "bf": "0", "sc_threshold": "0", "tune": "fastdecode"}
+        encode(target, frames(), video.info.fps, options=options)
+    with Reader(target) as copy:
+        if copy.frames != n:
+            raise VideoError(f"{source}: its copy has {copy.frames} frames instead of {n}")
+        worst = min(map(agreement, kept.values(), copy.decode(probes)))
+        if worst < PSNR:
+            raise VideoError(f"{source}: a frame of its copy agrees with it by {worst:.1f} dB only, under {PSNR}")
+
+
+def agreement(a, b) -> float:
+    """PSNR in dB of two frames (H, W, 3) at half their size: H.264 keeps colours at half size anyway."""
+    halves = [x.reshape(len(x) // 2, 2, -1, 2, 3).mean((1, 3)) for x in (a, b)]  # (H/2, W/2, 3)
+    return 10 * np.log10(255**2 / max(1e-9, np.square(halves[0] - halves[1]).mean()))
