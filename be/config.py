@@ -2,10 +2,10 @@
 
     defaults <- recipe <- parents (`from:`) <- the experiment <- synthetic <- key=value
 
-`experiments.yaml` holds the values and says what each key means; `Config` below holds the types. A block may have
-`pretrain:` and `finetune:` parts, which count only in that stage. An unknown key, a wrong type or a value outside
-the choices stops the run with one line (`ConfigError`) that names the nearest choices. No torch in here, so that
-`run.py --help` answers at once.
+`experiments.yaml` holds the values and says what each key means; `Config` below holds the types. A block may have a
+part for each stage (`pretrain:` ...), which counts only in that stage. An unknown key, a wrong type or a value
+outside the choices stops the run with one line (`ConfigError`) that names the nearest choices. No torch in here, so
+that `run.py --help` answers at once.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from typing import Any, Literal
 import yaml
 
 REGISTRY = Path(__file__).resolve().parent.parent / "experiments.yaml"
-STAGES = ("pretrain", "finetune")
+STAGES = ("pretrain", "finetune", "retrieve")
 META = ("from", "about", "paper", *STAGES)  # what an entry may hold besides the keys of Config
 
 
@@ -84,9 +84,12 @@ class Config:
     lr_factor: float
     momentum: float
     weight_decay: float
-    precision: Literal["no", "bf16", "fp16"]
+    precision: Literal["fp32", "bf16", "fp16"]
     # test
     test_clips: int
+    # retrieval
+    protocol: Literal["paper", "vcop", "gap"]
+    memory_gb: float
     # housekeeping
     log_every: int
     save_every: int
@@ -160,12 +163,15 @@ def as_text(config: Config) -> str:
 def arguments(function, overrides: list[str]) -> dict[str, Any]:
     """`key=value` strings as keyword arguments of `function`, checked against its signature."""
     hints = typing.get_type_hints(function)
-    keys = list(inspect.signature(function).parameters)
-    values = {}
+    parameters = inspect.signature(function).parameters
+    keys, values = list(parameters), {}
     for key, value in map(_split, overrides):
         if key not in keys:
             raise ConfigError(f"unknown key {key!r}; {_nearest(key, keys)}")
         values[key] = _typed(key, value, hints[key])
+    missing = [k for k, p in parameters.items() if p.default is p.empty and k not in values]
+    if missing:
+        raise ConfigError(f"{function.__name__} needs {', '.join(f'{k}=...' for k in missing)}")
     return values
 
 

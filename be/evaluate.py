@@ -22,25 +22,35 @@ from be.objectives import Classify
 from be.runs import git_sha, load_weights, make_accelerator, read_about, run_dir, write_aside, write_text
 
 
+def views(samples: datasets.Samples, sampler, cfg: Config, accelerator: Accelerator, what: str, mine=None):
+    """One video after the other: yields its place in the list and its clips (K, 3, T, S, S) on the device.
+
+    Clips are None where a video is unreadable. `mine`: the places this process takes, by default every `world`-th.
+    """
+    mine = range(accelerator.process_index, len(samples), accelerator.num_processes) if mine is None else mine
+    clips = datasets.Clips(samples, sampler, cfg.short_side, cfg.seed, train=False)
+    loader = datasets.loader(clips, [[(0, i)] for i in mine], workers=cfg.workers, device=accelerator.device)
+    for batch in tqdm(loader, desc=what, unit="video", disable=None if accelerator.is_main_process else True):
+        x = None
+        if batch.ok.item():
+            stored = batch.clips[0].to(accelerator.device)  # (K, T, H, W, 3)
+            x = eval_view(stored, batch.size.expand(len(stored), 2).to(accelerator.device), cfg.size)
+        yield batch.index.item(), x
+
+
 @torch.no_grad()
 def over_videos(compute, samples: datasets.Samples, sampler, cfg: Config, accelerator: Accelerator, what: str):
-    """Runs `compute(clips (K, 3, T, S, S)) -> tensor (...)` on each video and stacks the results in the list's order.
+    """Runs `compute(clips (K, 3, T, S, S), i) -> tensor (...)` on each video i and stacks the results, as listed.
 
     Returns (results (N, ...) float32 on the CPU, ok (N,) bool). The row of an unreadable video is zero and not ok.
     """
-    rank, world, n = accelerator.process_index, accelerator.num_processes, len(samples)
-    clips = datasets.Clips(samples, sampler, cfg.short_side, cfg.seed, train=False)
-    loader = datasets.loader(clips, [[(0, i)] for i in range(rank, n, world)], workers=cfg.workers,
-                             device=accelerator.device)
     rows = {}
-    quiet = not accelerator.is_main_process
-    for batch in tqdm(loader, desc=what, unit="video", disable=None if not quiet else True):
-        if batch.ok.item():
-            views = batch.clips[0].to(accelerator.device)  # (K, T, H, W, 3)
-            x = eval_view(views, batch.size.expand(len(views), 2).to(accelerator.device), cfg.size)
+    for i, x in views(samples, sampler, cfg, accelerator, what):
+        if x is not None:
             with accelerator.autocast():
-                rows[batch.index.item()] = compute(x).float().cpu()
+                rows[i] = compute(x, i).float().cpu()
     rows = {i: row for part in gather_object([rows]) for i, row in part.items()}
+    n = len(samples)
     ok = torch.tensor([i in rows for i in range(n)], dtype=torch.bool)
     empty = torch.zeros_like(next(iter(rows.values()))) if rows else torch.zeros(())
     return torch.stack([rows.get(i, empty) for i in range(n)]), ok
@@ -50,7 +60,8 @@ def classify(model: Classify, samples, cfg: Config, accelerator):
     """Mean softmax over `test_clips` clips spread over the video (paper 4.1) -> (N, classes), ok (N,)."""
     model.eval()
     sampler = partial(video.even_clips, K=cfg.test_clips, T=cfg.frames, stride=cfg.stride)
-    return over_videos(lambda x: model.logits(x).float().softmax(1).mean(0), samples, sampler, cfg, accelerator, "test")
+    return over_videos(lambda x, i: model.logits(x).float().softmax(1).mean(0), samples, sampler, cfg, accelerator,
+                       "test")
 
 
 def accuracy(probabilities, label, ok) -> dict:
@@ -69,6 +80,17 @@ def accuracy(probabilities, label, ok) -> dict:
         "mean_class": 100 * (per_class[count > 0] / count[count > 0]).mean().item(),
         "n_scored": int(ok.sum()), "n_expected": N,
     }
+
+
+def load_backbone(cfg: Config) -> torch.nn.Module:
+    """The backbone of `cfg.pretrained`. null: the experiment's own pre-training; none: random weights of `cfg.seed`."""
+    torch.manual_seed(cfg.seed)
+    backbone = backbones.build(cfg.backbone, cfg.width)
+    if cfg.pretrained == "none":
+        print("backbone from random initialisation")
+    else:
+        load_weights(run_dir(cfg, "pretrain", cfg.pretrained) / "backbone.safetensors", backbone)
+    return backbone
 
 
 def load_classifier(cfg: Config) -> tuple[Classify, list[str]]:

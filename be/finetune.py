@@ -2,11 +2,10 @@
 
 import dataclasses
 
-import torch
-
-from be import backbones, datasets, objectives
+from be import datasets, objectives
 from be.config import Config
-from be.runs import Run, load_weights, make_accelerator, run_dir
+from be.evaluate import load_backbone
+from be.runs import Run, make_accelerator, run_dir
 from be.train import describe, fit
 
 
@@ -22,12 +21,7 @@ def finetune(cfg: Config):
         accelerator.print(f"{run.path}: done already; remove the folder to run it again")
         return
 
-    torch.manual_seed(cfg.seed)  # of the initial weights; all later draws have seeds of their own
-    backbone = backbones.build(cfg.backbone, cfg.width)
-    if cfg.pretrained == "none":
-        accelerator.print("backbone from random initialisation")
-    else:
-        load_weights(run_dir(cfg, "pretrain", cfg.pretrained) / "backbone.safetensors", backbone)
+    backbone = load_backbone(cfg)  # seeds the initial weights, the head's too; all later draws have seeds of their own
     options = {**dataclasses.asdict(cfg), "classes": len(samples.classes)}
     objective = objectives.build(cfg.method, backbone, options)
 

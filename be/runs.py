@@ -42,7 +42,8 @@ METRICS = {
     "seconds": "wall time of this process", "...": "the objective's own stats, see its class",
 }
 # Keys that may differ between a checkpoint and the command that resumes it: they do not change what is computed.
-FREE_KEYS = {"out", "data", "workers", "log_every", "save_every", "keep", "subset", "test_clips"}
+FREE_KEYS = {"out", "data", "workers", "log_every", "save_every", "keep", "subset", "test_clips", "protocol",
+             "memory_gb"}
 
 
 class RunError(UserError, RuntimeError):
@@ -50,8 +51,8 @@ class RunError(UserError, RuntimeError):
 
 
 def run_dir(cfg: Config, stage: str, name: str | None = None) -> Path:
-    """Where a stage of an experiment lives. Fine-tuning names its list, so that one pre-training serves many."""
-    target = f"-{cfg.dataset}-split{cfg.split}" if stage == "finetune" else ""
+    """Where a stage of an experiment lives. All but pre-training name their list: one pre-training serves many."""
+    target = "" if stage == "pretrain" else f"-{cfg.dataset}-split{cfg.split}"
     return Path(cfg.out) / (name or cfg.name) / f"{stage}{target}-seed{cfg.seed}"
 
 
@@ -60,11 +61,11 @@ def make_accelerator(cfg: Config) -> Accelerator:
     # Buffers are not broadcast: BatchNorm statistics are each device's own, queues are equal on all anyway
     kwargs = DistributedDataParallelKwargs(broadcast_buffers=False)
     precision = cfg.precision
-    if precision != "no" and PartialState().device.type == "cpu":
-        # oneDNN's bfloat16 weight gradients of Conv3d are wrong (torch 2.15, native-bf16 CPUs), some are NaN
-        PartialState().print(f"precision={precision} is for GPUs: Conv3d's gradients are wrong in it on CPUs; using no")
-        precision = "no"
-    return Accelerator(mixed_precision=precision, kwargs_handlers=[kwargs])
+    if precision != "fp32" and PartialState().device.type == "cpu":
+        # oneDNN's bfloat16 weight gradients of Conv3d are wrong (seen with torch 2.15 on a native-bf16 CPU), some NaN
+        PartialState().print(f"precision={precision} is for GPUs (Conv3d has wrong gradients in it on CPUs): using fp32")
+        precision = "fp32"
+    return Accelerator(mixed_precision="no" if precision == "fp32" else precision, kwargs_handlers=[kwargs])
 
 
 class Run:

@@ -104,7 +104,7 @@ def fit(objective, samples: datasets.Samples, cfg: Config, run: Run, accelerator
                 losses = []
                 if mean != mean or abs(mean) == float("inf"):
                     raise RunError(f"{run.path}: the loss is {mean} at step {done}; nothing was saved since the last "
-                                   f"checkpoint; lower lr, or use precision=no, and run again under another name")
+                                   f"checkpoint; lower lr, or use precision=fp32, and run again under another name")
             stop = interrupt.agreed(accelerator)
             if done % cfg.save_every == 0 or done == total or stop:
                 save(done)
@@ -195,7 +195,7 @@ def describe(accelerator, cfg: Config, samples, stage: str):
         f"  steps    {cfg.epochs} epochs of {len(samples) // cfg.batch_size}\n"
         f"  batch    {cfg.batch_size} = {accelerator.num_processes} device(s) x {cfg.accumulate} part(s) x {each}, "
         f"lr {cfg.lr}\n"
-        f"  device   {accelerator.device}, precision {cfg.precision}, BatchNorm groups of {cfg.bn_group or 'all'}")
+        f"  device   {accelerator.device}, precision {accelerator.mixed_precision}, BatchNorm groups of {cfg.bn_group or 'all'}")
 
 
 def pretrain(cfg: Config):
