@@ -23,10 +23,13 @@ CPUs with native bfloat16, PyTorch's Conv3d (2.15, oneDNN) returns wrong gradien
 """
 
 from collections.abc import Callable
+from contextlib import contextmanager, nullcontext
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from be.config import choose
 
@@ -78,6 +81,8 @@ class C3D(nn.Module):
     to import one, subtract it from `running_mean`.
     """
 
+    pieces = ("_unit",)
+
     def __init__(self, width: int = 64):
         super().__init__()
         w = scaled(64, width)
@@ -96,25 +101,18 @@ class C3D(nn.Module):
     def _layer(c_in: int, c_out: int) -> tuple[nn.Conv3d, nn.BatchNorm3d]:
         return nn.Conv3d(c_in, c_out, 3, padding=1, bias=False), nn.BatchNorm3d(c_out)
 
-    @staticmethod
-    def _pool(x: Tensor, size: tuple[int, int, int]) -> Tensor:
+    def _unit(self, x: Tensor, name: str, pool: tuple[int, int, int] | None = None) -> Tensor:
+        conv, bn = getattr(self, f"conv{name}"), getattr(self, f"bn{name}")
+        x = relu(bn(conv(x)))
         # ceil_mode changes nothing at 112 or 224, and keeps one cell where one is left
-        return F.max_pool3d(x, size, size, ceil_mode=True)
+        return F.max_pool3d(x, pool, pool, ceil_mode=True) if pool else x
 
     def forward(self, clips: Tensor) -> Tensor:
-        x = check_clips(clips)
-        x = relu(self.bn1(self.conv1(x)))
-        x = self._pool(x, (1, 2, 2))  # (B, w, T, S/2, S/2)
-        x = relu(self.bn2(self.conv2(x)))
-        x = self._pool(x, (2, 2, 2))  # (B, 2w, T/2, S/4, S/4)
-        x = relu(self.bn3a(self.conv3a(x)))
-        x = relu(self.bn3b(self.conv3b(x)))
-        x = self._pool(x, (2, 2, 2))  # (B, 4w, T/4, S/8, S/8)
-        x = relu(self.bn4a(self.conv4a(x)))
-        x = relu(self.bn4b(self.conv4b(x)))
-        x = self._pool(x, (2, 2, 2))  # (B, 8w, T/8, S/16, S/16)
-        x = relu(self.bn5a(self.conv5a(x)))
-        return relu(self.bn5b(self.conv5b(x)))  # (B, 8w, T/8, S/16, S/16)
+        x = self._unit(check_clips(clips), "1", pool=(1, 2, 2))  # (B, w, T, S/2, S/2)
+        x = self._unit(x, "2", pool=(2, 2, 2))  # (B, 2w, T/2, S/4, S/4)
+        x = self._unit(self._unit(x, "3a"), "3b", pool=(2, 2, 2))  # (B, 4w, T/4, S/8, S/8)
+        x = self._unit(self._unit(x, "4a"), "4b", pool=(2, 2, 2))  # (B, 8w, T/8, S/16, S/16)
+        return self._unit(self._unit(x, "5a"), "5b")  # (B, 8w, T/8, S/16, S/16)
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -146,6 +144,8 @@ class BasicBlock(nn.Module):
     (B, c_in, T, H, W) -> (B, c_out, T/stride, H/stride, W/stride), sizes rounded up.
     """
 
+    pieces = ("forward",)
+
     def __init__(self, c_in: int, c_out: int, stride: int, conv: ConvMaker):
         super().__init__()
         c_mid = 27 * c_in * c_out // (9 * c_in + 3 * c_out)  # as many weights as the unfactored kernel
@@ -174,6 +174,8 @@ class ResNet3D(nn.Module):
     follows it. Module names are Hara's: `conv1 bn1 layer1.0.conv1 layer1.0.bn1 .. layer2.0.downsample.0 ..`.
     """
 
+    pieces = ("_stem",)
+
     def __init__(
         self, blocks: tuple[int, ...], width: int, *, conv: ConvMaker, stem: Triple, stem_mid: int, pool: bool
     ):
@@ -194,11 +196,12 @@ class ResNet3D(nn.Module):
         rest = [BasicBlock(c_out, c_out, 1, conv) for _ in range(blocks - 1)]
         return nn.Sequential(BasicBlock(c_in, c_out, stride, conv), *rest)
 
-    def forward(self, clips: Tensor) -> Tensor:
-        x = check_clips(clips)
+    def _stem(self, x: Tensor) -> Tensor:
         x = relu(self.bn1(self.conv1(x)))  # (B, w, T, S/2, S/2)
-        if self.pool:
-            x = F.max_pool3d(x, 3, 2, padding=1)  # (B, w, T/2, S/4, S/4)
+        return F.max_pool3d(x, 3, 2, padding=1) if self.pool else x  # (B, w, T/2, S/4, S/4)
+
+    def forward(self, clips: Tensor) -> Tensor:
+        x = self._stem(check_clips(clips))
         x = self.layer1(x)
         x = self.layer2(x)
         x = self.layer3(x)
@@ -278,6 +281,8 @@ class Mixed(nn.Module):
     channels: of 1x1x1; of 1x1x1 and 3x3x3; of 1x1x1 and 3x3x3; of 1x1x1 after a max pool.
     """
 
+    pieces = ("forward",)
+
     def __init__(self, c_in: int, channels: list[int]):
         super().__init__()
         c0, c1a, c1b, c2a, c2b, c3 = channels
@@ -313,6 +318,8 @@ class I3D(nn.Module):
     fits as it is, less `logits.*`. Those weights were trained on pixels in [-1, 1].
     """
 
+    pieces = ("_stem",)
+
     def __init__(self, width: int = 64):
         super().__init__()
         w64, w192 = scaled(64, width), scaled(192, width)
@@ -326,17 +333,56 @@ class I3D(nn.Module):
             self.dim = mixed.dim  # ends at 16 width
         he_init(self)
 
-    def forward(self, clips: Tensor) -> Tensor:
-        x = check_clips(clips)
+    def _stem(self, x: Tensor) -> Tensor:
         x = self.Conv3d_1a_7x7(x)  # (B, w, T/2, S/2, S/2)
         x = same_max_pool(x, (1, 3, 3), (1, 2, 2))
         x = self.Conv3d_2c_3x3(self.Conv3d_2b_1x1(x))  # (B, 3w, T/2, S/4, S/4)
-        x = same_max_pool(x, (1, 3, 3), (1, 2, 2))
+        return same_max_pool(x, (1, 3, 3), (1, 2, 2))
+
+    def forward(self, clips: Tensor) -> Tensor:
+        x = self._stem(check_clips(clips))
         x = self.Mixed_3c(self.Mixed_3b(x))  # (B, 7.5w, T/2, S/8, S/8)
         x = same_max_pool(x, (3, 3, 3), (2, 2, 2))
         x = self.Mixed_4f(self.Mixed_4e(self.Mixed_4d(self.Mixed_4c(self.Mixed_4b(x)))))
         x = same_max_pool(x, (2, 2, 2), (2, 2, 2))  # (B, 13w, T/8, S/32, S/32)
         return self.Mixed_5c(self.Mixed_5b(x))  # (B, 16w, T/8, S/32, S/32)
+
+
+# ----------------------------------------------------------------------------------------------------
+# Memory for time
+
+
+def checkpoint_activations(network: nn.Module) -> None:
+    """Activation checkpointing (Chen et al. 2016), in place: backward computes activations a second time.
+
+    Of each of the network's `pieces` (methods of its modules: stems, residual blocks, Inception modules)
+    only the input is kept for the backward pass. Outputs, gradients, BatchNorm's running statistics and
+    parameter names are those of the network without it; a training step costs one more forward pass.
+    """
+    for module in network.modules():
+        for name in getattr(module, "pieces", ()):
+            contexts = partial(_first_and_second_time, module)
+            piece = partial(checkpoint, getattr(module, name), use_reentrant=False, preserve_rng_state=False,
+                            context_fn=contexts)  # there is nothing random in a backbone
+            setattr(module, name, piece)
+
+
+def _first_and_second_time(module: nn.Module):
+    return nullcontext(), _statistics_at_rest(module)
+
+
+@contextmanager
+def _statistics_at_rest(module: nn.Module):
+    """Running statistics have seen this batch already when a piece is computed for the second time."""
+    norms = [m for m in module.modules() if isinstance(m, nn.BatchNorm3d)]
+    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    try:
+        for norm in norms:
+            norm.momentum, norm.num_batches_tracked = 0.0, None
+        yield
+    finally:
+        for norm, (momentum, batches) in zip(norms, before, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, batches
 
 
 BACKBONES: dict[str, Callable[..., nn.Module]] = {
@@ -348,6 +394,9 @@ BACKBONES: dict[str, Callable[..., nn.Module]] = {
 }
 
 
-def build(name: str, width: int = 64) -> nn.Module:
-    """`BACKBONES[name](width)`, or a ConfigError that lists the choices."""
-    return choose(BACKBONES, name, "backbone")(width=width)
+def build(name: str, width: int = 64, checkpointing: bool = False) -> nn.Module:
+    """`BACKBONES[name](width)`, or a ConfigError that lists the choices; `checkpointing`: less memory, more time."""
+    network = choose(BACKBONES, name, "backbone")(width=width)
+    if checkpointing:
+        checkpoint_activations(network)
+    return network
