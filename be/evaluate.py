@@ -1,7 +1,7 @@
 """Testing: the one no-grad pass over a list of videos. Nothing is dropped, replaced or counted twice.
 
 A video is decoded once for all its clips. An unreadable video keeps its place, counts as wrong and shows in
-`n_scored / n_expected`. Each process scores every `world`-th video, so the result does not depend on how many there are.
+`n_scored / n_expected`. Each process scores every `world`-th video; the result is the same for any number of them.
 """
 
 import dataclasses
@@ -13,11 +13,11 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from safetensors.torch import save_file
-from tqdm import tqdm
 
 from be import backbones, datasets, objectives, video
 from be.augment import eval_view
 from be.config import Config, ConfigError
+from be.jobs import watch
 from be.objectives import Classify
 from be.runs import git_sha, load_weights, make_accelerator, read_about, run_dir, write_aside, write_text
 
@@ -30,7 +30,7 @@ def views(samples: datasets.Samples, sampler, cfg: Config, accelerator: Accelera
     mine = range(accelerator.process_index, len(samples), accelerator.num_processes) if mine is None else mine
     clips = datasets.Clips(samples, sampler, cfg.short_side, cfg.seed, train=False)
     loader = datasets.loader(clips, [[(0, i)] for i in mine], workers=cfg.workers, device=accelerator.device)
-    for batch in tqdm(loader, desc=what, unit="video", disable=None if accelerator.is_main_process else True):
+    for batch in watch(loader, len(mine), what) if accelerator.is_main_process else loader:
         x = None
         if batch.ok.item():
             stored = batch.clips[0].to(accelerator.device)  # (K, T, H, W, 3)
@@ -133,4 +133,5 @@ def save(cfg: Config, subset: str, probabilities, label, ok, **machine):
                 lambda aside: save_file({"probabilities": probabilities, "label": label, "ok": ok}, aside))
     write_text(path / f"result-{subset}.json", json.dumps({**result, **about}, indent=1) + "\n")
     print(f"{cfg.name} on {cfg.dataset} {subset}, split {cfg.split}: top-1 {result['top1']:.1f}, "
-          f"top-5 {result['top5']:.1f}, mean class {result['mean_class']:.1f}, scored {result['n_scored']}/{result['n_expected']}")
+          f"top-5 {result['top5']:.1f}, mean class {result['mean_class']:.1f}, "
+          f"scored {result['n_scored']}/{result['n_expected']}")

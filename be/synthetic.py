@@ -25,8 +25,7 @@ import json
 import math
 import multiprocessing
 import os
-import sys
-import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
@@ -35,9 +34,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from be.config import ConfigError
+from be.jobs import watch
 from be.video import encode
 
 STATE = ("y", "x", "turn", "pulse", "orbit")  # what can move, each in cycles: 1.0 is back at the start
@@ -361,9 +360,10 @@ def make(root, layout="ucf101", *, train=60, test=20, frames=64, height=40, widt
     job, workers = partial(write, root=root, fps=fps), min(workers or os.cpu_count() or 1, len(missing))
     if workers > 1:  # spawned: the caller may hold threads or a GPU, which do not survive a fork
         with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-            watch(pool.map(job, missing, chunksize=4), len(missing))
+            done = pool.map(job, missing, chunksize=4)
+            deque(watch(done, len(missing), "synthetic videos"), maxlen=0)
     else:
-        watch(map(job, missing), len(missing))
+        deque(watch(map(job, missing), len(missing), "synthetic videos"), maxlen=0)
 
     lists = LAYOUTS[layout][1](videos, partial(subset_of, **counts))
     lines = (json.dumps(video._asdict() | {"spec": asdict(video.spec)}) for video in videos)
@@ -409,16 +409,6 @@ def put(path, text):
     aside = path.with_name(f".{path.name}")
     aside.write_bytes(text.encode())
     aside.replace(path)
-
-
-def watch(work, total):
-    """Go through `work` behind a progress bar, or, where stderr is a log, with about ten lines."""
-    log, start = not sys.stderr.isatty(), time.monotonic()
-    for done, _ in enumerate(tqdm(work, "synthetic videos", total, disable=log), 1):
-        if log and (done == total or done % math.ceil(total / 10) == 0):
-            spent = time.monotonic() - start
-            left = spent / done * (total - done)
-            print(f"synthetic videos: {done}/{total}, {spent:.0f} s, {left:.0f} s left", file=sys.stderr)
 
 
 def synth(root: str, layout: str = "ucf101", train: int = 64, test: int = 16, frames: int = 64, height: int = 40,

@@ -1,10 +1,9 @@
 """Synthetic videos: what the class says moves, no single frame betrays it, the files are as official ones."""
 
-import io
+
 import json
 import math
 import re
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -347,12 +346,3 @@ def test_values_out_of_range(tmp_path, wrong, told):
     with pytest.raises(ValueError, match=told):
         make(tmp_path / "none", **SMALL | wrong)
     assert not (tmp_path / "none").exists()
-
-
-def test_progress_is_a_bar_on_a_terminal_and_lines_in_a_log(monkeypatch):
-    lines = r"(synthetic videos: \d+/25, \d+ s, \d+ s left\n){9}"
-    for terminal, shape in (True, r".*100%.*25/25 \[.*"), (False, lines):
-        monkeypatch.setattr(sys, "stderr", io.StringIO())
-        monkeypatch.setattr(sys.stderr, "isatty", lambda terminal=terminal: terminal, raising=False)
-        synthetic.watch(iter(range(25)), 25)
-        assert re.fullmatch(shape, sys.stderr.getvalue(), re.DOTALL)
