@@ -67,6 +67,7 @@ class Config:
     erase: str
     gamma: float
     beta: float
+    be_norm: Literal["mean", "sum"]
     erase_side: Literal["key", "query"]
     hard_negative: bool
     hard_negative_encoder: Literal["momentum", "query"]

@@ -16,6 +16,9 @@ frames to decode, `views` says which of the K clips goes under which augmentatio
 ((0, 0), (0, 1), (1, 0)) is the query under a1, the positive under a2, and another clip of the video under a1 again.
 Teachers and queues move inside forward, so the trainer knows nothing of them, and live in buffers, so that checkpoints
 are complete.
+
+Background Erasing enters twice, once per paradigm of the paper: in `PretextTask` as a regulariser (3.3.1), in
+`Contrastive` as one side of the positive pair (3.3.2). No task and no method below knows more of it than that.
 """
 
 import copy
@@ -30,11 +33,7 @@ from torch import nn
 from be import video
 from be.config import ConfigError, choose
 from be.erase import ERASE
-
-
-def global_pool(features, pool: str):
-    """Pooling over space and time, (B, C, T', H', W') -> (B, C): `max` (the paper, 4.1) or `avg`."""
-    return features.amax((2, 3, 4)) if pool == "max" else features.mean((2, 3, 4))
+from be.tasks import TASKS
 
 
 class Objective(nn.Module):
@@ -42,7 +41,7 @@ class Objective(nn.Module):
 
     BatchNorm takes its statistics over the samples of one device. The paper's 64 clips on 8 GPUs are therefore 8
     groups of 8, and a method that relies on it (MoCo's shuffle) or suffers from it must see the same groups on one GPU.
-    So the batch passes the backbone in groups of `bn_group` samples (0: the whole batch of the device at once).
+    So the batch passes the backbone in groups of `bn_group` videos (0: the whole batch of the device at once).
     """
 
     views = ((0, 0),)
@@ -52,20 +51,26 @@ class Objective(nn.Module):
         self.backbone, self.bn_group = backbone, bn_group
         self.sampler = partial(video.random_clips, K=1 + max(clip for clip, _ in self.views), T=frames, stride=stride)
 
-    def features(self, x, backbone=None):
-        """Clips (B, 3, T, S, S) -> feature map (B, C, T', H', W')."""
-        backbone = backbone or self.backbone
-        group = self.bn_group or len(x)
-        if len(x) % group and self.training:
-            raise ValueError(f"a device's batch of {len(x)} does not divide into BatchNorm groups of {group}: "
+    def features(self, x, network=None, inputs: int = 1):
+        """Clips (B * inputs, 3, T, S, S) -> feature map (B * inputs, C, T', H', W'), or what `network` makes of x.
+
+        `inputs` rows side by side belong to one video, and thus to one group.
+        """
+        network, B = network or self.backbone, len(x) // inputs
+        group = self.bn_group or B
+        if B % group and self.training:
+            raise ValueError(f"a device's batch of {B} does not divide into BatchNorm groups of {group}: "
                              f"choose bn_group or batch_size so that it does (bn_group=0: one group)")
-        if group >= len(x) or not self.training:
-            return backbone(x)
-        return torch.cat([backbone(part) for part in x.split(group)])
+        if group >= B or not self.training:
+            return network(x)
+        return torch.cat([network(part) for part in x.split(group * inputs)])
 
 
 class Classify(Objective):
-    """Supervised classification; fine-tuning is this objective on a pre-trained backbone (paper 4.1)."""
+    """Supervised classification; fine-tuning is this objective on a pre-trained backbone (paper 4.1).
+
+    stats: top1, of the batch.
+    """
 
     def __init__(self, backbone, classes: int, *, pool: str = "max", dropout: float = 0.0, **base):
         super().__init__(backbone, **base)
@@ -83,22 +88,101 @@ class Classify(Objective):
     def forward(self, views, label, index, draws):
         logits = self.logits(views[0], draws)
         top1 = (logits.argmax(1) == label).float().mean()
-        return F.cross_entropy(logits, label), {"top1": top1.detach()}
+        return F.cross_entropy(logits, label), {"top1": top1}
+
+
+# ---- pretext tasks (paper 3.3.1)
+
+
+class PretextTask(Objective):
+    """A task of be/tasks.py with BE plugged in as a regulariser: Eq. 3-5.
+
+    L = L_p + beta L_be,  L_p = mean over r in R of CE(F(r(x_o)), r),  L_be = |psi(f(x_o)) - psi(f(x_d))|^2
+
+    x_o and x_v are two views of one clip, x_d = BE(x_v), f the feature map, psi the maximum over space, which keeps
+    channel and time. The task sees x_o only (of tasks with several clips a video, x_o is the first one). f(x_o) is
+    taken of the whole, unchanged clip, as it is in fine-tuning; BE thus costs two more passes of the backbone.
+
+    be_norm says what |.|^2 is: `mean` averages over the C x T' numbers of psi, which keeps beta comparable between
+    backbones, `sum` adds them up (Eq. 4 to the letter; 1024 times as much for C3D). `erase="none"` is the plain task.
+
+    stats: pretext = L_p, be = L_be without beta, top1 of the task.
+    """
+
+    def __init__(self, backbone, task, *, erase: str = "intra-video-frame", gamma: float = 0.3, beta: float = 1.0,
+                 be_norm: str = "mean", pool: str = "max", frames: int, stride: int, **base):
+        task = task(backbone.dim, frames, stride)
+        self.be = erase != "none"
+        self.views = task.views + (((0, 1 + max(aug for _, aug in task.views)),) if self.be else ())
+        super().__init__(backbone, frames=frames, stride=stride, **base)
+        self.task, self.sampler = task, task.sampler
+        self.erase = eraser(erase, gamma)
+        self.beta, self.be_norm, self.pool = beta, be_norm, pool
+
+    def forward(self, views, label, index, draws):
+        x, target = self.task.transform(views[: len(self.task.views)], draws)  # (B, n, 3, t, s, s), (B, m)
+        B, n = x.shape[:2]
+        z = global_pool(self.features(x.flatten(0, 1), inputs=n), self.pool).unflatten(0, (B, n))  # (B, n, C)
+        logits = self.task.logits(z, draws)  # (B, m, classes)
+        loss = F.cross_entropy(logits.flatten(0, 1), target.flatten())
+        stats = {"pretext": loss, "top1": (logits.argmax(2) == target).float().mean()}
+
+        if self.be:
+            x_o, x_d = views[0], self.erase(views[-1], draws)
+            stats["be"] = be_loss(self.features(x_o), self.features(x_d), self.be_norm)
+            loss = loss + self.beta * stats["be"]
+        return loss, detached(stats)
+
+
+def be_loss(f_o, f_d, norm: str):
+    """L_be of two feature maps (B, C, T', H', W'), Eq. 4: squared L2 norm of psi's difference, mean over the batch."""
+    psi_o, psi_d = f_o.amax((3, 4)).float(), f_d.amax((3, 4)).float()  # (B, C, T')
+    square = (psi_o - psi_d).square().flatten(1)
+    return (square.sum(1) if norm == "sum" else square.mean(1)).mean()
+
+
+# ---- contrastive learning (paper 3.3.2)
+
+
+class Contrastive(Objective):
+    """Base of the methods that pull a positive pair together: BE distracts one side of the pair.
+
+    x_o and x_v are two views of one clip under a1 and a2. `erase_side="key"` (Eq. 6-7) makes the pair x_o, BE(x_v),
+    `"query"` (released code) makes it BE(x_o), x_v; `erase="none"` leaves both alone. With `hard_negative` there is a
+    third view: another clip of the same video, under a1 (N2 of Eq. 7).
+
+    stats of all: positive, hard_negative: mean similarity to each, in -1..1; feature_std: of the batch's embeddings,
+    mean over D, near 1 / sqrt(D) when they spread and 0 when all are one; contrast_top1: the positive is the nearest.
+    """
+
+    def __init__(self, backbone, *, erase: str = "intra-video-frame", gamma: float = 0.3, erase_side: str = "key",
+                 hard_negative: bool = True, **base):
+        self.views = ((0, 0), (0, 1), (1, 0)) if hard_negative else ((0, 0), (0, 1))
+        super().__init__(backbone, **base)
+        self.erase, self.erase_side = eraser(erase, gamma), erase_side
+
+    def pair(self, views, draws):
+        """-> x_q, x_k: (B, 3, T, S, S) each"""
+        x_o, x_v = views[:2]
+        return (x_o, self.erase(x_v, draws)) if self.erase_side == "key" else (self.erase(x_o, draws), x_v)
+
+    def embed(self, x, network=None):
+        """Clips (B, 3, T, S, S) -> z (B, D) of length 1."""
+        return F.normalize(self.features(x, network or self.encoder).float(), dim=1)
 
 
 class Embed(nn.Module):
-    """phi and its backbone: clips -> unit vectors z of `dim` (the paper's D) numbers; global pooling + one linear layer (paper 3.3.2)."""
+    """A backbone and phi: clips -> (B, D); pooling over space and time, then `head` (paper 3.3.2: one linear layer)."""
 
-    def __init__(self, backbone: nn.Module, dim: int, pool: str):
+    def __init__(self, backbone: nn.Module, pool: str, head: nn.Module):
         super().__init__()
-        self.backbone, self.pool = backbone, pool
-        self.linear = nn.Linear(backbone.dim, dim)
+        self.backbone, self.pool, self.head = backbone, pool, head
 
     def forward(self, x):
-        return F.normalize(self.linear(global_pool(self.backbone(x), self.pool)).float(), dim=1)  # (B, D)
+        return self.head(global_pool(self.backbone(x), self.pool))
 
 
-class MoCo(Objective):
+class MoCo(Contrastive):
     """MoCo (He et al. 2020) with BE plugged in: Eq. 6, and Eq. 7 with `hard_negative`.
 
     L = -log  exp(q.k / tau) / (exp(q.k / tau) + sum over n of exp(q.n / tau))
@@ -109,71 +193,52 @@ class MoCo(Objective):
 
     BatchNorm must not tell a query which key is its own: keys pass the momentum encoder in an order shuffled over all
     devices (ShuffleBN), in groups of `bn_group`, so the shuffle also works on one device.
+
+    stats, too: queue: mean similarity to the keys not masked; masked: share of the queue that is, all of it at first,
+    about 1 / videos once it is full.
     """
 
-    def __init__(self, backbone, *, erase: str = "intra-video-frame", gamma: float = 0.3, erase_side: str = "key",
-                 hard_negative: bool = True, hard_negative_encoder: str = "momentum", dim: int = 128, K: int = 3569,
-                 m: float = 0.999, temperature: float = 0.07, pool: str = "max", **base):
-        self.views = ((0, 0), (0, 1), (1, 0)) if hard_negative else ((0, 0), (0, 1))
+    def __init__(self, backbone, *, hard_negative_encoder: str = "momentum", dim: int = 128, K: int = 3569,
+                 m: float = 0.999, temperature: float = 0.07, pool: str = "max", accumulate: int = 1, **base):
         super().__init__(backbone, **base)
-        self.erase = partial(choose(ERASE, erase, "erase"), gamma=gamma)
-        if not 0 <= gamma <= 1:
-            raise ConfigError(f"gamma={gamma} must lie in 0..1")
-        self.erase_side, self.hard_negative_encoder = erase_side, hard_negative_encoder
-        self.K, self.m, self.temperature = K, m, temperature
+        self.hard_negative_encoder, self.K, self.temperature = hard_negative_encoder, K, temperature
+        self.m = m ** (1 / accumulate)  # forward runs `accumulate` times a step; together they move the teacher by m
 
-        self.encoder = Embed(backbone, dim, pool)
-        self.momentum_encoder = copy.deepcopy(self.encoder).requires_grad_(False)
+        self.encoder = Embed(backbone, pool, nn.Linear(backbone.dim, dim))
+        self.momentum_encoder = teacher_of(self.encoder)
         self.register_buffer("queue", torch.zeros(K, dim))
         self.register_buffer("queue_index", torch.full((K,), -1))  # the video each key came from; -1: empty
         self.register_buffer("queue_pointer", torch.zeros((), dtype=torch.long))
 
     def forward(self, views, label, index, draws):
-        x_o, x_v = views[:2]  # (B, 3, T, S, S) each
-        x_q, x_k = (x_o, self.erase(x_v, draws)) if self.erase_side == "key" else (self.erase(x_o, draws), x_v)
+        x_q, x_k = self.pair(views, draws)
+        q = self.embed(x_q)  # (B, D)
+        move_teacher(self.momentum_encoder, self.encoder, self.m)
+        k = self._shuffled_keys(x_k, draws)  # (B, D)
 
-        q = self.features(x_q, self.encoder)  # (B, D)
-        with torch.no_grad():
-            self._move_momentum_encoder()
-            k = self._shuffled_keys(x_k, draws)  # (B, D)
         l_pos = (q * k).sum(1, keepdim=True)  # (B, 1)
-        with torch.autocast(q.device.type, enabled=False):  # half precision would blur similarities divided by tau
-            l_queue = q @ self.queue.clone().T  # (B, K); backward needs the queue as it was before this step's keys
+        l_queue = similarity(q, self.queue.clone())  # (B, K); backward needs the queue as it is before _enqueue
         masked = (index[:, None] == self.queue_index) | (self.queue_index < 0)  # (B, K)
-        logits = [l_pos, l_queue.masked_fill(masked, -torch.inf)]
-
-        stats = {"positive": l_pos.mean(), "queue": _masked_mean(l_queue, ~masked), "masked": masked.float().mean(),
-                 "feature_std": q.std(0, correction=0).mean()}
+        negatives = [l_queue.masked_fill(masked, -torch.inf)]
+        stats = {"positive": l_pos.mean(), "queue": masked_mean(l_queue, ~masked), "masked": masked.float().mean(),
+                 "feature_std": spread(q)}
         if len(views) == 3:
-            if self.hard_negative_encoder == "query":
-                h = self.features(views[2], self.encoder)
-            else:
-                with torch.no_grad():
-                    h = self._shuffled_keys(views[2], draws)  # (B, D)
-            logits.append((q * h).sum(1, keepdim=True))  # (B, 1)
-            stats["hard_negative"] = logits[-1].mean()
+            h = self.embed(views[2]) if self.hard_negative_encoder == "query" else self._shuffled_keys(views[2], draws)
+            negatives.append((q * h).sum(1, keepdim=True))  # (B, 1)
+            stats["hard_negative"] = negatives[-1].mean()
 
-        logits = torch.cat(logits, 1) / self.temperature  # (B, 1 + K + 1): the positive is class 0
-        target = torch.zeros(len(q), dtype=torch.long, device=q.device)
-        stats["contrast_top1"] = (logits.argmax(1) == 0).float().mean()
-        loss = F.cross_entropy(logits, target)
-        self._enqueue(_gather(k), _gather(index))
-        return loss, {name: value.detach() for name, value in stats.items()}
-
-    @torch.no_grad()
-    def _move_momentum_encoder(self):
-        """theta_k <- m theta_k + (1 - m) theta_q. BatchNorm's statistics are the momentum encoder's own."""
-        keys, queries = list(self.momentum_encoder.parameters()), list(self.encoder.parameters())
-        torch._foreach_lerp_(keys, queries, 1 - self.m)
+        loss, stats["contrast_top1"] = info_nce(l_pos, negatives, self.temperature)
+        self._enqueue(gather(k), gather(index))
+        return loss, detached(stats)
 
     @torch.no_grad()
     def _shuffled_keys(self, x, draws):
         """z'(x) with BatchNorm groups drawn over the global batch: shuffle, encode, undo. (B, 3, T, S, S) -> (B, D)."""
-        if not self.bn_group and _world() == 1:
-            return self.features(x, self.momentum_encoder)  # one group: nothing to shuffle
+        if not self.bn_group and world() == 1:
+            return self.embed(x, self.momentum_encoder)  # one group: nothing to shuffle
         order = draws.randperm(len(x)).to(x.device)  # (world * B,), the same on every device
-        mine = slice(_rank() * len(x), (_rank() + 1) * len(x))
-        z = _gather(self.features(_gather(x)[order[mine]], self.momentum_encoder))  # (world * B, D), shuffled
+        mine = slice(rank() * len(x), (rank() + 1) * len(x))
+        z = gather(self.embed(gather(x)[order[mine]], self.momentum_encoder))  # (world * B, D), shuffled
         return z[order.argsort()[mine]]
 
     @torch.no_grad()
@@ -186,33 +251,187 @@ class MoCo(Objective):
         self.queue_pointer.add_(len(keys)).remainder_(self.K)
 
 
-def _masked_mean(values, keep):
+class Triplet(Contrastive):
+    """The released code's variant: MoCo's three clips, but no queue and no teacher.
+
+    L = max(0, |q - k| - |q - h| + 0.5): the same video's other clip h shall lie farther from the query than the
+    distracted positive k, by the released margin. Nothing pushes other videos away. All three through one encoder.
+    """
+
+    def __init__(self, backbone, *, dim: int = 128, pool: str = "max", **base):
+        super().__init__(backbone, **{**base, "hard_negative": True})
+        self.encoder = Embed(backbone, pool, nn.Linear(backbone.dim, dim))
+
+    def forward(self, views, label, index, draws):
+        q, k, h = (self.embed(x) for x in (*self.pair(views, draws), views[2]))  # (B, D)
+        positive, negative = (q * k).sum(1), (q * h).sum(1)  # (B,)
+        stats = {"positive": positive.mean(), "hard_negative": negative.mean(), "feature_std": spread(q),
+                 "contrast_top1": (positive > negative).float().mean()}
+        return F.triplet_margin_loss(q, k, h, margin=0.5), detached(stats)
+
+
+class SimCLR(Contrastive):
+    """SimCLR (Chen et al. 2020) with BE plugged in: Eq. 7 with the batch in place of the queue.
+
+    Both sides of each pair are queries, the other side is the key, all clips of other videos in the global batch are
+    negatives (NT-Xent), and so is, with `hard_negative`, the other clip of the same video. The head is theirs: two
+    layers. Gradients reach the rows of other processes: any number of processes computes the same.
+
+    stats, too: negative: mean similarity to other videos.
+    """
+
+    def __init__(self, backbone, *, dim: int = 128, temperature: float = 0.07, pool: str = "max", **base):
+        super().__init__(backbone, **base)
+        self.temperature = temperature
+        self.encoder = Embed(backbone, pool, mlp(backbone.dim, backbone.dim, dim))
+
+    def forward(self, views, label, index, draws):
+        q, k = (self.embed(x) for x in self.pair(views, draws))  # (B, D)
+        queries, index = torch.cat([q, k]), index.repeat(2)  # (2B, D), (2B,)
+        l_pos = (q * k).sum(1, keepdim=True).repeat(2, 1)  # (2B, 1)
+        l_batch = similarity(queries, Gather.apply(queries))  # (2B, world * 2B)
+        same = index[:, None] == gather(index)
+        negatives = [l_batch.masked_fill(same, -torch.inf)]
+        stats = {"positive": l_pos.mean(), "negative": masked_mean(l_batch, ~same), "feature_std": spread(q)}
+        if len(views) == 3:
+            h = self.embed(views[2]).repeat(2, 1)
+            negatives.append((queries * h).sum(1, keepdim=True))  # (2B, 1)
+            stats["hard_negative"] = negatives[-1].mean()
+        loss, stats["contrast_top1"] = info_nce(l_pos, negatives, self.temperature)
+        return loss, detached(stats)
+
+
+class BYOL(Contrastive):
+    """BYOL (Grill et al. 2020) with BE plugged in: positive pairs alone; there are no negatives, hard ones included.
+
+    L = |p(x_q) - z'(x_k)|^2 + |p(x_k) - z'(x_q)|^2 of vectors of length 1: z' is the momentum encoder, p the encoder
+    and a predictor on top, which keeps the two from agreeing on a constant. Their heads, two layers with BatchNorm,
+    have 4096 hidden units where these have 512; their m rises from 0.996 to 1, this one stays.
+    """
+
+    def __init__(self, backbone, *, dim: int = 128, m: float = 0.999, pool: str = "max", accumulate: int = 1, **base):
+        super().__init__(backbone, **{**base, "hard_negative": False})
+        self.m = m ** (1 / accumulate)  # as in MoCo
+        encoder = Embed(backbone, pool, mlp(backbone.dim, 512, dim, norm=True))
+        self.online, self.momentum_encoder = nn.Sequential(encoder, mlp(dim, 512, dim, norm=True)), teacher_of(encoder)
+
+    def forward(self, views, label, index, draws):
+        pair = self.pair(views, draws)
+        p_q, p_k = (self.embed(x, self.online) for x in pair)  # (B, D)
+        move_teacher(self.momentum_encoder, self.online[0], self.m)
+        with torch.no_grad():
+            z_q, z_k = (self.embed(x, self.momentum_encoder) for x in pair)  # (B, D)
+        loss = (p_q - z_k).square().sum(1) + (p_k - z_q).square().sum(1)  # (B,)
+        stats = {"positive": (p_q * z_k).sum(1).mean(), "feature_std": spread(z_k)}
+        return loss.mean(), detached(stats)
+
+
+# ---- what they share
+
+
+def eraser(erase: str, gamma: float):
+    """`ERASE[erase]` of fixed gamma, (x, draws) -> x_hat. Raises ConfigError for an unknown name or gamma off 0..1."""
+    if not 0 <= gamma <= 1:
+        raise ConfigError(f"gamma={gamma} must lie in 0..1")
+    return partial(choose(ERASE, erase, "erase"), gamma=gamma)
+
+
+def global_pool(features, pool: str):
+    """Pooling over space and time, (B, C, T', H', W') -> (B, C): `max` (the paper, 4.1) or `avg`."""
+    return features.amax((2, 3, 4)) if pool == "max" else features.mean((2, 3, 4))
+
+
+def mlp(dim: int, hidden: int, out: int, norm: bool = False):
+    """Two linear layers, with BatchNorm and ReLU between them."""
+    between = [nn.BatchNorm1d(hidden)] if norm else []
+    return nn.Sequential(nn.Linear(dim, hidden), *between, nn.ReLU(), nn.Linear(hidden, out))
+
+
+def similarity(a, b):
+    """All dot products of rows (N, D) and (M, D) -> (N, M), in full precision: half would blur what tau divides."""
+    with torch.autocast(a.device.type, enabled=False):
+        return a @ b.T
+
+
+def spread(z):
+    return z.std(0, correction=0).mean()
+
+
+def detached(stats):
+    return {name: value.detach() for name, value in stats.items()}
+
+
+def masked_mean(values, keep):
     return (values * keep).sum() / keep.sum().clamp(min=1)
 
 
-def _world() -> int:
+def info_nce(l_pos, negatives, temperature: float):
+    """InfoNCE of similarities (N, 1) and a list of (N, any); -inf leaves a negative out -> loss, top-1 accuracy."""
+    logits = torch.cat([l_pos, *negatives], 1) / temperature  # the positive is class 0
+    loss = F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long, device=logits.device))
+    return loss, (logits.argmax(1) == 0).float().mean()
+
+
+def teacher_of(student: nn.Module):
+    return copy.deepcopy(student).requires_grad_(False)
+
+
+@torch.no_grad()
+def move_teacher(teacher, student, m: float):
+    """theta' <- m theta' + (1 - m) theta. BatchNorm's statistics are the teacher's own."""
+    torch._foreach_lerp_(list(teacher.parameters()), list(student.parameters()), 1 - m)
+
+
+# ---- many processes
+
+
+def world() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def _rank() -> int:
+def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 @torch.no_grad()
-def _gather(x):
+def gather(x):
     """Rows of all processes in rank order, (B, ...) -> (world * B, ...); no gradient."""
-    if _world() == 1:
+    if world() == 1:
         return x
-    parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(_world())]
+    parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(world())]
     dist.all_gather(parts, x.contiguous())
     return torch.cat(parts)
 
 
-OBJECTIVES = {"classify": Classify, "moco": MoCo}
+class Gather(torch.autograd.Function):
+    """`gather` with gradient: a row hears from the losses of all processes, of which DDP then takes the mean."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return gather(x)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        if world() > 1:
+            gradient = gradient.contiguous().clone()
+            dist.all_reduce(gradient)
+        B = len(gradient) // world()
+        return gradient[rank() * B : (rank() + 1) * B]
+
+
+OBJECTIVES = {
+    "classify": Classify,
+    **{name: partial(PretextTask, task=task) for name, task in TASKS.items()},
+    "moco": MoCo,
+    "triplet": Triplet,
+    "simclr": SimCLR,
+    "byol": BYOL,
+}
 
 
 def build(method: str, backbone: nn.Module, options: dict) -> Objective:
     """The objective of that name; of `options` it gets those that the signatures of its class and bases name."""
-    cls = choose(OBJECTIVES, method, "method")
-    known = {name for c in cls.__mro__ if issubclass(c, Objective) for name in inspect.signature(c.__init__).parameters}
-    return cls(backbone, **{name: options[name] for name in (known - {"backbone"}) & options.keys()})
+    make = choose(OBJECTIVES, method, "method")
+    bases = [c for c in getattr(make, "func", make).__mro__ if issubclass(c, Objective)]
+    known = {name for c in bases for name in inspect.signature(c.__init__).parameters} - {"backbone", "task"}
+    return make(backbone, **{name: options[name] for name in known & options.keys()})

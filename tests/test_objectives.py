@@ -56,11 +56,11 @@ def test_moco_is_eq_7():
             order = draws.randperm(6)
             z = torch.empty(6, 5)
             for group in (order[:3], order[3:]):  # BatchNorm statistics over groups of 3, in shuffled order
-                z[group] = twin.momentum_encoder(x[group]).detach()
+                z[group] = F.normalize(twin.momentum_encoder(x[group]).detach(), dim=1)
             return z
 
         k, h = shuffled(x_d), shuffled(views[2])
-        q = torch.cat([twin.encoder(views[0][:3]), twin.encoder(views[0][3:])]).detach()
+        q = F.normalize(torch.cat([twin.encoder(part) for part in views[0].split(3)]).detach(), dim=1)
         total = 0.0
         for i in range(6):
             positive = math.exp(float(q[i] @ k[i]) / 0.2)
@@ -82,7 +82,7 @@ def test_be_off_is_plain_moco():
     model.queue_index.copy_(torch.arange(100, 110))
     queue = model.queue.clone()
     loss, _ = model(views, None, torch.arange(6), Draws(0, 0))
-    q, k = twin.encoder(views[0]), twin.momentum_encoder(views[1])
+    q, k = F.normalize(twin.encoder(views[0])), F.normalize(twin.momentum_encoder(views[1]))
     logits = torch.cat([(q * k).sum(1, keepdim=True), q @ queue.T], 1) / 0.2
     torch.testing.assert_close(loss, F.cross_entropy(logits, torch.zeros(6, dtype=torch.long)))
 
@@ -153,7 +153,7 @@ def test_shuffle_keeps_batchnorm_from_leaking():
     hook.remove()
     for group in groups:  # and each key comes back to its own row
         rows = [int(v) for v in group]
-        torch.testing.assert_close(z[rows], model.momentum_encoder(x[rows]))
+        torch.testing.assert_close(z[rows], F.normalize(model.momentum_encoder(x[rows])))
 
 
 def test_momentum_encoder_moves_by_m():

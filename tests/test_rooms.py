@@ -5,9 +5,11 @@ from pathlib import Path
 
 ROWS = [
     ["config", "video", "augment", "erase", "backbones", "jobs", "manifest"],
-    ["synthetic", "datasets", "objectives", "runs", "transcode"],
+    ["synthetic", "datasets", "runs", "tasks", "transcode"],
+    ["objectives"],
     ["evaluate", "train"],
     ["finetune", "prepare", "report"],
+    ["retrieve"],
 ]
 ROW = {module: row for row, modules in enumerate(ROWS) for module in modules}
 BE = Path(__file__).parents[1] / "be"
