@@ -27,8 +27,13 @@ from av.video.reformatter import VideoReformatter
 # Codecs with one shown picture in every packet. MPEG-4 Part 2 nearly is one, see _mpeg4_order; others (VP8 has
 # hidden pictures, MPEG-2 has fields) are decoded once to count their frames: slower, but never wrong.
 ONE_PICTURE_A_PACKET = {"h264", "hevc", "vp9", "libvpx-vp9", "av1", "libdav1d", "mjpeg"}
-# From version 17 PyAV scales with a thread per core unless told otherwise; before, it had no such argument.
-ONE_THREAD = {"threads": 1} if int(av.__version__.split(".")[0]) >= 17 else {}
+# Codecs in which "not a reference" means that nothing at all is predicted from it. (HEVC says it per layer.)
+SKIPPABLE = {"h264", "mpeg4"}
+# What PyAV's versions do not agree on. Without the first, scaling takes a thread per core; without the second,
+# a title in Latin-1 makes a file unreadable.
+PYAV = int(av.__version__.split(".")[0])
+ONE_THREAD = {"threads": 1} if PYAV >= 17 else {}
+ANY_TITLE = {"metadata_errors": "replace"} if PYAV < 19 else {}
 
 
 class VideoError(Exception):
@@ -81,7 +86,7 @@ class Reader:
             problem = "not a regular file" if os.path.exists(self.path) else "no such file"
             raise VideoError(f"{self.path}: {problem}")
         self._container = self._info = None
-        self._at = {}  # pts -> position of the packet in the file
+        self._frame_of = {}  # pts -> frame number, or -1 if that packet's picture is not shown
         self._scaler = VideoReformatter()  # keeps its tables from one frame to the next
         try:
             self._open()
@@ -91,10 +96,9 @@ class Reader:
             raise
         order, pts = self.index.order, self.index.pts
         self.frames = len(order)
-        self._at = {label: position for position, label in enumerate(pts.tolist())}
-        self._frame_of = np.full(len(pts), -1)  # what a packet holds; -1: nothing that is shown
-        if self._at:
-            self._frame_of[order] = np.arange(self.frames)
+        self._frame_of = dict.fromkeys(pts.tolist(), -1)
+        if self._frame_of:
+            self._frame_of.update(zip(pts[order].tolist(), range(self.frames), strict=True))
 
     def __enter__(self):
         return self
@@ -114,9 +118,9 @@ class Reader:
             rotation = _rotation(picture)
             width, height = (picture.width, picture.height)[:: -1 if rotation % 180 else 1]
             fps = float(self._stream.average_rate or self._stream.guessed_rate or 1)
-            if self._at and self.frames > 1:
+            if self._frame_of and self.frames > 1:
                 shown = self.index.pts[self.index.order]
-                fps = (self.frames - 1) / float((shown.max() - shown.min()) * self._stream.time_base)
+                fps = (self.frames - 1) / (int(shown[-1] - shown[0]) * float(self._stream.time_base))
             codec = self._stream.codec_context.name
             self._info = Info(self.frames, fps, width, height, self.frames / fps, codec, rotation)
         return self._info
@@ -151,7 +155,8 @@ class Reader:
                 rgb = rgb[top : top + 2 * short_side, left : left + 2 * short_side]
             if out is None:
                 out = np.empty((flat.size, *rgb.shape), np.uint8)
-            out[flat == n] = rgb
+            for place in np.flatnonzero(flat == n):
+                out[place] = rgb
         return out.reshape(*indices.shape, *out.shape[1:])
 
     # Which packet holds which frame
@@ -160,7 +165,7 @@ class Reader:
         """Stand at the start of the file."""
         self.close()
         try:
-            self._container = av.open("file:" + self.path)  # or else "a:b.avi" would be taken for a protocol
+            self._container = av.open("file:" + self.path, **ANY_TITLE)  # "file:", or "a:b.avi" is a protocol
         except (av.error.FFmpegError, OSError) as error:
             raise VideoError(f"{self.path}: cannot be opened as a video: {error.strerror}") from error
         if not self._container.streams.video:
@@ -180,91 +185,89 @@ class Reader:
             raise VideoError(f"{self.path}: breaks off, or cannot be read on: {error.strerror}") from error
 
     def _scan(self):
-        """The Index: from the packets alone if they tell, and if not, by decoding and counting everything."""
-        codec = self._stream.codec_context
-        pts, dts, key, shown, mpeg4 = [], [], [], [], []
+        """The Index: from the packets alone where they tell, or else by decoding and counting everything."""
+        codec, avi = self._stream.codec_context, self._container.format.name == "avi"
+        pts, key, shown, mpeg4 = [], [], [], []
         for packet in self._packets():
             if packet.is_corrupt:
                 raise VideoError(f"{self.path}: breaks off, or is damaged, in packet {len(pts)}")
             pts.append(packet.pts)
-            dts.append(packet.dts)
             key.append(packet.is_keyframe)
             shown.append(not packet.is_discard)  # an MP4 edit list can have pictures decoded but not shown
             if codec.name == "mpeg4":
                 mpeg4.append(bytes(packet))
-        labelled = pts and None not in pts and len(set(pts)) == len(pts) and key[0] and pts[0] == min(pts)
-        if codec.has_b_frames and pts == dts:
-            labelled = False  # nobody wrote down when the B-pictures are to be shown
+        # Timestamps can serve as labels if every packet has its own, and if decoding starts with the first one.
+        labels = None not in pts and len(set(pts)) == len(pts) > 0 and key[0] and pts[0] == min(pts)
+        # They tell the order too, unless made up: AVI stores none, and where pictures are reordered pts must be.
+        made_up = avi or (labels and codec.has_b_frames and pts == sorted(pts))
         order = None
         if mpeg4 and all(shown):
             order = _mpeg4_order(mpeg4)
-        elif labelled and codec.name in ONE_PICTURE_A_PACKET:
+        elif labels and not made_up and codec.name in ONE_PICTURE_A_PACKET:
             order = [position for position in np.argsort(pts) if shown[position]]
         if order is None:
-            order, labelled = range(sum(picture is not None for _, picture, _ in self._counted())), False
+            order, labels = range(sum(picture is not None for _, picture, _ in self._counted())), False
         if not len(order):
             raise VideoError(f"{self.path}: not one frame of it can be decoded")
-        pts, key, order = np.array(pts), np.array(key, bool), np.array(order, np.int32)
-        if not labelled or np.any(np.diff(pts[order]) <= 0):
-            pts, key, order = pts[:0], key[:0], np.arange(len(order), dtype=np.int32)
-        return Index(order, pts.astype(np.int64), key)
+        order = np.array(order, np.int32)
+        if labels and np.all(np.diff(np.array(pts)[order]) > 0):
+            return Index(order, np.array(pts, np.int64), np.array(key, bool))
+        return Index(np.arange(len(order), dtype=np.int32), np.zeros(0, np.int64), np.zeros(0, bool))
 
-    # Decoding. Three generators speak of (number, picture, error): what the decoder gave out, the number of that
-    # frame, and what it complained of instead.
+    # Decoding. Three generators speak of (number, picture, error): what came out of the decoder, which frame that
+    # is, and what the decoder complained of instead.
 
     def _pictures(self, wanted):
         """(number, picture) of each of the frames `wanted`, a sorted list; or VideoError."""
         missing = set(wanted)
         for first, last, numbers in self._runs(wanted):
-            for n, picture in self._sound(self._run(first, last, numbers), missing):
-                missing.remove(n)
-                yield n, picture
+            for n, picture in self._sound(self._run(first, last, numbers)):
+                if n in missing:
+                    missing.remove(n)
+                    yield n, picture
             if not missing.isdisjoint(numbers):
-                break  # frames come out other than timestamps say: count them instead
+                missing = set(wanted)  # frames come out other than timestamps say: none of that was sure
+                break
         if missing:
-            for n, picture in self._sound(self._counted(), missing):
-                missing.remove(n)
-                yield n, picture
-                if not missing and not self._at:
-                    return  # nothing more to learn; otherwise go on and see whether the count is right
+            for n, picture in self._sound(self._counted()):
+                if n in missing:
+                    missing.remove(n)
+                    yield n, picture
+                if not missing and not self._frame_of:
+                    return  # without timestamps; with them, go on and see whether the number of frames is right
         if missing:
             raise VideoError(f"{self.path}: frame {min(missing)} of {self.frames} cannot be decoded")
 
-    def _sound(self, outputs, wanted):
-        """(number, picture) of those `outputs` of the decoder that are `wanted` and do not rest on damaged data.
+    def _sound(self, outputs):
+        """(number, picture), as long as nothing is damaged.
 
-        The decoder hides damage and goes on, and what it predicts from there is no better. So a fault spoils
-        all that comes out between one sound key frame and the next.
+        Where data are damaged the decoder makes something up, and predicts what follows from that. It says so for
+        the first picture only. So any damage on the way to a needed frame counts as damage to that frame.
         """
-        fault = taken = None
         for n, picture, error in outputs:
             if error or picture.is_corrupt:
-                fault = error or "damaged data"
-            elif picture.key_frame:
-                fault = taken = None
-            taken = n if n in wanted else taken
-            if fault and taken is not None:
-                raise VideoError(f"{self.path}: frame {taken} cannot be decoded: {fault}")
-            if taken == n:
-                yield n, picture
+                raise VideoError(f"{self.path}: damaged near frame {max(n, 0)}: {error or 'parts of it are missing'}")
+            yield n, picture
 
     def _feed(self, packet):
-        """(picture, error) for what comes out of the decoder when `packet` goes in; None: all that it still holds."""
+        """[pictures], error: what the decoder gives out when `packet` goes in. None makes it give out the rest."""
         try:
-            for picture in self._stream.codec_context.decode(packet):
-                yield picture, None
+            return self._stream.codec_context.decode(packet), None
         except av.error.FFmpegError as error:
-            yield None, error.strerror
+            return [], error.strerror
 
     def _counted(self):
         """(number, picture, error) of the whole file, frames numbered as they come."""
         self._open()
         n = 0
         for packet in chain(self._packets(), [None]):
-            for picture, error in self._feed(packet):
-                yield n, picture, error
-                n += picture is not None
-        if self._at and n != self.frames:
+            pictures, error = self._feed(packet)
+            if error:
+                yield n, None, error
+            for picture in pictures:
+                yield n, picture, None
+                n += 1
+        if self._frame_of and n != self.frames:
             raise VideoError(f"{self.path}: timestamps tell of {self.frames} frames, decoding gives {n}")
 
     def _runs(self, wanted):
@@ -277,7 +280,7 @@ class Reader:
         A run ends where a seek to the next key frame spares some decoding.
         """
         runs = []
-        if not self._at:
+        if not self._frame_of:
             return runs
         packets, keys = self.index.order[wanted], np.flatnonzero(self.index.key)
         # A key frame must be *shown* no later than the frame. Pictures that follow it in the file but are shown
@@ -293,23 +296,30 @@ class Reader:
 
     def _run(self, first, last, numbers):
         """(number, picture, error) of packets first..last. Stops short if frames come out in an unforeseen order."""
-        decoder, start, previous = self._stream.codec_context, None, -1
-        needed = set(self.index.order[numbers].tolist())
+        decoder, pts = self._stream.codec_context, self.index.pts
+        needed, end = set(pts[self.index.order[numbers]].tolist()), int(pts[last])
+        start, previous = None, -1
         for packet in self._seek(first):
-            at = self._at.get(packet.pts)
-            if at is None:
+            label = packet.pts
+            if label not in self._frame_of:
                 return
-            start = packet.pts if start is None else start
-            if packet.pts < start:
+            start = label if start is None else start
+            if label < start:
                 continue  # open GOP: predicted from what lies before the seek
-            decoder.skip_frame = "DEFAULT" if at in needed else "NONREF"
-            for picture, error in chain(self._feed(packet), self._feed(None) if at == last else ()):
-                n = self._frame_of[at if error else self._at.get(picture.pts, 0)]
-                if n <= previous and not error:
+            if decoder.name in SKIPPABLE:
+                decoder.skip_frame = "DEFAULT" if label in needed else "NONREF"
+            pictures, error = self._feed(packet)
+            if error:
+                yield self._frame_of[label], None, error
+            if label == end:
+                pictures += self._feed(None)[0]
+            for picture in pictures:
+                n = self._frame_of.get(picture.pts, -1)
+                if n <= previous:
                     return
                 previous = n
-                yield int(n), picture, error
-            if at == last:
+                yield n, picture, None
+            if label == end:
                 return
 
     def _seek(self, first):

@@ -1,0 +1,499 @@
+"""Reading is held to plain sequential decoding, to the last bit, on every kind of file in tests/videos.py."""
+
+import contextlib
+import functools
+import os
+import time
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+import videos
+
+from be import video
+
+
+@pytest.fixture(scope="session")
+def kinds(tmp_path_factory):
+    """name -> (path, every frame of it by sequential decoding). Written when first asked for."""
+    made = {}
+
+    def get(name):
+        if name not in made:
+            path = videos.KINDS[name](tmp_path_factory.mktemp("kind") / "video")
+            made[name] = path, videos.whole(path)
+        return made[name]
+
+    return get
+
+
+@pytest.fixture
+def h264(kinds):
+    return kinds("h264")
+
+
+def index_sets(n, count, seed=0):
+    """Index sets of all sorts: dense and thin, sorted or not, with repetitions, near both ends."""
+    rng = np.random.default_rng(seed)
+    yield np.arange(n)
+    yield np.array([n - 1, 0, n - 1])
+    for _ in range(count):
+        start, stride, size = rng.integers(n), rng.integers(1, 6), rng.integers(1, 9)
+        yield (start + stride * np.arange(size)) % n
+        yield rng.integers(0, n, rng.integers(1, 7))
+
+
+# Reading
+
+
+@pytest.mark.parametrize("kind", videos.KINDS)
+def test_frames_are_those_of_sequential_decoding(kinds, kind):
+    path, whole = kinds(kind)
+    with video.Reader(path) as reader:
+        assert reader.frames == len(whole)
+        for indices in index_sets(len(whole), 15):
+            assert np.array_equal(reader.decode(indices), whole[indices]), indices
+
+
+@pytest.mark.parametrize("kind", videos.KINDS)
+def test_every_single_frame_from_a_stored_index(kinds, kind, tmp_path, monkeypatch):
+    path, whole = kinds(kind)
+    with video.Reader(path) as reader:
+        np.savez(tmp_path / "index.npz", **vars(reader.index))
+    index = video.Index(**np.load(tmp_path / "index.npz"))
+    monkeypatch.setattr(video.Reader, "_scan", lambda self: pytest.fail("passed over the packets again"))
+    with video.Reader(path, index) as reader:
+        for i in range(len(whole)):
+            assert np.array_equal(reader.decode([i])[0], whole[i]), i
+
+
+def test_only_files_that_need_it_are_counted_by_decoding(kinds):
+    """The fast way must be the way taken, or the tests above say nothing about it."""
+    counted = {kind for kind in videos.KINDS if not len(video.Reader(kinds(kind)[0]).index.pts)}
+    assert counted == {
+        "h264, avi",
+        "h264, no presentation times",
+        "vp8",
+        "mpeg4, packed PB",
+        "mpeg4, packed PBb",
+        "mpeg4, dropped frames",
+        "mjpeg",
+        "one frame",
+    }
+
+
+def test_shape_follows_the_indices(h264):
+    path, whole = h264
+    indices = np.array([[[3, 3, 39], [0, 17, 3]]], np.int32)
+    frames = video.decode(path, indices)
+    assert frames.shape == (1, 2, 3, 48, 64, 3) and frames.dtype == np.uint8 and frames.flags.c_contiguous
+    assert np.array_equal(frames, whole[indices])
+    assert video.decode(path, [], 16).shape == (0, 16, 22, 3)
+    assert video.decode(path, 5).shape == (48, 64, 3)
+
+
+@pytest.mark.parametrize("indices", [[40], [-1], [0, 5, 1000]])
+def test_no_frame_beyond_the_ends(h264, indices):
+    with pytest.raises(IndexError, match=rf"{h264[0]}: .*{indices[-1]} .* 0\.\.39"):
+        video.decode(h264[0], indices)
+
+
+def test_indices_are_integers(h264):
+    with pytest.raises(TypeError, match="float64"):
+        video.decode(h264[0], [0.5])
+
+
+@pytest.mark.parametrize("kind", ["h264", "h264, one key frame", "mpeg4, B"])
+def test_what_is_not_needed_is_not_decoded(kinds, kind, monkeypatch):
+    path, whole = kinds(kind)
+    fed, given = [], []
+    feed = video.Reader._feed
+
+    def spy(self, packet):
+        pictures, error = feed(self, packet)
+        fed.append(packet)
+        given.extend(pictures)
+        return pictures, error
+
+    monkeypatch.setattr(video.Reader, "_feed", spy)
+    with video.Reader(path) as reader:
+        order, pts, key = vars(reader.index).values()
+        reader.decode([3, 6, 33])
+    # Of each group, what lies between its key frame and the last needed packet, less what is shown before the key.
+    expected = []
+    for wanted in ([3, 6], [33]) if key.sum() > 1 else ([3, 6, 33],):
+        first = max(k for k in np.flatnonzero(key) if pts[k] <= pts[order[wanted[0]]])
+        span = pts[first : max(order[wanted]) + 1]
+        expected += [*span[span >= span[0]].tolist(), None]  # None: drained, not fed until it falls out
+    assert [packet and packet.pts for packet in fed] == expected
+    assert len(given) < len(fed) - 4  # and the decoder left out some of that
+
+
+def test_adjacent_groups_are_decoded_without_a_seek(h264, monkeypatch):
+    seeks = []
+    seek = video.Reader._seek
+    monkeypatch.setattr(video.Reader, "_seek", lambda self, first: seeks.append(first) or seek(self, first))
+    with video.Reader(h264[0]) as reader:
+        keys = np.flatnonzero(reader.index.key)
+        reader.decode(np.arange(40))
+        assert seeks == [0]
+        seeks.clear()
+        reader.decode([1, 14, 39])
+        assert seeks == [keys[0], keys[1], keys[3]]
+
+
+def test_timestamps_that_lie_are_found_out(tmp_path):
+    """B-pictures with their times swapped: the order in which frames come out is the one that counts."""
+    source = videos.write(tmp_path / "source.mp4", videos.film(), x264_params=videos.X264)
+
+    def swap(packets):
+        times = [pts for _, pts, _, _ in packets]
+        for i in range(2, 30, 4):
+            times[i], times[i + 1] = times[i + 1], times[i]
+        return [(data, pts, dts, key) for pts, (data, _, dts, key) in zip(times, packets, strict=True)]
+
+    path = videos.remux(source, tmp_path / "swapped.mp4", swap)
+    assert np.array_equal(video.decode(path, np.arange(40)), videos.whole(path))
+
+
+def test_index_of_another_file(h264, tmp_path):
+    """It gives the right frames or an error, never others."""
+    with video.Reader(h264[0]) as reader:
+        index = reader.index
+    for name, n, rate in [("shorter", 20, 25), ("slower", 40, 20)]:
+        path = videos.write(tmp_path / f"{name}.mp4", videos.film(n, seed=1), rate=rate, x264_params=videos.X264)
+        with video.Reader(path, index) as reader:
+            if n == 40:
+                assert np.array_equal(reader.decode([7, 30]), videos.whole(path)[[7, 30]])
+            else:
+                with pytest.raises(video.VideoError, match=f"{path}: .*40 .*20"):
+                    reader.decode([7, 30])
+
+
+def test_a_name_that_looks_like_a_protocol(h264, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ["concat:a.mp4", "%03d#[1] é.mp4"]:
+        os.link(h264[0], name)
+        assert video.probe(name).frames == 40
+
+
+def test_a_title_that_is_not_utf8(tmp_path):
+    path = videos.write(tmp_path / "video.mp4", videos.film(2))
+    path.write_bytes(path.read_bytes().replace(b"Lavf", b"\xe9\xff\xfev"))
+    assert video.probe(path).frames == 2
+
+
+# Info
+
+
+def test_probe_counts_and_measures(kinds):
+    info = video.probe(kinds("h264")[0])
+    assert info == video.Info(40, info.fps, 64, 48, info.duration, "h264", 0)
+    assert info.fps == pytest.approx(25) and info.duration == pytest.approx(1.6)
+    assert video.probe(kinds("mpeg4, header counts 7 frames")[0]).frames == 40
+    assert video.probe(kinds("h264, odd size")[0]).width == 63
+    late = video.probe(kinds("h264, starts late")[0])
+    assert late.duration == pytest.approx(1.6, abs=0.01)
+    varying = video.probe(kinds("h264, variable rate")[0])
+    span = np.sum(np.arange(1, 40) % 7 + 1) / 100  # s from the first frame to the last
+    assert varying.fps == pytest.approx(39 / span) and varying.duration == pytest.approx(40 * span / 39)
+    packed = video.probe(kinds("mpeg4, packed PB")[0])
+    assert (packed.fps, packed.duration, packed.codec) == (25, 1.6, "mpeg4")
+
+
+# Rotation and size
+
+
+@pytest.mark.parametrize("degrees", [90, 180, 270])
+def test_rotated_video_comes_out_upright(tmp_path, degrees):
+    path = videos.write(tmp_path / "video.mp4", videos.film(6))
+    stored = videos.whole(path)
+    videos.turn(path, degrees)
+    # The reference: each displayed pixel from the stored one that the clockwise turn brings there.
+    n, height, width = stored.shape[:3]
+    y, x = np.mgrid[:height, :width]
+    for _ in range(degrees // 90):
+        y, x, height, width = x, height - 1 - y, width, height  # (y, x) -> (x, H - 1 - y)
+    upright = np.zeros((n, height, width, 3), np.uint8)
+    upright[:, y, x] = stored
+    info = video.probe(path)
+    assert (info.height, info.width, info.rotation) == (height, width, -degrees % 360)
+    frames = video.decode(path, np.arange(6))
+    assert frames.flags.c_contiguous and np.array_equal(frames, upright)
+    assert video.decode(path, [0], 24).shape == (1, 24, 32, 3) if degrees == 180 else (1, 32, 24, 3)
+
+
+@pytest.mark.parametrize(
+    ("stored", "short_side", "decoded"),
+    [
+        ((48, 64), 24, (24, 32)),
+        ((64, 48), 24, (32, 24)),
+        ((48, 64), 96, (96, 128)),  # enlarged too
+        ((48, 62), 25, (25, 32)),  # 32.3 to the nearest even number
+        ((48, 48), 25, (25, 25)),
+        ((32, 160), 16, (16, 32)),  # 80 wide, cropped to twice the short side
+        ((160, 32), 16, (32, 16)),
+    ],
+)
+def test_short_side(tmp_path, stored, short_side, decoded):
+    path = videos.write(tmp_path / "video.mp4", videos.film(4, *stored), crf=1)
+    assert video.decode(path, [0, 3], short_side).shape == (2, *decoded, 3)
+
+
+def test_resize_averages_what_it_shrinks(tmp_path):
+    path = videos.write(tmp_path / "video.mp4", videos.film(4, 96, 128), crf=1)
+    small = video.decode(path, np.arange(4), 24).astype(float)
+    boxes = videos.whole(path).reshape(4, 24, 4, 32, 4, 3).mean((2, 4))
+    # Blocks of 8 px and their sharp edges survive shrinking by 4; a bilinear filter is wider than a box.
+    assert np.abs(small - boxes).mean() < 8
+    assert np.abs(small[:, 8:, 10:] - boxes[:, 8:, 10:]).mean() < np.abs(small[:, :-1] - boxes[:, 1:]).mean() / 3
+
+
+def test_crop_is_central(tmp_path):
+    path = videos.write(tmp_path / "video.mp4", videos.film(2, 32, 160))
+    with av.open(str(path)) as container:
+        full = next(container.decode(video=0)).to_ndarray(format="rgb24", width=80, height=16)
+    assert np.array_equal(video.decode(path, [0], 16)[0], full[:, 24:56])
+
+
+def test_absurd_shapes(tmp_path):
+    path = videos.write(tmp_path / "video.mp4", np.zeros((2, 16, 288, 3), np.uint8))
+    assert video.decode(path, [0]).shape == (1, 16, 288, 3)
+    with pytest.raises(video.VideoError, match=f"{path}: 288 x 16"):
+        video.decode(path, [0], 16)
+
+
+# What is not a video, or not whole
+
+
+def _truncated(path, keep, faststart=False):
+    source = videos.write(path.with_name("source.mp4"), videos.film(), x264_params=videos.X264)
+    if faststart:  # the table of contents comes first and survives
+        with av.open(str(source)) as old, av.open(str(path), "w", options={"movflags": "faststart"}) as new:
+            stream = new.add_stream_from_template(old.streams.video[0])
+            for packet in old.demux(video=0):
+                if packet.size:
+                    packet.stream = stream
+                    new.mux(packet)
+        source = path
+    data = source.read_bytes()
+    path.write_bytes(data[: int(keep * len(data))])
+
+
+def _audio(path):
+    with av.open(str(path), "w", format="wav") as container:
+        stream = container.add_stream("pcm_s16le", rate=8000)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), format="s16", layout="mono")
+        frame.rate = 8000
+        container.mux(stream.encode(frame))
+
+
+def _garbled(path):
+    """A sound container around packets of noise."""
+    rng = np.random.default_rng(0)
+    source = videos.write(path.with_name("source.mp4"), videos.film(), x264_params=videos.X264)
+    videos.remux(source, path, lambda packets: [(rng.bytes(len(d)), p, t, k) for d, p, t, k in packets])
+
+
+BROKEN = {
+    "missing": (lambda path: None, "no such file"),
+    "directory": (lambda path: path.mkdir(), "not a regular file"),
+    "pipe": (lambda path: os.mkfifo(path), "not a regular file"),
+    "empty": (lambda path: path.write_bytes(b""), "cannot be opened as a video"),
+    "text": (lambda path: path.write_text("This is no video.\n" * 200), "cannot be opened as a video"),
+    "noise": (lambda path: path.write_bytes(np.random.default_rng(0).bytes(20000)), "cannot be opened as a video"),
+    "audio only": (_audio, "has no video stream"),
+    "cut short, no header": (lambda path: _truncated(path, 0.7), "cannot be opened as a video"),
+    "cut short": (lambda path: _truncated(path, 0.7, faststart=True), "breaks off"),
+    "garbled": (_garbled, "frame"),
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+@pytest.mark.parametrize("suffix", [".avi", ".mp4"])
+def test_broken_files_are_named(tmp_path, what, suffix):
+    make, reason = BROKEN[what]
+    path = tmp_path / ("video" + suffix if what not in ("garbled", "cut short") else "video.mp4")
+    make(path)
+    start = time.monotonic()
+    for use in (video.probe, lambda path: video.decode(path, [0, 30])):
+        with pytest.raises(video.VideoError) as caught:
+            use(path)
+        assert str(caught.value).startswith(f"{path}: ") and reason in str(caught.value)
+    assert time.monotonic() - start < 10
+
+
+def test_errors_start_with_the_path_for_any_path_type(tmp_path):
+    for path in (tmp_path / "none.avi", str(tmp_path / "none.avi")):
+        with pytest.raises(video.VideoError, match=f"^{tmp_path}/none.avi: no such file$"):
+            video.Reader(path)
+
+
+@pytest.mark.parametrize("kind", ["h264", "h264, no B", "mpeg4", "mpeg4, B", "mpeg4, packed PB"])
+def test_damage_is_an_error_or_none(kinds, tmp_path, kind):
+    """Frames of a damaged file: as sequential decoding has them, or an error. Those it cannot touch, untouched."""
+    path, sound = kinds(kind)
+    with av.open(str(path)) as container:
+        packets = [(p.pos, p.size) for p in container.demux(video=0) if p.size]
+    errors = 0
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        at, size = packets[13 + seed]  # in the second group of pictures, of four
+        data = bytearray(path.read_bytes())
+        data[at + size // 3 : at + size - 2] = rng.bytes(size - 2 - size // 3)
+        damaged = tmp_path / path.name
+        damaged.write_bytes(data)
+        sequential = []
+        with av.open(str(damaged)) as container:
+            for packet in container.demux(video=0):
+                try:
+                    sequential += [picture.to_ndarray(format="rgb24") for picture in packet.decode()]
+                except av.error.InvalidDataError:
+                    continue
+        with video.Reader(damaged) as reader:
+            for i in range(reader.frames):
+                try:
+                    frame = reader.decode([i])[0]
+                except video.VideoError as error:
+                    assert str(error).startswith(f"{damaged}: ")
+                    errors += 1
+                    assert i >= 8  # the first group is untouched ...
+                    assert i < 28 or not len(reader.index.pts)  # ... and so are the last ones, given timestamps
+                else:
+                    assert np.array_equal(frame, sequential[i]), (seed, i)
+                    if i < 8:
+                        assert np.array_equal(frame, sound[i])
+    assert errors
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="counts file handles in /proc")
+def test_no_handle_is_left_open(kinds, tmp_path):
+    paths = [kinds(kind)[0] for kind in ("h264", "mpeg4, packed PB")]
+    for what, (make, _) in BROKEN.items():
+        paths.append(tmp_path / f"{what}.mp4")
+        make(paths[-1])
+
+    def use():
+        for path in paths:
+            for function in (video.probe, lambda path: video.decode(path, [0, 30])):
+                with contextlib.suppress(video.VideoError):
+                    function(path)
+        return sorted(os.listdir("/proc/self/fd"))
+
+    assert use() == use()
+
+
+def test_ffmpeg_is_silent(kinds, tmp_path, capfd):
+    _garbled(tmp_path / "garbled.mp4")
+    with pytest.raises(video.VideoError):
+        video.decode(tmp_path / "garbled.mp4", [5])
+    video.decode(kinds("mpeg4, packed PB")[0], [5])
+    video.encode(tmp_path / "video.mp4", videos.film(5), 25)
+    assert capfd.readouterr() == ("", "")
+
+
+# Writing
+
+
+@pytest.mark.parametrize(("suffix", "codec", "pix_fmt"), [(".mkv", "ffv1", "bgr0"), (".mp4", "libx264rgb", "rgb24")])
+def test_lossless_codecs_give_back_what_was_written(tmp_path, suffix, codec, pix_fmt):
+    frames = videos.film(12, 47, 63)
+    video.encode(tmp_path / f"v{suffix}", frames, Fraction(30000, 1001), codec, {"qp": "0"}, pix_fmt)
+    assert np.array_equal(video.decode(tmp_path / f"v{suffix}", np.arange(12)), frames)
+    assert video.probe(tmp_path / f"v{suffix}").fps == pytest.approx(29.97, abs=0.01)
+
+
+def test_encode_takes_an_iterator_and_options(tmp_path):
+    frames = videos.film(30)
+    for crf in ("10", "40"):
+        video.encode(tmp_path / f"{crf}.mp4", (frame for frame in frames), 12.5, options={"crf": crf, "g": "5"})
+        with video.Reader(tmp_path / f"{crf}.mp4") as reader:
+            assert reader.frames == 30 and reader.info.fps == pytest.approx(12.5) and reader.index.key.sum() == 6
+    assert (tmp_path / "10.mp4").stat().st_size > 2 * (tmp_path / "40.mp4").stat().st_size
+    assert np.abs(video.decode(tmp_path / "10.mp4", [7])[0].astype(int) - frames[7])[16:, 24:].mean() < 10
+
+
+def test_encode_refuses(tmp_path):
+    with pytest.raises(video.VideoError, match=f"^{tmp_path}/v.mp4: no frames"):
+        video.encode(tmp_path / "v.mp4", [], 25)
+    with pytest.raises(video.VideoError, match=f"^{tmp_path}/v.mp4: cannot be written"):
+        video.encode(tmp_path / "v.mp4", videos.film(2, 47, 63), 25)
+    with pytest.raises(video.VideoError, match=f"^{tmp_path}/none/v.mp4: cannot be written"):
+        video.encode(tmp_path / "none" / "v.mp4", videos.film(2), 25)
+
+
+# Which frames make a clip
+
+CLIPS = {
+    "random": video.random_clips,
+    "ordered": functools.partial(video.ordered_clips, interval=3),
+    "even": video.even_clips,
+}
+
+
+@pytest.mark.parametrize("name", CLIPS)
+@pytest.mark.parametrize("n", [1, 2, 7, 16, 17, 61, 62, 300])
+@pytest.mark.parametrize(("K", "T", "stride"), [(1, 1, 1), (1, 16, 1), (2, 16, 4), (3, 16, 1), (10, 16, 4)])
+def test_clips_are_in_range_evenly_strided_and_reproducible(name, n, K, T, stride):
+    for seed in range(5):
+        clips = CLIPS[name](n, np.random.default_rng(seed), K=K, T=T, stride=stride)
+        assert clips.shape == (K, T) and clips.dtype == np.int64
+        assert clips.min() >= 0 and clips.max() < n
+        assert np.all((np.diff(clips, axis=1) - stride) % n == 0)  # strides, around the end of a short video
+        if n >= (T - 1) * stride + 1 and name != "ordered":
+            assert np.all(np.diff(clips, axis=1) == stride)  # and not around the end of a long one
+        again = CLIPS[name](n, np.random.default_rng(seed), K=K, T=T, stride=stride)
+        assert np.array_equal(clips, again)
+
+
+@pytest.mark.parametrize("clips", CLIPS.values())
+def test_no_clips_of_nothing(clips):
+    with pytest.raises(ValueError, match="0 frames"):
+        clips(0, np.random.default_rng(0), K=1, T=4, stride=1)
+
+
+def test_random_clips_start_anywhere_and_differ():
+    starts = [video.random_clips(12, np.random.default_rng(s), K=3, T=3, stride=2)[:, 0] for s in range(400)]
+    assert all(len(set(s)) == 3 for s in starts)
+    counts = np.bincount(np.concatenate(starts), minlength=8)
+    assert len(counts) == 8  # 12 - 4: the last clip ends with the video
+    assert counts.min() > 0.7 * 150 and counts.max() < 1.3 * 150  # 3 of 8 places, 400 times: 150 each
+    assert len({tuple(s) for s in starts}) > 200  # in any order
+    # Fewer places than clips: each once before any twice.
+    assert sorted(video.random_clips(6, np.random.default_rng(0), K=5, T=3, stride=2)[:, 0]) in (
+        [0, 0, 0, 1, 1],
+        [0, 0, 1, 1, 1],
+    )
+    # Too short: starts anywhere, still distinct.
+    short = video.random_clips(5, np.random.default_rng(0), K=5, T=4, stride=2)
+    assert sorted(short[:, 0]) == [0, 1, 2, 3, 4]
+    assert np.array_equal(short[short[:, 0] == 1], [[1, 3, 0, 2]])
+
+
+def test_ordered_clips_do_not_overlap():
+    starts = set()
+    for seed in range(200):
+        clips = video.ordered_clips(66, np.random.default_rng(seed), K=3, T=16, stride=1, interval=8)
+        assert np.all(clips[1:, 0] - clips[:-1, -1] == 9)  # 8 frames between
+        assert np.all(np.diff(clips.ravel()) > 0)
+        starts.add(int(clips[0, 0]))
+    assert starts == {0, 1, 2}  # 66 - (3 * 16 + 2 * 8) = 2
+    short = video.ordered_clips(50, np.random.default_rng(0), K=3, T=16, stride=1, interval=8)
+    assert short[:, 0].tolist() == [0, 24, 48] and short[2, :4].tolist() == [48, 49, 0, 1]
+
+
+def test_even_clips_cover_the_video():
+    assert video.even_clips(12, K=1, T=3, stride=2).tolist() == [[4, 6, 8]]
+    assert video.even_clips(12, K=2, T=3, stride=2).tolist() == [[2, 4, 6], [6, 8, 10]]
+    for n in (16, 61, 100, 187, 1000):
+        clips = video.even_clips(n, K=10, T=16, stride=4)
+        starts, places = clips[:, 0], max(1, n - 60)
+        gaps = np.diff(starts)
+        assert gaps.max(initial=0) - gaps.min(initial=n) <= 1
+        # Each start stands for a tenth of the possible ones, in the middle of it.
+        assert np.all(np.abs(starts + 0.5 - (np.arange(10) + 0.5) * places / 10) <= 0.5)
+        middle = video.even_clips(n, K=1, T=16, stride=4)[0]
+        if n > 60:
+            assert abs((middle[0] + middle[-1]) / 2 - (n - 1) / 2) <= 0.5
+    assert np.all(video.even_clips(7, K=3, T=16, stride=1) == np.arange(16) % 7)
