@@ -86,6 +86,7 @@ class Config:
     momentum: float
     weight_decay: float
     precision: Literal["fp32", "bf16", "fp16"]
+    checkpointing: bool
     # test
     test_clips: int
     # retrieval

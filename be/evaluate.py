@@ -85,7 +85,7 @@ def accuracy(probabilities, label, ok) -> dict:
 def load_backbone(cfg: Config) -> torch.nn.Module:
     """The backbone of `cfg.pretrained`. null: the experiment's own pre-training; none: random weights of `cfg.seed`."""
     torch.manual_seed(cfg.seed)
-    backbone = backbones.build(cfg.backbone, cfg.width)
+    backbone = backbones.build(cfg.backbone, cfg.width, cfg.checkpointing)
     if cfg.pretrained == "none":
         print("backbone from random initialisation")
     else:

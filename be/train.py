@@ -203,7 +203,8 @@ def pretrain(cfg: Config):
     accelerator = make_accelerator(cfg)
     samples = datasets.load(cfg.dataset, cfg.data, "train", cfg.split)
     torch.manual_seed(cfg.seed)  # of the initial weights; all later draws have seeds of their own
-    objective = objectives.build(cfg.method, backbones.build(cfg.backbone, cfg.width), dataclasses.asdict(cfg))
+    backbone = backbones.build(cfg.backbone, cfg.width, cfg.checkpointing)
+    objective = objectives.build(cfg.method, backbone, dataclasses.asdict(cfg))
     run = Run(run_dir(cfg, "pretrain"), cfg, write=accelerator.is_main_process)
     if (run.path / "backbone.safetensors").exists():
         accelerator.print(f"{run.path}: done already; remove the folder to run it again")
