@@ -411,8 +411,8 @@ def put(path, text):
     aside.replace(path)
 
 
-def synth(root: str, layout: str = "ucf101", train: int = 64, test: int = 16, frames: int = 64, height: int = 40,
-          width: int = 48, scene_bias: float = 0.9, drift: float = 24, seed: int = 0):
+def synth(root: str, layout: str = "ucf101", train: int = 96, test: int = 16, frames: int = 64, height: int = 40,
+          width: int = 48, scene_bias: float = 0.5, drift: float = 24, seed: int = 0):
     """Writes synthetic videos in the layout of a real data set, in ROOT
 
     layout                  ucf101 or hmdb51
