@@ -33,10 +33,10 @@ def command(*words, launch: int = 0):
     """
     start = [sys.executable, "-u"]
     if launch:
-        start += ["-m", "accelerate.commands.launch", "--cpu", "--num_machines", "1", "--mixed_precision", "no",
-                  "--dynamo_backend", "no", "--num_processes", str(launch), "--main_process_port", "0"]  # fmt: skip
+        # `accelerate launch --cpu --num_processes 2` starts one process; it leaves several to torchrun, as is done here
+        start += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(launch)]
     return dict(args=[*start, str(ROOT / "run.py"), *map(str, words)], cwd=ROOT, text=True,
-                env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
+                env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"})  # fmt: skip
 
 
 def run(*words, launch: int = 0, code: int = 0):
