@@ -362,7 +362,8 @@ def detached(stats):
 
 
 def masked_mean(values, keep):
-    return (values * keep).sum() / keep.sum().clamp(min=1)
+    """Of what is kept of each row (N, M), then over rows, so that the mean over processes is the mean over all."""
+    return ((values * keep).sum(1) / keep.sum(1).clamp(min=1)).mean()
 
 
 def info_nce(l_pos, negatives, temperature: float):

@@ -1,17 +1,26 @@
-"""The objectives against slow transcriptions of their formulas."""
+"""The objectives against slow transcriptions of their formulas, and against themselves on two processes."""
 
 import math
+import os
+from dataclasses import fields
 
+import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
-from be import objectives
+from be import backbones, objectives
 from be.augment import Draws
-from be.config import ConfigError
+from be.config import Config, ConfigError
 from be.erase import ERASE
-from be.objectives import Classify, MoCo
+from be.objectives import OBJECTIVES, Classify, MoCo, be_loss
+from be.tasks import TASKS
+
+CONTRASTIVE = ("moco", "triplet", "simclr", "byol")
 
 
 class Tiny(nn.Module):
@@ -30,6 +39,27 @@ class Tiny(nn.Module):
 def clips(count, B=6, seed=0):
     generator = torch.Generator().manual_seed(seed)
     return [torch.randn(B, 3, 4, 8, 8, generator=generator) for _ in range(count)]
+
+
+def build(method, backbone=None, seed=0, **options):
+    """An objective as the config makes it, with weights of that seed."""
+    torch.manual_seed(seed)
+    small = {"frames": 8, "stride": 1, "bn_group": 3, "dim": 5, "K": 10, "m": 0.9, "temperature": 0.2, "classes": 3}
+    return objectives.build(method, backbone or Tiny(), {**small, **options})
+
+
+def films(objective, B=6, S=16, seed=0):
+    """The views an objective wants of B little films, in which place and time can be seen, with some noise each."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:S, :S] / S
+    clips = []
+    for _ in range(B):
+        frames = objective.sampler(80, rng)  # (K, T)
+        scene = rng.normal(size=(3, 1, 1)) + y * rng.uniform(1, 2) + x * rng.uniform(0, 0.5)  # (3, S, S)
+        clips.append(scene[:, None] + 0.05 * frames[:, None, :, None, None])  # (K, 3, T, S, S)
+    clips = torch.from_numpy(np.stack(clips)).float()
+    noise = torch.Generator().manual_seed(seed)
+    return [clips[:, clip] + 0.1 * torch.randn(clips[:, clip].shape, generator=noise) for clip, _ in objective.views]
 
 
 def moco(**options):
@@ -88,12 +118,13 @@ def test_be_off_is_plain_moco():
 
 
 @pytest.mark.parametrize("side, erased", [("key", 1), ("query", 0)])
-def test_erase_side(side, erased):
+@pytest.mark.parametrize("method", CONTRASTIVE)
+def test_erase_side(method, side, erased):
     """The clip that reaches an encoder erased is the key's (Eq. 6-7) or the query's (released code)."""
-    model = moco(erase_side=side, hard_negative=False)
+    model = build(method, erase_side=side)
     seen = []
     model.erase = lambda x, draws: seen.append(x) or x
-    views = clips(2)
+    views = films(model)
     model(views, None, torch.arange(6), Draws(0, 0))
     assert len(seen) == 1 and seen[0] is views[erased]
 
@@ -156,31 +187,246 @@ def test_shuffle_keeps_batchnorm_from_leaking():
         torch.testing.assert_close(z[rows], F.normalize(model.momentum_encoder(x[rows])))
 
 
-def test_momentum_encoder_moves_by_m():
-    model = moco(m=0.75)
+@pytest.mark.parametrize("method", ["moco", "byol"])
+@pytest.mark.parametrize("parts", [1, 4])
+def test_teacher_moves_by_m_a_step(method, parts):
+    """In one part or in four, between which the student stands still."""
+    model = build(method, m=0.75, accumulate=parts)
+    student = model.encoder if method == "moco" else model.online[0]
     with torch.no_grad():
-        for p in model.encoder.parameters():
+        for p in student.parameters():
             p.add_(1.0)
     before = [p.clone() for p in model.momentum_encoder.parameters()]
-    model(clips(3), None, torch.arange(6), Draws(0, 0))
+    for _ in range(parts):
+        model(films(model), None, torch.arange(6), Draws(0, 0))
     for old, new in zip(before, model.momentum_encoder.parameters(), strict=True):
         torch.testing.assert_close(new, old + 0.25)
 
 
-@pytest.mark.parametrize("erase", sorted(ERASE))
-def test_moco_learns(erase):
-    """40 steps on one batch lower the loss, under every variant of Table 4."""
-    model = moco(erase=erase, m=0.5)
-    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.05, momentum=0.9)
-    x_o, _, x_h = clips(3)
-    views, losses = [x_o, 0.5 * x_o, x_h], []  # a positive pair that has something in common
-    for step in range(40):
-        loss, _ = model(views, None, torch.arange(6), Draws(0, step))
+def test_first_step_of_plain_moco_has_no_negatives():
+    """The queue is empty: nothing to tell the key from, no gradient, and above all no NaN."""
+    model = moco(erase="none", hard_negative=False)
+    loss, stats = model(clips(2), None, torch.arange(6), Draws(0, 0))
+    loss.backward()
+    assert loss == 0 and stats["masked"] == 1 and stats["queue"] == 0
+    assert all((p.grad == 0).all() for p in model.encoder.parameters())
+
+
+# ---- the other contrastive methods
+
+
+def embed_slowly(model, x, network):
+    """Groups of 3, then each row to length 1 by hand."""
+    z = torch.cat([network(part) for part in x.split(3)])
+    return torch.stack([row / row.square().sum().sqrt() for row in z])
+
+
+def erased_pair(views, erase):
+    return views[0], ERASE[erase](views[1], Draws(0, 0), 0.3)
+
+
+@pytest.mark.parametrize("erase", ["none", "intra-video-frame"])
+@pytest.mark.parametrize("hard", [True, False])
+def test_simclr_is_eq_7_over_the_batch(erase, hard):
+    """One query and one negative at a time; videos 0 and 3 are one, so neither is a negative of the other."""
+    model = build("simclr", erase=erase, hard_negative=hard)
+    twin, views, index = build("simclr"), films(model), torch.tensor([0, 1, 2, 0, 4, 5])
+    loss, stats = model(views, None, index, Draws(0, 0))
+    z = [embed_slowly(twin, x, twin.encoder).detach() for x in (*erased_pair(views, erase), *views[2:])]
+    total, similarities = 0.0, []
+    for side in (0, 1):
+        for i in range(6):
+            def e(other, z=z, side=side, i=i):
+                return math.exp(float(z[side][i] @ other) / 0.2)
+
+            others = [z[s][j] for s in (0, 1) for j in range(6) if index[j] != index[i]]
+            similarities.append(np.mean([float(z[side][i] @ other) for other in others]))
+            negatives = sum(map(e, others)) + (e(z[2][i]) if hard else 0)
+            total -= math.log(e(z[1 - side][i]) / (e(z[1 - side][i]) + negatives))
+    assert loss.item() == pytest.approx(total / 12, rel=1e-5)
+    assert stats["negative"].item() == pytest.approx(np.mean(similarities), rel=1e-4)
+
+
+@pytest.mark.parametrize("erase", ["none", "intra-video-frame"])
+def test_byol_is_2_minus_2_cos_both_ways(erase):
+    model, twin = build("byol", erase=erase), build("byol")
+    views = films(model)
+    loss, stats = model(views, None, None, Draws(0, 0))
+    x = erased_pair(views, erase)
+    p = [embed_slowly(twin, view, twin.online).detach() for view in x]
+    z = [embed_slowly(twin, view, twin.momentum_encoder) for view in x]  # still equal to the student: m moves nothing
+    cos = [[float(p[side][i] @ z[1 - side][i]) for i in range(6)] for side in (0, 1)]
+    assert loss.item() == pytest.approx(np.mean([4 - 2 * a - 2 * b for a, b in zip(*cos, strict=True)]), rel=1e-5)
+    assert stats["positive"].item() == pytest.approx(np.mean(cos[0]), rel=1e-5)
+    loss.backward()
+    assert all(p.grad is None for p in model.momentum_encoder.parameters())
+    assert all(p.grad is not None for p in model.online.parameters())
+
+
+@pytest.mark.parametrize("erase", ["none", "intra-video-frame"])
+def test_triplet_by_distances(erase):
+    model, twin = build("triplet", erase=erase, hard_negative=False), build("triplet")
+    views = films(model)
+    assert len(views) == 3  # the negative is not optional
+    q, k, h = (embed_slowly(twin, x, twin.encoder) for x in (*erased_pair(views, erase), views[2]))
+    distance = [float((q[i] - k[i]).norm() - (q[i] - h[i]).norm()) for i in range(6)]
+    loss, stats = model(views, None, None, Draws(0, 0))
+    assert loss.item() == pytest.approx(np.mean([max(0, d + 0.5) for d in distance]), abs=1e-5)
+    assert stats["contrast_top1"].item() == pytest.approx(np.mean([d < 0 for d in distance]))
+
+
+# ---- pretext tasks
+
+
+@pytest.mark.parametrize("be_norm", ["mean", "sum"])
+@pytest.mark.parametrize("name", TASKS)
+def test_pretext_is_eq_3_to_5(name, be_norm):
+    """One video, one question, one channel and one time at a time."""
+    options = dict(beta=0.5, be_norm=be_norm, pool="avg", erase="video-mixup")
+    model, twin = build(name, **options), build(name, **options)
+    assert model.views == model.task.views + ((0, 1 + max(aug for _, aug in model.task.views)),)
+    views, draws = films(model), Draws(0, 0)
+    loss, stats = model(views, None, None, Draws(0, 0))
+
+    x, target = twin.task.transform(views[:-1], draws)
+    z = torch.cat([twin.backbone(part.flatten(0, 1)).mean((2, 3, 4)) for part in x.split(3)])
+    logits = twin.task.logits(z.view(6, x.shape[1], 6), draws).detach()
+    questions = [(logits[b, i], int(target[b, i])) for b in range(6) for i in range(target.shape[1])]
+    L_p = np.mean([math.log(sum(math.exp(v) for v in row)) - float(row[r]) for row, r in questions])
+
+    x_d = ERASE["video-mixup"](views[-1], draws, 0.3)
+    f_o, f_d = (torch.cat([twin.backbone(part) for part in view.split(3)]).detach() for view in (views[0], x_d))
+    L_be = 0.0
+    _, C, time, _, _ = f_o.shape
+    for b in range(6):
+        for c in range(C):
+            for t in range(time):
+                L_be += (float(f_o[b, c, t].max()) - float(f_d[b, c, t].max())) ** 2 / 6
+    if be_norm == "mean":
+        L_be /= C * time
+    assert stats["pretext"].item() == pytest.approx(L_p, rel=1e-5)
+    assert stats["be"].item() == pytest.approx(L_be, rel=1e-4)
+    assert loss.item() == pytest.approx(L_p + 0.5 * L_be, rel=1e-4)
+    right = [int(row.argmax()) == r for row, r in questions]
+    assert stats["top1"].item() == pytest.approx(np.mean(right))
+
+
+def test_be_loss_minds_time_and_channel_but_not_place():
+    f_o, f_d = torch.zeros(2, 3, 4, 5, 5), torch.zeros(2, 3, 4, 5, 5)
+    f_o[..., 0, 0], f_d[..., 3, 2] = 3.0, 1.0  # maxima 2 apart, at different places
+    assert be_loss(f_o, f_d, "mean") == 4 and be_loss(f_o, f_d, "sum") == 4 * 3 * 4
+    f_o[:, 0, 1] = 7.0
+    assert be_loss(f_o, f_o.roll(2, 4), "sum") == 0
+    assert be_loss(f_o, f_o.roll(1, 2), "sum") == 2 * 4**2  # another time
+    assert be_loss(f_o, f_o.roll(1, 1), "sum") == 2 * 4**2  # another channel
+
+
+def test_inputs_of_a_video_share_a_group():
+    """3 inputs each of 4 videos in groups of 2 videos: rows 0-5, then 6-11."""
+    model, seen = build("classify", bn_group=2), []
+    x = torch.arange(12.0)
+    assert torch.equal(model.features(x, lambda part: seen.append(part.tolist()) or part, inputs=3), x)
+    assert seen == [list(range(6)), list(range(6, 12))]
+
+
+# ---- all of them
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_constructor_arguments_are_keys_of_the_config(name):
+    cls = getattr(OBJECTIVES[name], "func", OBJECTIVES[name])
+    asked = {k for c in cls.__mro__[:-1] if c is not nn.Module for k in c.__init__.__kwdefaults__ or {}}
+    assert asked <= {field.name for field in fields(Config)} | {"classes"}
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_learns(name):
+    """60 steps on six films lower the loss."""
+    model = build(name, m=0.5)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.005, momentum=0.9)
+    views, label, losses = films(model), torch.tensor([0, 1, 2, 0, 1, 2]), []
+    for _ in range(60):
+        loss, stats = model(views, label, torch.arange(6), Draws(0, 0))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert sum(losses[-5:]) < 0.9 * sum(losses[2:7])  # the queue of 10 is full from the second step on
+    assert sum(losses[-5:]) < 0.9 * sum(losses[2:7]), losses  # MoCo's queue of 10 is full from the second step on
+    assert all(value.ndim == 0 and not value.requires_grad for value in stats.values())
+
+
+@pytest.mark.parametrize("erase", sorted(ERASE))
+@pytest.mark.parametrize("name", ["moco", "rotnet"])
+def test_every_variant_of_table_4_fits_both_paradigms(name, erase):
+    model = build(name, erase=erase)
+    loss, _ = model(films(model), None, torch.arange(6), Draws(0, 0))
+    loss.backward()
+    assert all(p.grad.isfinite().all() for p in model.backbone.parameters())
+
+
+@pytest.mark.parametrize("backbone", backbones.BACKBONES)
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_a_step_on_every_backbone_at_112(name, backbone):
+    """With BE, then without: of a pretext task BE must change nothing but L_be, to the last bit."""
+    results = {}
+    for erase in ("intra-video-frame", "none"):
+        torch.manual_seed(0)
+        network = backbones.build(backbone, 2)
+        model = build(name, network, bn_group=0, frames=8, erase=erase, hard_negative=erase != "none")
+        views = films(model, B=2, S=112)
+        loss, stats = model(views, torch.tensor([0, 1]), torch.arange(2), Draws(0, 0))
+        assert loss.isfinite()
+        results[erase] = stats.get("pretext", loss.detach())
+        if erase == "none":
+            continue
+        weights = [p for p in model.parameters() if p.requires_grad]
+        loss.backward()
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in weights)
+        assert any((p.grad != 0).any() for p in network.parameters())
+        torch.optim.SGD(weights, 0.01).step()
+    if name in TASKS:
+        assert torch.equal(results["none"], results["intra-video-frame"]) and torch.equal(results["none"], loss)
+
+
+def two_steps(name, rank=0, world=1):
+    """Losses, stats and what was learnt, of two steps on six videos shared by `world` processes."""
+    model = build(name, seed=1)
+    wrapped = DistributedDataParallel(model, broadcast_buffers=False) if world > 1 else model
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.1)
+    mine, record = slice(6 // world * rank, 6 // world * (rank + 1)), []
+    for step in range(2):
+        views, label, index = films(model, seed=step), torch.tensor([0, 1, 2, 2, 1, 0]), torch.arange(6) + 3 * step
+        loss, stats = wrapped([view[mine] for view in views], label[mine], index[mine], Draws(0, step, rank, world))
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        stats.pop("feature_std", None)  # each process its own batch's
+        record.append(torch.stack([loss.detach(), *stats.values()]))
+    record = torch.stack(record)
+    if world > 1:
+        dist.all_reduce(record)
+    queue = {key: value for key, value in model.named_buffers() if "queue" in key}
+    return record / world, dict(model.named_parameters()), queue
+
+
+def process(rank, folder):
+    torch.set_num_threads(1)
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    results = {name: two_steps(name, rank, 2) for name in OBJECTIVES}
+    if rank == 1:
+        torch.save(results, f"{folder}/results.pt")
+    dist.destroy_process_group()
+
+
+def test_two_processes_compute_what_one_does(tmp_path):
+    """Loss, stats, weights after two steps, queue; BatchNorm groups of 3 in both. The processes start once for all."""
+    mp.spawn(process, (str(tmp_path),), nprocs=2)
+    two = torch.load(tmp_path / "results.pt")
+    assert two.keys() == OBJECTIVES.keys()
+    for name in OBJECTIVES:
+        for got, wanted in zip(two[name], two_steps(name), strict=True):
+            torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
 
 
 def test_classify():
