@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from safetensors.torch import save_file
 
-from be import backbones, datasets, objectives, video
+from be import backbones, datasets, objectives, video, weights
 from be.augment import eval_view
 from be.config import Config, ConfigError
 from be.jobs import watch
@@ -83,11 +83,14 @@ def accuracy(probabilities, label, ok) -> dict:
 
 
 def load_backbone(cfg: Config) -> torch.nn.Module:
-    """The backbone of `cfg.pretrained`. null: the experiment's own pre-training; none: random weights of `cfg.seed`."""
+    """The backbone of `cfg.pretrained`: null, the experiment's own pre-training; the name of another experiment; none,
+    random weights of `cfg.seed`; or published weights, a file, folder, torchvision:NAME or hf:USER/REPO."""
     torch.manual_seed(cfg.seed)
     backbone = backbones.build(cfg.backbone, cfg.width, cfg.checkpointing)
     if cfg.pretrained == "none":
         print("backbone from random initialisation")
+    elif published := weights.find(cfg.pretrained or ""):
+        weights.load(published, backbone)
     else:
         load_weights(run_dir(cfg, "pretrain", cfg.pretrained) / "backbone.safetensors", backbone)
     return backbone

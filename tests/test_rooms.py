@@ -5,7 +5,7 @@ from pathlib import Path
 
 ROWS = [
     ["config", "video", "augment", "erase", "backbones", "jobs", "manifest"],
-    ["synthetic", "datasets", "runs", "tasks", "transcode"],
+    ["synthetic", "datasets", "runs", "tasks", "transcode", "weights"],
     ["objectives"],
     ["evaluate", "train"],
     ["finetune", "prepare", "report"],

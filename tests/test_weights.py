@@ -1,0 +1,398 @@
+"""Checkpoints of others become backbones that compute what theirs computed, or are refused with the reason."""
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision
+from conftest import TINY
+from safetensors.torch import load_file
+from torch import nn
+
+from be import config, weights
+from be.augment import MEAN, STD, normalise
+from be.backbones import BACKBONES, Unit3D, build
+from be.finetune import finetune
+from be.train import pretrain
+from be.weights import ADAPTERS, WeightsError, find, fold_pixels, from_pretrained, load, save_pretrained
+
+
+def awake(network, seed=0):
+    """Eval mode, with BatchNorms that are not the identity they start as."""
+    generator = torch.Generator().manual_seed(seed)
+    for module in network.eval().modules():
+        if isinstance(module, nn.BatchNorm2d | nn.BatchNorm3d):
+            for tensor in (module.weight.data, module.running_var):
+                tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
+            for tensor in (module.bias.data, module.running_mean):
+                tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.1)
+    return network
+
+
+def trained(name, width=4, seed=1):
+    torch.manual_seed(seed)
+    return awake(build(name, width), seed)
+
+
+def random(*shape, seed=0):
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def saved(tmp_path, state, name="theirs.pth"):
+    torch.save(state, tmp_path / name)
+    return tmp_path / name
+
+
+def fresh(name, width=4):
+    torch.manual_seed(9)
+    return build(name, width).eval()
+
+
+def outputs(network, clips):
+    with torch.no_grad():
+        return network(clips)
+
+
+def scaled(pixels, mean, std):
+    mean, std = (torch.tensor(values).view(3, 1, 1, 1) for values in (mean, std))
+    return (pixels - mean) / std
+
+
+def same_but_at_the_border(ours, theirs):
+    inner = (..., slice(3, -3), slice(3, -3), slice(3, -3))
+    assert theirs[inner].numel() > 100
+    torch.testing.assert_close(ours[inner], theirs[inner], rtol=1e-4, atol=1e-4)
+
+
+# ---- what theirs computed
+
+
+def test_pixels_of_another_scale_are_folded_into_the_first_layer():
+    mean, std = (0.4, 0.5, 0.6), (0.2, 0.25, 0.5)
+    pixels = random(2, 3, 4, 9, 9)
+    theirs = awake(nn.Sequential(nn.Conv3d(3, 5, 3, bias=False), nn.BatchNorm3d(5)))  # no border
+    ours = nn.Sequential(nn.Conv3d(3, 5, 3, bias=False), nn.BatchNorm3d(5)).eval()
+    ours.load_state_dict(fold_pixels(theirs.state_dict(), "0", "1", mean, std))
+    torch.testing.assert_close(outputs(ours, normalise(pixels)), outputs(theirs, scaled(pixels, mean, std)))
+
+
+def repeat_ends(unit):
+    """The unit's forward, with clips continued in time by their first and last frame, not by zeros."""
+    def forward(x):
+        k, s = unit.size, unit.stride
+        pads = [(2, 3) if (k, s) == (7, 2) else (k // 2, k // 2)] * 3  # of even lengths
+        x = F.pad(F.pad(x, (0, 0, 0, 0, *pads[2]), mode="replicate"), pads[0] + pads[1])
+        return unit.bn(F.conv3d(x, unit.conv3d.weight, stride=s)).relu()
+    return forward
+
+
+def test_googlenet_on_a_boring_video(tmp_path):
+    """A video of one frame for ever has the features of the frame in torchvision's GoogLeNet on pixels in [-1, 1]."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.manual_seed(0)
+        flat = awake(torchvision.models.googlenet(weights=None, aux_logits=True, init_weights=False))
+    ours = fresh("i3d", 64)
+    report = load(saved(tmp_path, flat.state_dict()), ours)
+    assert report["naming"] == "googlenet" and report["missing"] == []
+    assert {name.split(".")[0] for name in report["left_out"]} == {"aux1", "aux2", "fc"}
+
+    frame = random(1, 3, 64, 64)
+    flat.conv1.conv.padding = (0, 0)  # TensorFlow pads 2 before and 3 after, torchvision 3 and 3
+    children = dict(flat.named_children())
+    theirs = nn.Sequential(*[m for n, m in children.items() if n not in ("aux1", "aux2", "avgpool", "dropout", "fc")])
+    grey = (0.5 - torch.tensor(MEAN)) / torch.tensor(STD)  # their zero, so that both pad with the same
+    expected = outputs(theirs, F.pad(2 * frame - 1, (2, 3, 2, 3)))
+    for unit in (m for m in ours.modules() if isinstance(m, Unit3D)):
+        unit.forward = repeat_ends(unit)
+    first = ours.Conv3d_1a_7x7
+    def padded_by_grey(x, conv=first.conv3d):
+        x = F.pad(x, (0, 0, 0, 0, 2, 3), mode="replicate")
+        x = torch.stack([F.pad(c, (2, 3, 2, 3), value=g.item()) for c, g in zip(x.unbind(1), grey, strict=True)], 1)
+        return first.bn(F.conv3d(x, conv.weight, stride=2)).relu()
+    first.forward = padded_by_grey
+    clip = normalise(frame)[:, :, None].expand(-1, -1, 16, -1, -1)
+    features = outputs(ours, clip)  # (1, 1024, 2, 2, 2)
+    for t in range(features.shape[2]):
+        torch.testing.assert_close(features[:, :, t], expected, rtol=1e-3, atol=1e-4)
+
+
+def test_r2plus1d_of_torchvision(tmp_path):
+    torch.manual_seed(0)
+    theirs = awake(torchvision.models.video.r2plus1d_18())
+    ours = fresh("r2plus1d18", 64)
+    report = load(saved(tmp_path, theirs.state_dict()), ours)
+    assert (report["naming"], report["missing"], report["left_out"]) == ("torchvision", [], ["fc.weight", "fc.bias"])
+    theirs.avgpool = theirs.fc = nn.Identity()
+    transform = torchvision.models.video.R2Plus1D_18_Weights.DEFAULT.transforms()
+    pixels = random(1, 3, 8, 48, 48)
+    x = scaled(pixels, transform.mean, transform.std)
+    same_but_at_the_border(outputs(nn.Sequential(*list(ours.conv1)[:2]), normalise(pixels)),
+                           outputs(nn.Sequential(*list(theirs.stem)[:2]), x))
+    a, b = outputs(theirs, x).flatten(), outputs(ours, normalise(pixels)).flatten()
+    assert F.cosine_similarity(a, b, dim=0) > 0.999  # what the border's other grey comes to
+
+
+def test_c3d_with_biases(tmp_path):
+    """As released: biases in the convolutions, under `model` and `module.`, beside a head and the script's options."""
+    ours, network = fresh("c3d"), trained("c3d")
+    state, clips = network.state_dict(), random(2, 3, 8, 32, 32)
+    convs = [name for name in state if name.startswith("conv")]
+    for name in convs:
+        state[name.replace("weight", "bias")] = random(len(state[name]), seed=3)
+    bias = {id(m): state[f"{n}.bias"] for n, m in network.named_modules() if n.startswith("conv")}
+    for module in network.modules():
+        if id(module) in bias:
+            module.bias = nn.Parameter(bias[id(module)])
+    state["id_head.2.weight"] = torch.zeros(128, 32)
+    file = saved(tmp_path, {"opt": argparse.Namespace(pt_method="be", lr=[0.1]),
+                            "model": {f"module.{name}": tensor for name, tensor in state.items()}, "epoch": 3})
+    report = load(file, ours)
+    assert (report["naming"], report["prefix"]) == ("c3d", "model.module.")
+    assert (report["missing"], report["left_out"]) == ([], ["id_head.2.weight"])
+    torch.testing.assert_close(outputs(ours, clips), outputs(network, clips))
+
+
+def branch_names(state):
+    """Our I3D's state dict under the names of BE's released code, by its own construction."""
+    branches = {"b0": "branch_0", "b1a": "branch_1.0", "b1b": "branch_1.1", "b2a": "branch_2.0", "b2b": "branch_2.1",
+                "b3b": "branch_3.1"}  # fmt: skip
+    out = {}
+    for name, tensor in state.items():
+        parts = [branches.get(part, {"bn": "batch3d"}.get(part, part)) for part in name.split(".")]
+        parts[0] = parts[0].replace("Mixed", "mixed").replace("Conv3d", "conv3d")
+        out[".".join(parts)] = tensor
+    return out
+
+
+def test_i3d_as_released(tmp_path):
+    """Its BatchNorm adds 1e-5: the network with that, and small variances, computes the same as ours with 1e-3."""
+    theirs, ours, clips = trained("i3d"), fresh("i3d"), random(1, 3, 8, 33, 32)
+    for module in theirs.modules():
+        if isinstance(module, nn.BatchNorm3d):
+            module.running_var *= 0.01
+            module.weight.data *= 0.1
+            module.eps = 1e-5
+    state = branch_names(theirs.state_dict())
+    assert {"conv3d_2c_3x3.batch3d.bias", "mixed_4f.branch_3.1.conv3d.weight"} <= state.keys()
+    state["conv3d_0c_1x1_custom.conv3d.weight"] = torch.zeros(101, 64, 7, 1, 1)
+    report = load(saved(tmp_path, {"state_dict": {f"module.base_model.{k}": v for k, v in state.items()}}), ours)
+    assert (report["naming"], report["missing"]) == ("i3d-branches", [])
+    torch.testing.assert_close(outputs(ours, clips), outputs(theirs, clips), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("naming", ["i3d-port", "i3d-branches"])
+def test_i3d_of_deepmind_sees_pixels_between_minus_one_and_one(tmp_path, naming):
+    theirs, ours = trained("i3d"), fresh("i3d")
+    state = theirs.state_dict()
+    if naming == "i3d-port":
+        state |= {"logits.conv3d.weight": torch.zeros(400, 64, 1, 1, 1), "logits.conv3d.bias": torch.zeros(400)}
+        state = {name: tensor for name, tensor in state.items() if "num_batches" not in name}  # as in 2017
+    else:
+        for module in theirs.modules():
+            if isinstance(module, nn.BatchNorm3d):
+                module.eps = 1e-5
+        state = branch_names(state) | {"conv3d_0c_1x1.conv3d.weight": torch.zeros(400, 64, 1, 1, 1)}
+    report = load(saved(tmp_path, state), ours)
+    assert (report["naming"], report["missing"]) == (naming, [])
+    pixels = random(1, 3, 16, 64, 64)
+    same_but_at_the_border(outputs(ours.Conv3d_1a_7x7, normalise(pixels)),
+                           outputs(theirs.Conv3d_1a_7x7, 2 * pixels - 1))
+
+
+@pytest.mark.parametrize("name", ["r3d18", "r3d34"])
+def test_hara(tmp_path, name):
+    theirs, ours = trained(name), fresh(name)
+    state = {f"module.{key}": tensor for key, tensor in theirs.state_dict().items()}
+    state |= {"module.fc.weight": torch.zeros(700, 32), "module.fc.bias": torch.zeros(700)}
+    report = load(saved(tmp_path, {"epoch": 200, "arch": "resnet", "state_dict": state, "optimizer": {}}), ours)
+    assert (report["naming"], report["prefix"], report["missing"]) == ("hara", "state_dict.module.", [])
+    pixels = random(1, 3, 16, 64, 64)
+    x = scaled(pixels, (0.4345, 0.4051, 0.3775), (0.2768, 0.2713, 0.2737))
+    same_but_at_the_border(outputs(lambda x: ours.bn1(ours.conv1(x)), normalise(pixels)),
+                           outputs(lambda x: theirs.bn1(theirs.conv1(x)), x))
+
+
+# ---- what is found, and what is refused
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "module.encoder_q.0.", "backbone.", "student.net."])
+def test_prefixes(tmp_path, prefix, capsys):
+    """Of a query encoder and its momentum encoder the first is taken, whatever stands around it."""
+    theirs, clips = trained("r3d18"), random(1, 3, 8, 32, 32)
+    state = {f"{prefix}{name}": tensor for name, tensor in theirs.state_dict().items()}
+    if "encoder_q" in prefix:
+        momentum = trained("r3d18", seed=5).state_dict()
+        state |= {f"module.encoder_k.0.{name}": tensor for name, tensor in momentum.items()}
+        state |= {"module.encoder_q.2.weight": torch.zeros(8, 8), "module.queue": torch.zeros(128, 64)}
+    for key in ("state_dict", None):
+        ours = fresh("r3d18")
+        load(saved(tmp_path, {key: state} if key else state), ours)
+        assert torch.equal(outputs(ours, clips), outputs(theirs, clips))
+        said = capsys.readouterr().out
+        assert "loaded 100 of 100 tensors" in said and repr(f"{key}.{prefix}" if key else prefix) in said
+
+
+def test_all_adapters_are_tried_and_none_fits_by_chance():
+    """On our own names every other adapter declines."""
+    for name in BACKBONES:
+        state = build(name, 2).state_dict()
+        assert [key for key, adapt in ADAPTERS.items() if adapt(state)] == ["same"]
+
+
+def test_too_little_is_refused_with_what_is_missing(tmp_path):
+    state = trained("r3d18").state_dict()
+    few = {name: tensor for name, tensor in state.items() if name not in ("bn1.bias", "layer4.1.bn2.weight")}
+    report = load(saved(tmp_path, few), fresh("r3d18"))
+    assert report["missing"] == ["bn1.bias", "layer4.1.bn2.weight"] and len(report["loaded"]) == 98
+
+    many = {name: tensor for name, tensor in state.items() if not name.endswith("running_mean")}
+    with pytest.raises(WeightsError, match=r"only 80 of 100 tensors.*20 missing: bn1.running_mean, .*, \.\.\."):
+        load(saved(tmp_path, many), fresh("r3d18"))
+    first = {name: tensor for name, tensor in state.items() if name != "conv1.weight"}
+    with pytest.raises(WeightsError, match=r"only 99 of 100 tensors.*1 missing: conv1.weight"):
+        load(saved(tmp_path, first), fresh("r3d18"))
+    with pytest.raises(WeightsError, match=r"conv1.weight \(4, 3, 7, 7, 7\) for \(8, 3, 7, 7, 7\).*width=64"):
+        load(saved(tmp_path, state), fresh("r3d18", 8))
+    with pytest.raises(WeightsError, match="only 0 of 100 tensors"):
+        load(saved(tmp_path, {"w": torch.ones(2)}), fresh("r3d18"))
+
+
+def test_a_refused_file_leaves_the_backbone_as_it_was(tmp_path):
+    ours, before = fresh("r3d18"), fresh("r3d18").state_dict()
+    with pytest.raises(WeightsError):
+        load(saved(tmp_path, {k: v for k, v in trained("r3d18").state_dict().items() if k != "conv1.weight"}), ours)
+    assert all(torch.equal(before[name], tensor) for name, tensor in ours.state_dict().items())
+
+
+def test_known_misfits_are_named(tmp_path):
+    with torch.device("meta"):
+        models = torchvision.models
+        shells = {"another": (models.video.r3d_18().state_dict(), "r3d18"),
+                  "network for images": (models.resnet18().state_dict(), "r3d18"),
+                  "CoCLR's backbone": ({"module.encoder_q.0.Conv_1a.conv1.weight": torch.empty(64, 3, 1, 7, 7)}, "i3d")}
+    type_a = {k: v for k, v in build("r3d34", 4).state_dict().items() if "downsample" not in k}  # 165 of 180 tensors
+    for said, (state, name) in {**shells, "type A": (type_a, "r3d34")}.items():
+        file = saved(tmp_path, {key: torch.zeros(()).expand(tensor.shape) for key, tensor in state.items()})
+        with pytest.raises(WeightsError, match=said):
+            load(file, fresh(name, 4 if said == "type A" else 64))
+
+
+class Trap:
+    def __reduce__(self):
+        return exec, ("raise SystemExit('the trap ran')",)
+
+
+def test_pickles_that_could_run_code_are_refused_and_the_way_out_works(tmp_path):
+    with pytest.raises(WeightsError, match="could run code of its author.*builtins.exec|could run code.*exec"):
+        load(saved(tmp_path, {"model": {}, "trap": Trap()}), fresh("r3d18"))
+
+    theirs = trained("r3d18")
+    path = saved(tmp_path, {"state_dict": theirs.state_dict(), "when": Path("a")})  # pathlib: harmless, but no tensor
+    with pytest.raises(WeightsError, match="pathlib") as error:
+        load(path, fresh("r3d18"))
+    command = re.search(r"python (-c .*)", str(error.value))[1]
+    subprocess.run(f"{sys.executable} {command}", shell=True, check=True, cwd=tmp_path)
+    assert load(tmp_path / "theirs-tensors.pth", fresh("r3d18"))["missing"] == []
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b"no checkpoint at all"])
+@pytest.mark.parametrize("name", ["theirs.pth", "theirs.safetensors"])
+def test_damaged_files(tmp_path, damage, name):
+    path = saved(tmp_path, {"w": torch.ones(500)}, name)
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(WeightsError, match="is damaged|cannot be read as safetensors"):
+        load(path, fresh("r3d18"))
+
+
+def test_where_weights_are_looked_for(tmp_path, monkeypatch):
+    assert find("table1-moco-be") is None
+    assert find(str(tmp_path)) == tmp_path
+    for source in (f"{tmp_path}/nothing", "nothing.pth"):
+        with pytest.raises(WeightsError, match="nothing(.pth)? does not exist"):
+            find(source)
+    with pytest.raises(WeightsError, match="no model 'googlnet'"):
+        find("torchvision:googlnet")
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    (tmp_path / "checkpoints").mkdir()
+    cached = tmp_path / "checkpoints" / "googlenet-1378be20.pth"
+    cached.write_bytes(b"")
+    assert find("torchvision:googlenet") == cached
+    cached.unlink()
+    def offline(*_, **__):
+        raise OSError("no network")
+    monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
+    with pytest.raises(WeightsError, match=f"no network.*put it at {cached}"):
+        find("torchvision:googlenet")
+
+
+# ---- out
+
+
+def test_a_folder_and_back(tmp_path, monkeypatch):
+    theirs, clips = trained("i3d"), random(1, 3, 8, 32, 32)
+    folder = save_pretrained(tmp_path / "out", theirs, {"backbone": "i3d", "width": 4, "method": "moco"})
+    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "backbone.safetensors", "config.json"]
+    config = json.loads((folder / "config.json").read_text())
+    assert config["backbone"] == "i3d" and config["dim"] == 64 and config["pixels"]["mean"] == list(MEAN)
+    back = from_pretrained(folder)
+    assert not back.training and back.config == config
+    assert torch.equal(outputs(back, clips), outputs(theirs, clips))
+    (folder / "config.json").unlink()
+    with pytest.raises(WeightsError, match="no config.json"):
+        from_pretrained(folder)
+
+
+def test_the_hub(tmp_path, monkeypatch):
+    """The calls that huggingface_hub gets, served from a folder: nothing here reaches the network."""
+    import huggingface_hub as hub
+
+    store = tmp_path / "store"
+    def create_repo(self, repo_id, private, exist_ok):
+        assert repo_id == "me/mine" and private and exist_ok
+        return f"https://hub/{repo_id}"
+    def upload_folder(self, repo_id, folder_path, commit_message):
+        Path(folder_path).rename(store)
+    def download(repo_id, filename):
+        if repo_id != "me/mine":
+            raise hub.errors.LocalEntryNotFoundError("cannot find the requested files")
+        return str(store / filename)
+    monkeypatch.setattr(hub.HfApi, "create_repo", create_repo)
+    monkeypatch.setattr(hub.HfApi, "upload_folder", upload_folder)
+    monkeypatch.setattr(hub, "hf_hub_download", download)
+
+    theirs = trained("r3d18")
+    folder = save_pretrained(tmp_path / "out", theirs, {"backbone": "r3d18", "width": 4})
+    assert weights.push_to_hub(folder, "me/mine") == "https://hub/me/mine"
+    for back in (from_pretrained("me/mine"), from_pretrained("hf:me/mine")):
+        assert torch.equal(back.conv1.weight, theirs.conv1.weight)
+    assert find("hf:me/mine") == store
+    with pytest.raises(WeightsError, match="hf:me/other cannot be fetched"):
+        from_pretrained("me/other")
+
+
+def test_from_a_run_to_a_folder_to_another_run(tiny, tmp_path, capsys):
+    """pretrain -> export -> finetune from the folder; weights in mid-run; what is not a run."""
+    words = [f"data={tiny}", f"out={tmp_path}", *TINY, "epochs=1"]
+    pretrain(config.load("demo-moco-be", words))
+    source = tmp_path / "demo-moco-be/pretrain-seed0"
+    weights.export(str(source), str(tmp_path / "out"))
+    assert json.loads((tmp_path / "out/config.json").read_text())["erase"] == "intra-video-frame"
+    exported, original = (load_file(p / "backbone.safetensors") for p in (tmp_path / "out", source))
+    torch.testing.assert_close(exported, original, rtol=0, atol=0)
+
+    capsys.readouterr()
+    finetune(config.load("demo-moco-be", [*words, f"pretrained={tmp_path / 'out'}", "name=again"], "finetune"))
+    assert re.search(rf"loaded (\d+) of \1 tensors from {tmp_path / 'out'} \(naming 'same'", capsys.readouterr().out)
+    report = load(next((source / "checkpoint").glob("*.pt")), from_pretrained(tmp_path / "out"))
+    assert report["missing"] == [] and report["prefix"].startswith("objective.") and "momentum" not in report["prefix"]
+    for folder, said in ((tmp_path, "is not the directory of a finished run"), (source / "checkpoint", "No such file")):
+        with pytest.raises(WeightsError, match=said):
+            weights.export(str(folder), "x")
