@@ -268,7 +268,7 @@ def test_triplet_by_distances(erase):
     model, twin = build("triplet", erase=erase, hard_negative=False), build("triplet")
     views = films(model)
     assert len(views) == 3  # the negative is not optional
-    q, k, h = (embed_slowly(twin, x, twin.encoder) for x in (*erased_pair(views, erase), views[2]))
+    q, k, h = (embed_slowly(twin, x, twin.encoder).detach() for x in (*erased_pair(views, erase), views[2]))
     distance = [float((q[i] - k[i]).norm() - (q[i] - h[i]).norm()) for i in range(6)]
     loss, stats = model(views, None, None, Draws(0, 0))
     assert loss.item() == pytest.approx(np.mean([max(0, d + 0.5) for d in distance]), abs=1e-5)
@@ -285,6 +285,7 @@ def test_pretext_is_eq_3_to_5(name, be_norm):
     options = dict(beta=0.5, be_norm=be_norm, pool="avg", erase="video-mixup")
     model, twin = build(name, **options), build(name, **options)
     assert model.views == model.task.views + ((0, 1 + max(aug for _, aug in model.task.views)),)
+    assert model.sampler is model.task.sampler
     views, draws = films(model), Draws(0, 0)
     loss, stats = model(views, None, None, Draws(0, 0))
 
