@@ -1,6 +1,7 @@
 """Many jobs, one per file: in several processes, behind one progress bar, and no file can stop the others.
 
-    for path, result, problem in watch(run(job, paths), len(paths), "probing"): ...
+    with closing(run(job, paths)) as work:
+        for path, result, problem in watch(work, len(paths), "probing"): ...
 
 FFmpeg is given files from everywhere, and some may make it crash or never return. That must cost one file, so
 the processes are our own: a pool of concurrent.futures is broken for good when one of its processes dies.
@@ -23,7 +24,7 @@ def run(job, items, workers=None, limit=lambda item: 600):
 
     Yields (item, result, None) or, if the process died in it or took over `limit(item)` seconds and was killed,
     (item, None, what happened); a new process goes on with the rest. An exception in a job is a bug, not a bad
-    file: its traceback is printed and RuntimeError raised. Whoever leaves early has the processes killed.
+    file: its traceback is printed and RuntimeError raised. Who leaves early closes it, to have the processes killed.
 
     They are spawned, for the caller may hold threads or a GPU that do not survive a fork. So `job` is a function
     of a module, or a partial of one, and a script that calls this does so under `if __name__ == "__main__":`.
@@ -67,6 +68,7 @@ def run(job, items, workers=None, limit=lambda item: 600):
     finally:
         for process, *_ in crew.values():
             process.kill()
+            process.join()
 
 
 def _serve(job, pipe):

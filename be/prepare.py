@@ -12,7 +12,7 @@ import errno
 import json
 import os
 from collections import Counter, defaultdict
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from hashlib import blake2b
@@ -103,8 +103,8 @@ def look(root, paths, check, workers) -> list[Record]:
         same = (record.size, record.mtime) == (stat.st_size, stat.st_mtime_ns)
         if not same or CHECKS.index(record.check) < CHECKS.index(check):
             todo.append(path)
-    with open(root / JOURNAL, "a") as journal:
-        work = run(partial(examine, root, check), todo, workers, partial(patience, root))
+    work = run(partial(examine, root, check), todo, workers, partial(patience, root))
+    with open(root / JOURNAL, "a") as journal, closing(work):
         for path, record, problem in watch(work, len(todo), f"looking at {root.name}"):
             records[path] = record or Record(path, size=os.path.getsize(root / path), problem=problem)
             if record:  # otherwise let it try again next time; the line break comes first, to end a line that was cut
@@ -183,7 +183,8 @@ def survey(source, root, check, shortest, workers) -> tuple[list[Record], int]:
     """Looks at all files of all lists and writes manifest and report. Returns the records and how much is amiss."""
     from be.datasets import DatasetMissing
 
-    lists, amiss, notes = {}, defaultdict(list), []
+    lists, notes = {}, []
+    amiss = {kind: [] for kind in ("wrong lists", "missing", "unreadable", "cut short", "too short")}
     for subset, split in source.subsets(root):
         try:
             samples, there = source.read(root, subset, split)

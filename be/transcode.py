@@ -8,6 +8,7 @@ import errno
 import json
 import os
 import shutil
+from contextlib import closing
 from functools import partial
 
 import numpy as np
@@ -16,9 +17,9 @@ from be.config import UserError
 from be.jobs import run, watch
 from be.video import Reader, VideoError, encode
 
-NOTE = "transcode.json"
-CRF = 18  # H.264's "constant quality": lower is more faithful
-PSNR = 30  # dB, how well a frame of the copy agrees with its source at least; see `agreement`
+NOTE, PART = "transcode.json", ".part.mp4"
+QP = 22  # H.264's quantiser, the same everywhere: lower is more faithful. Films come out at about 40 dB
+PSNR = 25  # dB, what a frame has to agree with its source. Worst is noise in colours, which H.264 halves: 26 dB
 SAMPLE = 8  # videos, or a few more, tell how much room all will take
 BUFFER = 2**27  # bytes of frames held in memory
 PATIENCE = 3600  # seconds for one video
@@ -31,51 +32,54 @@ def copy_dataset(root, copy, lists, frames, workers=None, *, short_side, gop):
     Raises UserError if the disk is full, or would be, or COPY holds copies made in another way.
     """
     copy.mkdir(parents=True, exist_ok=True)
-    claim(copy, dict(short_side=short_side, gop=gop, crf=CRF))
+    claim(copy, dict(short_side=short_side, gop=gop, qp=QP))
     for path in lists:
         (copy / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(root / path, copy / path)
-    for left_over in copy.rglob(".*.part.mp4"):  # by a run that was killed
-        left_over.unlink(missing_ok=True)
-
     todo = [path for path in frames if not (copy / path).exists()]
     job, sample = partial(transcode, root, copy, short_side, gop), todo[:: max(1, len(todo) // SAMPLE)]
-    written, rest = transcode_all(job, sample, workers, "transcoding a sample"), sorted({*todo} - {*sample})
-    if rest:
-        needed = written / sum(map(frames.get, sample)) * sum(map(frames.get, rest))
-        free = shutil.disk_usage(copy).free
-        print(f"{copy}: {len(rest)} videos to transcode, about {needed / 1e9:.2f} GB; {free / 1e9:.2f} GB are free")
-        if needed > free:
-            raise UserError(f"{copy} would need about {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are free")
-        transcode_all(job, rest, workers, "transcoding")
+    try:
+        written, rest = transcode_all(job, sample, workers, "transcoding a sample"), sorted({*todo} - {*sample})
+        if rest:
+            needed = written / sum(map(frames.get, sample)) * sum(map(frames.get, rest))
+            room = f"about {needed / 1e9:.2f} GB, and {shutil.disk_usage(copy).free / 1e9:.2f} GB are free"
+            if needed > shutil.disk_usage(copy).free:
+                raise UserError(f"{copy} would need {room}")
+            print(f"{copy}: {len(rest)} videos to transcode, {room}")
+            transcode_all(job, rest, workers, "transcoding")
+    finally:
+        for left_over in copy.rglob(f"*{PART}"):  # by processes that were killed, now or in an earlier run
+            left_over.unlink(missing_ok=True)
 
 
 def claim(copy, values):
     """Refuse to mix copies made in different ways."""
-    note = copy / NOTE
+    note, aside = copy / NOTE, copy / f".{NOTE}{PART}"
     if not note.exists():
-        note.write_text(json.dumps(values))
+        aside.write_text(json.dumps(values))
+        aside.replace(note)
     elif (held := json.loads(note.read_text())) != values:
         raise UserError(f"{copy} was made with {held}, not {values}: delete it, or ask for the same")
 
 
 def transcode_all(job, paths, workers, what) -> int:
     """Returns the number of bytes written."""
-    total, done = 0, 0
-    for path, result, problem in watch(run(job, paths, workers, limit=lambda path: PATIENCE), len(paths), what):
-        size, problem, full = result or (0, problem, False)
-        if full:
-            raise UserError(f"{problem} ({done} of {len(paths)} done). Make room and give the same command again")
-        if problem:
-            print(f"not copied: {path}: {problem}".encode("utf-8", "backslashreplace").decode())
-        total, done = total + size, done + 1
+    total = done = 0
+    with closing(run(job, paths, workers, limit=lambda path: PATIENCE)) as work:
+        for path, result, problem in watch(work, len(paths), what):
+            size, problem, full = result or (0, problem, False)
+            if full:
+                raise UserError(f"{problem} ({done} of {len(paths)} done). Make room and give the same command again")
+            if problem:
+                print(f"not copied: {path}: {problem}".encode("utf-8", "backslashreplace").decode())
+            total, done = total + size, done + 1
     return total
 
 
 def transcode(root, copy, short_side, gop, path) -> tuple[int, str, bool]:
     """Writes one file, whole or not at all, in a process of its own: (bytes, what went wrong, is the disk full)."""
     target = copy / path
-    aside = target.with_name(f".{os.getpid()}.part.mp4")  # MP4 whatever the name: it is the content that is probed
+    aside = target.with_name(f".{os.getpid()}{PART}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         write_copy(root / path, aside, short_side, gop)
@@ -103,7 +107,7 @@ def write_copy(source, target, short_side, gop):
                         kept[i] = rgb.copy()
                     yield rgb
 
-        options = {"crf": str(CRF), "g": str(gop), "bf": "0", "sc_threshold": "0", "tune": "fastdecode"}
+        options = {"qp": str(QP), "g": str(gop), "bf": "0", "sc_threshold": "0", "tune": "fastdecode"}
         encode(target, frames(), video.info.fps, options=options)
     with Reader(target) as copy:
         if copy.frames != n:
@@ -114,6 +118,6 @@ def write_copy(source, target, short_side, gop):
 
 
 def agreement(a, b) -> float:
-    """PSNR in dB of two frames (H, W, 3) at half their size: H.264 keeps colours at half size anyway."""
+    """PSNR in dB of two frames (H, W, 3) at half their size: H.264 keeps only colours of that size."""
     halves = [x.reshape(len(x) // 2, 2, -1, 2, 3).mean((1, 3)) for x in (a, b)]  # (H/2, W/2, 3)
     return 10 * np.log10(255**2 / max(1e-9, np.square(halves[0] - halves[1]).mean()))
