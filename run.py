@@ -27,6 +27,7 @@ VERBS = {
     "finetune": ("be.finetune", "finetune", "finetune", "run.py finetune --cfg table1-moco-be dataset=hmdb51 split=1"),
     "evaluate": ("be.evaluate", "evaluate", "finetune", "run.py evaluate --cfg demo-moco-be subset=swapped"),
     "strip": ("be.report", "strip", "pretrain", "run.py strip --cfg demo-moco-be"),
+    "status": ("be.status", "status", None, "run.py status"),
     "export": ("be.weights", "export", None, "run.py export run=runs/table1-moco-be/pretrain-seed0 to=exported"),
     "report": ("be.report", "report", None, "run.py report out=runs"),
 }

@@ -7,7 +7,7 @@ ROWS = [
     ["config", "video", "augment", "erase", "backbones", "jobs", "manifest"],
     ["synthetic", "datasets", "runs", "tasks", "transcode", "weights"],
     ["objectives"],
-    ["evaluate", "train"],
+    ["evaluate", "status", "train"],
     ["finetune", "prepare", "report"],
     ["retrieve"],
 ]
