@@ -26,6 +26,8 @@ VERBS = {
     "pretrain": ("be.train", "pretrain", "pretrain", "run.py pretrain --cfg demo-moco-be seed=1"),
     "finetune": ("be.finetune", "finetune", "finetune", "run.py finetune --cfg table1-moco-be dataset=hmdb51 split=1"),
     "evaluate": ("be.evaluate", "evaluate", "finetune", "run.py evaluate --cfg demo-moco-be subset=swapped"),
+    "retrieve": ("be.retrieve", "retrieve", "retrieve", "run.py retrieve --cfg table3-moco-be-i3d protocol=paper"),
+    "bench-retrieve": ("be.retrieve", "bench", None, "run.py bench-retrieve queries=1000 gallery=2136"),
     "strip": ("be.report", "strip", "pretrain", "run.py strip --cfg demo-moco-be"),
     "status": ("be.status", "status", None, "run.py status"),
     "export": ("be.weights", "export", None, "run.py export run=runs/table1-moco-be/pretrain-seed0 to=exported"),

@@ -30,11 +30,12 @@ def report(out: str = "runs", names: str = "*"):
     """
     from be.runs import read_results, write_text  # torch takes seconds to import, `list` does not need it
 
-    results = [r for r in read_results(Path(out)) if fnmatch.fnmatch(r["experiment"], names)]
+    results, recalls = ([r for r in read_results(Path(out), kind) if fnmatch.fnmatch(r["experiment"], names)]
+                        for kind in ("result", "recall"))
     known = [n for n in config.experiments() if fnmatch.fnmatch(n, names)]
-    known += sorted({r["experiment"] for r in results} - set(known))  # variants named on the command line
+    known += sorted({r["experiment"] for r in results + recalls} - set(known))  # variants named on the command line
     text = ["# Results", "", *table(known, results), *reliance(known, results), *curves(Path(out), known)]
-    text += pictures(Path(out))
+    text += [*retrieval(known, recalls), *pictures(Path(out))]
     path = Path(out) / "report.md"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, "\n".join(text) + "\n")
@@ -69,7 +70,7 @@ def table(names: list[str], results: list[dict]) -> list[str]:
     for name in names:
         paper, about = config.paper_numbers(name), config.experiments().get(name, {}).get("about", "")
         lists = [(d, s) for (n, d, s) in summary if n == name]
-        lists += [(d, "test") for d in paper if (d, "test") not in lists]
+        lists += [(d, "test") for d in paper if (d, "test") not in lists and not d.startswith("R@")]
         for dataset, subset in lists:
             cell, theirs = summary.get((name, dataset, subset)), paper.get(dataset) if subset == "test" else None
             rows.append([
@@ -96,6 +97,21 @@ def reliance(names: list[str], results: list[dict]) -> list[str]:
     rows.sort(key=lambda row: names.index(row[0]))
     return ["", "Reliance on the background: top-1 with scenes as in training, minus top-1 with swapped scenes.", "",
             *markdown(["experiment", "biased", "swapped", "reliance"], rows)]
+
+
+def retrieval(names: list[str], results: list[dict]) -> list[str]:
+    """Table 3: R@k in % for each list and protocol, mean and sd over the seeds, the paper's in brackets."""
+    cells = defaultdict(list)
+    for r in results:
+        cells[r["experiment"], f"{r['dataset']} {r['subset']}, split {r['split']}, {r['protocol']}"].append(r)
+    rows, ks = [], [key for key in (results[0] if results else {}) if key.startswith("R@")]
+    for name, what in sorted(cells, key=lambda cell: names.index(cell[0])):
+        paper = config.paper_numbers(name) if "test" in what and what.endswith("paper") else {}
+        values = {k: [r[k] for r in cells[name, what]] for k in ks}
+        rows.append([name, what, *(number({"mean": mean(v), "sd": stdev(v) if len(v) > 1 else None})
+                                   + (f" ({paper[k]})" if k in paper else "") for k, v in values.items())])
+    head = ["experiment", "retrieved on", *(f"{k} %" for k in ks)]
+    return ["", "## Retrieval", "", *markdown(head, rows)] if rows else []
 
 
 def number(cell: dict | None) -> str:

@@ -226,9 +226,9 @@ def read_metrics(path: Path) -> list[dict]:
     return lines
 
 
-def read_results(out: Path) -> list[dict]:
-    """Every result-*.json below `out`, each with its run directory under `path`."""
-    found = sorted(Path(out).glob("*/*/result-*.json"))
+def read_results(out: Path, kind: str = "result") -> list[dict]:
+    """Every KIND-*.json below `out` (result: of a test, recall: of a retrieval), its run directory under `path`."""
+    found = sorted(Path(out).glob(f"*/*/{kind}-*.json"))
     return [{**json.loads(path.read_text()), "path": str(path.parent)} for path in found]
 
 

@@ -1,0 +1,380 @@
+"""Are the nearest training clips of a test clip of its own class? Nothing is trained (paper 4.3, Table 3).
+
+    extract    videos -> unit vectors in half precision, appended to a file as they are made
+    search     for each query the k rows of the gallery of the largest cosine: exact, by blocks
+    recall     R@k, the share of queries that have their class among the k nearest
+
+The paper's features are 100,352 numbers a clip, and HMDB51 has about 20,000 gallery clips and 8,500 queries: 6 GB,
+of which the search holds no more at a time than it was allowed.
+"""
+
+import json
+import resource
+import tempfile
+import time
+import zlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from be import datasets
+from be.config import Config, ConfigError, paper_numbers
+from be.evaluate import load_backbone, views
+from be.jobs import watch
+from be.report import COLOURS, markdown, pyplot
+from be.runs import RunError, git_sha, make_accelerator, run_dir, write_aside, write_text
+from be.video import Reader, even_clips
+
+KS = (1, 5, 10, 20, 50)
+
+
+# ---- protocols: which clips of a video, what of the feature map, and is a row a clip or a video?
+
+
+class Protocol(NamedTuple):
+    sampler: Callable  # (n, rng, T=, stride=) -> frames (K, T)
+    pool: Callable  # feature map (K, C, T', H', W') -> (K, D)
+    mean: bool  # a row is the mean over the clips of a video; else every clip is one
+
+
+def consecutive_clips(n, rng=None, *, T, stride):
+    """A video of n frames cut into clips one after the other; what is left at its end is left out.
+
+        n = 11, T = 3, stride = 1      o o o x x x o o o . .       0 1 2   3 4 5   6 7 8
+
+    In a video shorter than a clip the only one wraps around. -> int64 (K, T)
+    """
+    starts = np.arange(max(1, n // (T * stride))) * T * stride
+    return (starts[:, None] + stride * np.arange(T)) % n
+
+
+def max_cells(x, most):
+    """Adaptive max pooling to at most `most` cells (t, h, w): (K, C, T', H', W') -> (K, C * cells). A map that
+    is smaller stays as it is: to repeat its cells would not change what is near."""
+    return F.adaptive_max_pool3d(x, [min(sides) for sides in zip(x.shape[2:], most, strict=True)]).flatten(1)
+
+
+PROTOCOLS = {
+    # Paper 4.3: "clips in units of 16 frames", pooled "to a fixed scale of 1024 x 2 x 7 x 7"
+    "paper": Protocol(consecutive_clips, partial(max_cells, most=(2, 7, 7)), mean=False),
+    # Xu et al. 2019 (VCOP): 10 clips a video, 512 x 2 x 3 x 3, averaged
+    "vcop": Protocol(partial(even_clips, K=10), partial(max_cells, most=(2, 3, 3)), mean=True),
+    # The centre clip under global average pooling, which is what many report as nearest neighbours
+    "gap": Protocol(partial(even_clips, K=1), lambda x: x.mean((2, 3, 4)), mean=True),
+}
+
+
+# ---- features
+
+
+@dataclass(frozen=True)
+class Features:
+    """Rows of float16 (D,) in one file or several, as many as there were processes, in the order of the list."""
+
+    files: list[Path]
+    rows: list[int]  # of each file
+    D: int
+    video: np.ndarray  # (R,) int64, the place in the list of the video that a row comes from
+    clip: np.ndarray  # (R,) int64, which clip of it; 0 if a row is a video
+
+    def __len__(self):
+        return sum(self.rows)
+
+    def blocks(self, size, start=0, stop=None):
+        """Rows start..stop, at most `size` at a time: yields (number of the first, memory map (n, D))."""
+        first, stop = 0, len(self) if stop is None else stop
+        for file, n in zip(self.files, self.rows, strict=True):
+            for row in range(max(0, start - first), min(n, stop - first), size):
+                count = min(size, n - row, stop - first - row)
+                yield first + row, np.memmap(file, np.float16, "r", 2 * self.D * row, (count, self.D))
+            first += n
+
+
+@torch.no_grad()
+def extract(path: Path, backbone, samples, protocol: Protocol, cfg: Config, accelerator: Accelerator) -> Features:
+    """Features of all readable videos of a list, written to PATH.0.f16, ... (a file per process) and PATH.npz.
+
+    What a finished run of the same weights and settings left there is taken as it is. Raises RunError where a
+    feature is not finite: it would be near to everything or to nothing.
+    """
+    world, rank = accelerator.num_processes, accelerator.process_index
+    keys = ("dataset", "split", "frames", "stride", "short_side", "size", "protocol")
+    about = {**{key: getattr(cfg, key) for key in keys}, "weights": checksum(backbone), "videos": len(samples)}
+    index = path.with_name(f"{path.name}.npz")
+    if index.exists():
+        known = np.load(index)
+        if json.loads(str(known["about"])) == about:
+            accelerator.print(f"{path.name}: taken from {path.parent}")
+            return features_at(path, known)
+
+    accelerator.wait_for_everyone()  # nobody writes before all have looked
+    index.unlink(missing_ok=True)
+    rows, D = [], 0
+    mine = range(rank * len(samples) // world, (rank + 1) * len(samples) // world)  # files in order = videos in order
+    sampler = partial(protocol.sampler, T=cfg.frames, stride=cfg.stride)
+    with open(path.with_name(f"{path.name}.{rank}.f16"), "wb") as file:
+        for i, clips in views(samples, sampler, cfg, accelerator, path.name, mine):
+            if clips is None:
+                continue
+            with accelerator.autocast():  # a few clips at a time: a long video has many
+                z = torch.cat([protocol.pool(backbone(part)).float() for part in clips.split(8)])  # (K, D)
+            z = F.normalize(z.mean(0, keepdim=True) if protocol.mean else z)
+            if not z.isfinite().all():
+                raise RunError(f"the features of {samples.path(i)} are not finite: the weights are not, or the "
+                               f"precision {cfg.precision} does not hold them")
+            file.write(z.half().cpu().numpy().tobytes())
+            rows += [(i, k) for k in range(len(z))]
+            D = z.shape[1]
+    parts = gather_object([(rows, D)])
+    video, clip = np.array([row for part, _ in parts for row in part], np.int64).reshape(-1, 2).T
+    known = dict(video=video, clip=clip, rows=[len(part) for part, _ in parts], D=max(D for _, D in parts),
+                 about=json.dumps(about))  # fmt: skip
+    if accelerator.is_main_process:
+        write_aside(index, lambda aside: np.savez(aside.open("wb"), **known))
+    accelerator.wait_for_everyone()
+    return features_at(path, known)
+
+
+def features_at(path, known) -> Features:
+    rows = [int(n) for n in known["rows"]]
+    files = [path.with_name(f"{path.name}.{rank}.f16") for rank in range(len(rows))]
+    return Features(files, rows, int(known["D"]), known["video"], known["clip"])
+
+
+def checksum(module) -> str:
+    """CRC-32 of all its weights."""
+    crc = 0
+    for tensor in module.state_dict().values():
+        crc = zlib.crc32(tensor.cpu().contiguous().numpy().tobytes(), crc)
+    return f"{crc:08x}"
+
+
+# ---- search
+
+
+@torch.no_grad()
+def search(queries: Features, gallery: Features, k: int, memory_gb: float, device="cpu", mine=None, quiet=True):
+    """The k rows of the gallery of the largest inner product with each query: scores, rows, both (Q, k).
+
+    Rows of unit vectors make it the cosine. k is cut to the size of the gallery. Exact up to the rounding of
+    float32 sums; among equal scores the row that comes first in the gallery wins, however the blocks are cut.
+
+    memory_gb: GiB for the blocks and all that is computed from them. A block of queries stays while all blocks of
+        the gallery pass by, the next being read ahead; more memory means fewer passes over the gallery's files.
+    mine: the rows of the queries to search for, a range; by default all.
+
+    Raises ConfigError if memory_gb is too little for one row of each.
+    """
+    mine, k = range(len(queries)) if mine is None else mine, min(k, len(gallery))
+    rows_q, rows_g = block_sizes(len(mine), len(gallery), queries.D, k, memory_gb)
+    total = sum(-(-n // rows_g) for n in gallery.rows)
+    # Half precision is for the disk: products of halves are exact in float32, and their sums nearly so. All large
+    # blocks are allocated once, for it takes longer to get fresh memory than to fill it.
+    q_block, g_block = (torch.empty(rows, queries.D, device=device) for rows in (rows_q, rows_g))
+    halves = torch.empty(2, rows_g, queries.D, dtype=torch.half)  # one is read into while the other is used
+    found = [(torch.empty(0, k), torch.empty(0, k, dtype=torch.long))]
+    for start in range(mine.start, mine.stop, rows_q):
+        stop = min(start + rows_q, mine.stop)
+        q = q_block[: stop - start]
+        for first, part in ahead(queries.blocks(rows_g, start, stop), halves):
+            q[first - start : first - start + len(part)] = part
+        score = q.new_empty(len(q), 0)
+        row = torch.empty(len(q), 0, dtype=torch.long, device=device)
+        blocks = ahead(gallery.blocks(rows_g), halves)
+        what = f"search, queries {start}..{stop - 1} of {mine.stop}"
+        for first, part in blocks if quiet else watch(blocks, total, what):
+            g = g_block[: len(part)].copy_(part)
+            cosine = q @ g.T  # (Q, G)
+            here = torch.arange(first, first + len(g), device=device).expand_as(cosine)
+            # Stable, and those found so far stand first: so does the earlier of equals
+            score, order = torch.cat([score, cosine], 1).sort(dim=1, descending=True, stable=True)
+            score, order = score[:, :k].clone(), order[:, :k]
+            row = torch.cat([row, here], 1).gather(1, order)
+        found.append((score.cpu(), row.cpu()))
+    return tuple(torch.cat(parts) for parts in zip(*found, strict=True))
+
+
+def block_sizes(Q, G, D, k, memory_gb) -> tuple[int, int]:
+    """Rows of a block of queries and of a block of the gallery that fit into memory_gb GiB.
+
+    A row of queries takes 4 D bytes. One of the gallery takes 10 D: on the disk's page, being read ahead, waiting (2 D
+    each) and as float32. A pair of both takes 36: cosines and row numbers, side by side with the best, and sorted.
+    """
+    room = memory_gb * 2**30
+    rows_g = min(G, 1024, int(room / 4 / (10 * D)))
+    rows_q = int((room - 10 * D * rows_g) / (4 * D + 36 * (rows_g + k)))
+    if min(rows_q, rows_g) < 1:
+        raise ConfigError(f"memory_gb={memory_gb} does not hold one row of {D} numbers of each; {D / 2**23:.2g} would")
+    return -(-Q // -(-Q // rows_q)), rows_g  # no fewer passes, but equal ones
+
+
+def ahead(blocks, buffers):
+    """Yields (first, tensor (n, D)) of every block (first, memory map), read in a thread while the one before is used.
+
+    The tensors are views of `buffers` (2, rows, D), in turns: each holds until the one after the next is asked for.
+    """
+    def read(block, buffer):
+        np.copyto(buffer[: len(block[1])].numpy(), block[1])
+        return block[0], buffer[: len(block[1])]
+
+    with ThreadPoolExecutor(1) as thread:
+        waiting = None
+        for n, block in enumerate(blocks):
+            waiting, ready = thread.submit(read, block, buffers[n % 2]), waiting
+            if ready:
+                yield ready.result()
+        if waiting:
+            yield waiting.result()
+
+
+def recall(rows, label_q, label_g, ks=KS, missed: int = 0) -> dict[str, float]:
+    """R@k in %: queries with their own class among the k nearest. rows (Q, k), label_q (Q,), label_g (G,).
+
+    `missed`: queries that could not be asked, a miss each. In a gallery of less than k rows all of them count.
+    """
+    hit = label_g[rows] == label_q[:, None]  # (Q, k)
+    return {f"R@{k}": 100 * hit[:, :k].any(1).sum().item() / max(1, len(hit) + missed) for k in ks}
+
+
+# ---- the verb
+
+
+def retrieve(cfg: Config):
+    """retrieve: find the nearest training clips of every test clip, without any training (Table 3)
+
+    The backbone is that of `pretrained`, the gallery the train list, the queries the list `subset`; several are asked
+    one after the other with subset=test,swapped. `protocol` says what a row is. A test video that cannot be read is
+    one query missed, a train video that cannot be read is left out. Recall and a sheet of examples go to
+    OUT/NAME/retrieve-...; the features stay there too and are used again.
+    """
+    accelerator = make_accelerator(cfg)
+    world, rank = accelerator.num_processes, accelerator.process_index
+    path, protocol = run_dir(cfg, "retrieve"), PROTOCOLS[cfg.protocol]
+    path.mkdir(parents=True, exist_ok=True)
+    backbone = load_backbone(cfg).to(accelerator.device).eval()
+    shown = datasets.load(cfg.dataset, cfg.data, "train", cfg.split)
+    gallery = extract(path / f"{cfg.protocol}-train", backbone, shown, protocol, cfg, accelerator)
+    for subset in cfg.subset.split(","):
+        asked = datasets.load(cfg.dataset, cfg.data, subset, cfg.split)
+        queries = extract(path / f"{cfg.protocol}-{subset}", backbone, asked, protocol, cfg, accelerator)
+        if not len(queries) or not len(gallery):
+            raise RunError(f"{cfg.dataset}: {len(queries)} rows of {subset}, {len(gallery)} of train: no search")
+        began = time.perf_counter()
+        mine = range(rank * len(queries) // world, (rank + 1) * len(queries) // world)
+        _, rows = search(queries, gallery, max(KS), cfg.memory_gb, accelerator.device, mine, quiet=rank > 0)
+        rows = torch.cat(gather_object([rows]))
+        if accelerator.is_main_process:
+            label_q = torch.from_numpy(asked.labels[queries.video])
+            label_g = torch.from_numpy(shown.labels[gallery.video])
+            missed = len(asked) - len(np.unique(queries.video))
+            result = recall(rows, label_q, label_g, missed=missed)
+            about = {"experiment": cfg.name, "dataset": cfg.dataset, "subset": subset, "split": cfg.split,
+                     "seed": cfg.seed, "protocol": cfg.protocol, "n_scored": len(queries),
+                     "n_expected": len(queries) + missed, "gallery": len(gallery), "numbers": gallery.D,
+                     "git_sha": git_sha(), "device": str(accelerator.device), "world": world,
+                     "seconds": round(time.perf_counter() - began, 1)}
+            write_text(path / f"recall-{cfg.protocol}-{subset}.json", json.dumps({**result, **about}, indent=1) + "\n")
+            sheet(path / f"nearest-{cfg.protocol}-{subset}.png", queries, gallery, rows, asked, shown, cfg)
+            tell(cfg, subset, result, about)
+
+
+def tell(cfg, subset, result, about):
+    """The row of Table 3, beside the paper's."""
+    paper = paper_numbers(cfg.name) if subset == "test" and cfg.protocol == "paper" else {}
+    rows = [["ours", *(f"{value:.1f}" for value in result.values())]]
+    if paper:
+        rows += [["paper", *(f"{paper[k]:.1f}" for k in result)]]
+    print(f"{cfg.name} on {cfg.dataset} {subset}, split {cfg.split}, protocol {cfg.protocol}: {about['n_scored']}/"
+          f"{about['n_expected']} queries, {about['gallery']} rows of {about['numbers']} numbers in the gallery")
+    print("\n".join(markdown(["recall %", *result], rows)))
+
+
+def sheet(path, queries, gallery, rows, asked, shown, cfg, count=6, nearest=5):
+    """A picture: for `count` queries of different classes the `nearest` rows; the frame in the middle of each clip.
+
+    Hits have a green frame and a tick, misses a thin grey one and the name of their class.
+    """
+    plt = pyplot()
+    sampler = PROTOCOLS[cfg.protocol].sampler
+    _, firsts = np.unique(asked.labels[queries.video], return_index=True)  # the first query of every class
+    chosen = firsts[np.linspace(0, len(firsts) - 1, min(count, len(firsts))).astype(int)]
+
+    def draw(axis, samples, features, row):
+        with Reader(samples.path(features.video[row]), samples.index(features.video[row])) as video:
+            clips = sampler(video.frames, None, T=cfg.frames, stride=cfg.stride)  # (K, T)
+            clip = features.clip[row] if not PROTOCOLS[cfg.protocol].mean else len(clips) // 2
+            axis.imshow(video.decode(clips[clip, cfg.frames // 2], max(cfg.short_side, 16)))
+        axis.set(xticks=[], yticks=[])
+        return samples.classes[samples.labels[features.video[row]]]
+
+    columns = min(nearest, rows.shape[1])
+    figure, axes = plt.subplots(len(chosen), columns + 1, squeeze=False, layout="constrained",
+                                figsize=(1.5 * columns + 1.8, 1.45 * len(chosen) + 0.5))
+    for line, query in zip(axes, chosen, strict=True):
+        name = draw(line[0], asked, queries, query)
+        line[0].set_title(name, fontsize=8, fontweight="bold")
+        for axis, row in zip(line[1:], rows[query].tolist(), strict=False):
+            other = draw(axis, shown, gallery, row)
+            axis.set_title("\N{CHECK MARK}" if other == name else other, fontsize=8,
+                           color=COLOURS[2] if other == name else "0.3")
+            for spine in axis.spines.values():
+                spine.set(color=COLOURS[2] if other == name else "0.7", linewidth=4 if other == name else 1)
+    figure.suptitle(f"{cfg.name}: a query (left) and the {columns} nearest of the gallery", fontsize=9)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+    print(f"examples in {path}")
+
+
+# ---- benchmark
+
+
+def bench(queries: int = 850, gallery: int = 2000, numbers: int = 100352, memory_gb: float = 2.0, rounds: int = 3,
+          device: str = "cpu"):
+    """bench: time the search on random features against a plain matrix product of the same size
+
+    queries, gallery, numbers   rows and width; HMDB51 in the paper's protocol: 8500, 20000, 100352
+    memory_gb                   as in the config
+    rounds                      both are timed in turns, so many times; the medians are compared
+
+    The plain product has its operands in memory, in float32, and does nothing but multiply. Peak memory is that of
+    this process after its first search, before the first plain product.
+    """
+    rng, done = np.random.default_rng(0), 2 * queries * gallery * numbers
+    rows_q, rows_g = block_sizes(queries, gallery, numbers, max(KS), memory_gb)
+    with tempfile.TemporaryDirectory() as folder:
+        def write(name, rows):
+            with open(Path(folder) / name, "wb") as file:
+                for start in range(0, rows, 256):
+                    z = rng.standard_normal((min(256, rows - start), numbers), np.float32)
+                    file.write((z / np.linalg.norm(z, axis=1, keepdims=True)).astype(np.float16).tobytes())
+            return Features([Path(folder) / name], [rows], numbers, np.arange(rows), np.zeros(rows, np.int64))
+
+        asked, shown = write("queries", queries), write("gallery", gallery)
+        print(f"{queries} x {gallery} x {numbers}: {done / 1e12:.3g} TFLOP, "
+              f"{done / (2 * 8500 * 20000 * 100352):.1%} of the paper's; blocks of {rows_q} and {rows_g} rows, "
+              f"{torch.get_num_threads()} threads, {device}")
+        rates, products = {"search": [], "plain": []}, max(1, round(queries * gallery / (rows_q * rows_g)))
+        for turn in range(rounds):
+            began = time.perf_counter()
+            search(asked, shown, max(KS), memory_gb, device)
+            rates["search"].append(done / (time.perf_counter() - began))
+            if turn == 0:
+                peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts in KiB
+                q, g = (torch.randn(rows, numbers, device=device) for rows in (rows_q, rows_g))
+            began = time.perf_counter()
+            for _ in range(products):
+                product = q @ g.T
+            product.sum().item()  # waits for the device
+            rates["plain"].append(2 * rows_q * rows_g * numbers * products / (time.perf_counter() - began))
+    mid = {name: np.median(rate) / 1e9 for name, rate in rates.items()}
+    print(f"search {mid['search']:.0f} GFLOP/s, plain product {mid['plain']:.0f} GFLOP/s, ratio "
+          f"{mid['search'] / mid['plain']:.2f}; peak memory {peak:.2f} GiB with memory_gb={memory_gb}")

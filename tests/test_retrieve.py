@@ -1,0 +1,218 @@
+"""Retrieval: the blocked search against brute force, the protocols against slow loops, the verb on real files."""
+
+import json
+import shutil
+import subprocess
+import sys
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import ROOT, TINY, run
+
+from be import backbones, config, datasets, retrieve
+from be.augment import eval_view
+from be.config import ConfigError
+from be.report import report
+from be.retrieve import PROTOCOLS, Features, block_sizes, consecutive_clips, max_cells, recall, search
+from be.runs import RunError, make_accelerator
+from be.video import decode
+
+
+def on_disk(folder, name, parts):
+    """Arrays of rows as `extract` leaves them, one file each."""
+    for n, part in enumerate(parts):
+        part.astype(np.float16).tofile(folder / f"{name}.{n}.f16")
+    R = sum(map(len, parts))
+    files = [folder / f"{name}.{n}.f16" for n in range(len(parts))]
+    return Features(files, [len(p) for p in parts], parts[0].shape[1], np.arange(R), np.zeros(R, np.int64))
+
+
+def brute_force(q, g, k):
+    """In float64 from the stored halves; equal scores in the order of the gallery."""
+    cosine = q.astype(np.float16).astype(np.float64) @ g.astype(np.float16).astype(np.float64).T
+    order = np.argsort(-cosine, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(cosine, order, 1), order
+
+
+# GiB: everything in one block; some blocks of both; blocks of a few rows
+@pytest.mark.parametrize("memory_gb", [1, 1e-4, 4e-5])
+def test_search_is_brute_force(tmp_path, memory_gb):
+    rng = np.random.default_rng(0)
+    q, g = (rng.standard_normal((n, 257)) / 16 for n in (61, 143))
+    queries, gallery = on_disk(tmp_path, "q", [q[:40], q[40:]]), on_disk(tmp_path, "g", [g[:50], g[50:51], g[51:]])
+    score, row = search(queries, gallery, 20, memory_gb)
+    expected_score, expected_row = brute_force(q, g, 20)
+    assert np.array_equal(row.numpy(), expected_row)
+    np.testing.assert_allclose(score.numpy(), expected_score, atol=1e-5)
+    parts = [search(queries, gallery, 20, memory_gb, mine=mine)[1] for mine in (range(7), range(7, 55), range(55, 61))]
+    assert torch.equal(torch.cat(parts), row)  # as processes share it
+
+
+def test_blocks_are_cut_where_the_test_above_needs_it():
+    sizes = [block_sizes(61, 143, 257, 20, gb) for gb in (1, 1e-4, 4e-5)]
+    assert sizes[0] == (61, 143) and sizes[1][0] < 61 and sizes[1][1] < 143 and sizes[2][1] < 10
+
+
+@pytest.mark.parametrize("memory_gb", [1, 2e-4, 3e-5])
+def test_the_first_of_equals_wins(tmp_path, memory_gb):
+    """Small integers sum without rounding, so that copies of a row tie to the last bit; there are four values."""
+    rng = np.random.default_rng(1)
+    q, g = rng.integers(-2, 3, (17, 8)), rng.integers(-2, 3, (4, 8))[rng.integers(0, 4, 90)]
+    _, row = search(on_disk(tmp_path, "q", [q]), on_disk(tmp_path, "g", [g[:33], g[33:]]), 30, memory_gb)
+    assert np.array_equal(row.numpy(), brute_force(q, g, 30)[1])
+
+
+def test_a_gallery_smaller_than_k(tmp_path):
+    q, g = np.eye(3), np.eye(3)[:2]
+    score, row = search(on_disk(tmp_path, "q", [q]), on_disk(tmp_path, "g", [g]), 50, 1)
+    assert row.tolist() == [[0, 1], [1, 0], [0, 1]] and score.tolist() == [[1, 0], [1, 0], [0, 0]]
+
+
+def test_too_little_memory_is_an_error(tmp_path):
+    with pytest.raises(ConfigError, match="memory_gb=1e-06"):
+        block_sizes(10, 10, 100_352, 50, 1e-6)
+
+
+def test_memory_stays_within_the_budget(tmp_path):
+    """80 MB of features, 160 as float32, searched with 40; measured by the kernel in a process of its own."""
+    code = f"""if True:
+        import resource, numpy as np, torch
+        from be.retrieve import Features, search
+        torch.set_num_threads(1)
+        D, kinds = 50_000, []
+        for name, rows in (("q", 300), ("g", 500)):
+            with open(r"{tmp_path}/" + name, "wb") as file:
+                for _ in range(rows):
+                    file.write(np.random.default_rng(rows).random(D, np.float32).astype(np.float16).tobytes())
+            kinds.append(Features([r"{tmp_path}/" + name], [rows], D, None, None))
+        tiny = [Features(f.files, [4], D, None, None) for f in kinds]
+        search(*tiny, 2, 1)  # what the first product allocates for good
+        peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+        before = peak()
+        search(*kinds, 50, 40 / 2**10)
+        print(peak() - before)"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 1.25 * 40, done.stdout  # MiB, with some slack for threads
+
+
+def test_consecutive_clips():
+    for n in range(1, 40):
+        for T, stride in ((3, 1), (4, 2), (16, 1)):
+            slow, start = [], 0
+            while start + T * stride <= n:
+                slow.append([start + stride * t for t in range(T)])
+                start += T * stride
+            slow = slow or [[stride * t % n for t in range(T)]]
+            assert consecutive_clips(n, T=T, stride=stride).tolist() == slow
+
+
+def test_sizes_of_the_protocols():
+    """Section 4.3's numbers for I3D, VCOP's for C3D, and a map that is too small is not blown up."""
+    maps = {"paper": (1024, 2, 7, 7), "vcop": (512, 2, 7, 7), "gap": (1024, 2, 7, 7)}
+    sizes = {name: PROTOCOLS[name].pool(torch.empty(1, *shape, device="meta")).shape[1] for name, shape in maps.items()}
+    assert sizes == {"paper": 100_352, "vcop": 512 * 2 * 3 * 3, "gap": 1024}
+    x = torch.randn(2, 5, 1, 3, 4)
+    assert torch.equal(max_cells(x, (2, 7, 7)), x.flatten(1))
+    assert torch.equal(max_cells(x, (2, 1, 2)), torch.stack([x[..., :2].amax((2, 3, 4)), x[..., 2:].amax((2, 3, 4))],
+                                                            2).flatten(1))  # fmt: skip
+
+
+def test_recall():
+    rng = np.random.default_rng(0)
+    rows = np.stack([rng.permutation(40)[:30] for _ in range(25)])
+    label_q, label_g = rng.integers(0, 12, 25), rng.integers(0, 12, 40)
+    got = recall(torch.from_numpy(rows), torch.from_numpy(label_q), torch.from_numpy(label_g), missed=3)
+    for k in (1, 5, 10, 20, 50):
+        hits = sum(any(label_g[row] == label for row in near[:k]) for near, label in zip(rows, label_q, strict=True))
+        assert got[f"R@{k}"] == pytest.approx(100 * hits / 28)
+
+
+def words(data, out, *more):
+    return [f"data={data}", f"out={out}", *TINY, "backbone=r3d18", *more]
+
+
+def verb(*args):
+    retrieve.retrieve(config.load("demo-random", words(*args), "retrieve"))
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_the_verb_end_to_end(tiny, tmp_path, protocol, capsys):
+    """Its features are what the backbone says of the decoded clips; its recall is brute force on them."""
+    verb(tiny, tmp_path, f"protocol={protocol}", "subset=test,swapped")
+    assert capsys.readouterr().out.count("R@50") == 2
+    path = tmp_path / "demo-random/retrieve-ucf101-split1-seed0"
+    result = json.loads((path / f"recall-{protocol}-test.json").read_text())
+    rows = {"train": 32, "test": 16, "swapped": 16}
+    per_video = 1 if PROTOCOLS[protocol].mean else 24 // (8 * 2)  # videos of 24 frames, clips of 8 with stride 2
+    z = {}
+    for subset, videos in rows.items():
+        z[subset] = np.fromfile(path / f"{protocol}-{subset}.0.f16", np.float16).reshape(videos * per_video, -1)
+        np.testing.assert_allclose(np.linalg.norm(z[subset].astype(float), axis=1), 1, atol=2e-3)
+    assert (result["n_scored"], result["gallery"], result["numbers"]) == (16 * per_video, len(z["train"]),
+                                                                          z["train"].shape[1])
+    train, test = (datasets.load("ucf101", tiny, subset, 1) for subset in ("train", "test"))
+    torch.manual_seed(0)
+    backbone = backbones.build("r3d18", 4).eval()
+    frames = PROTOCOLS[protocol].sampler(24, None, T=8, stride=2)
+    for i in (0, 9):
+        clips = torch.from_numpy(decode(test.path(i), frames, 24))
+        with torch.no_grad():
+            x = backbone(eval_view(clips, torch.tensor(clips.shape[2:4]).expand(len(clips), 2), 16))
+        expected = PROTOCOLS[protocol].pool(x)
+        expected = F.normalize(expected.mean(0, keepdim=True) if per_video == 1 else expected)
+        np.testing.assert_allclose(z["test"][i * per_video], expected[0].numpy(), atol=1e-3)
+
+    label_q, label_g = (np.repeat(s.labels, per_video) for s in (test, train))
+    _, order = brute_force(z["test"], z["train"], 50)
+    for k in (1, 5, 10, 20, 50):
+        hit = (label_g[order[:, :k]] == label_q[:, None]).any(1)
+        assert result[f"R@{k}"] == pytest.approx(100 * hit.mean())
+    assert (path / f"nearest-{protocol}-test.png").stat().st_size > 10_000
+    report(str(tmp_path), "demo-random")
+    lines = (tmp_path / "report.md").read_text().splitlines()
+    line = next(line for line in lines if f"ucf101 test, split 1, {protocol}" in line)
+    assert line.split("|")[3].strip() == f"{result['R@1']:.1f}"
+
+
+def test_features_are_used_again_unless_the_weights_are_others(tiny, tmp_path, capsys):
+    for more, reused in (["memory_gb=1"], 0), (["memory_gb=0.01"], 2), (["width=8"], 0):
+        verb(tiny, tmp_path, "protocol=gap", *more)
+        assert capsys.readouterr().out.count("taken from") == reused
+
+
+def test_two_processes_equal_one(tiny, tmp_path):
+    results = []
+    verb(tiny, tmp_path / "one")
+    run("retrieve", "--cfg", "demo-random", *words(tiny, tmp_path / "two"), launch=2)
+    for out, launch in (("one", 1), ("two", 2)):
+        path = tmp_path / out / "demo-random/retrieve-ucf101-split1-seed0"
+        files = sorted(path.glob("paper-test.*.f16"))
+        assert len(files) == launch
+        result = json.loads((path / "recall-paper-test.json").read_text())
+        results.append((b"".join(file.read_bytes() for file in files), [result[f"R@{k}"] for k in (1, 5, 10, 20, 50)]))
+    assert results[0] == results[1]
+
+
+def test_an_unreadable_video_is_a_query_missed(tiny, tmp_path):
+    shutil.copytree(tiny, tmp_path / "data")
+    for subset, i in (("test", 3), ("train", 5)):
+        with open(datasets.load("ucf101", tmp_path / "data", subset, 1).path(i), "wb") as file:
+            file.write(b"no video")
+    verb(tmp_path / "data", tmp_path / "out", "protocol=gap")
+    path = tmp_path / "out/demo-random/retrieve-ucf101-split1-seed0/recall-gap-test.json"
+    result = json.loads(path.read_text())
+    assert (result["n_scored"], result["n_expected"], result["gallery"]) == (15, 16, 31)
+    assert result["R@50"] == pytest.approx(100 * 15 / 16)  # all 31 are near, one query was not asked
+
+
+def test_features_that_are_not_finite_stop_it(tiny, tmp_path, monkeypatch):
+    cfg = config.load("demo-random", words(tiny, tmp_path, "protocol=gap"), "retrieve")
+    samples = datasets.load("ucf101", tiny, "test", 1)
+    broken = partial(torch.full, (1, 4, 1, 1, 1), torch.nan)
+    backbone = type("Broken", (torch.nn.Module,), {"forward": lambda self, x: broken()})()
+    with pytest.raises(RunError, match="not finite"):
+        retrieve.extract(tmp_path / "z", backbone, samples, PROTOCOLS["gap"], cfg, make_accelerator(cfg))
