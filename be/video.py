@@ -11,7 +11,7 @@ A sample needs some tens of a video's hundreds of frames. What is saved on the o
   * decoding starts at the key frame before each run of needed frames, wherever that skips something;
   * pictures from which no other is predicted (most B-pictures) are decoded only if they are needed themselves;
   * a run ends with its last needed packet: the decoder is then drained, not fed until the frame falls out;
-  * only needed frames become RGB, scaled on the way by one reused scaler, straight into the result.
+  * only needed frames are scaled and become RGB, by reused scalers, straight into the result.
 """
 
 import os
@@ -87,7 +87,7 @@ class Reader:
             raise VideoError(f"{self.path}: {problem}")
         self._container = self._info = None
         self._frame_of = {}  # pts -> frame number, or -1 if that packet's picture is not shown
-        self._scaler = VideoReformatter()  # keeps its tables from one frame to the next
+        self._scaler, self._painter = VideoReformatter(), VideoReformatter()  # they keep their tables between frames
         try:
             self._open()
             self.index = index or self._scan()
@@ -148,8 +148,11 @@ class Reader:
             if out is None:
                 width, height = _scaled(self.path, picture.width, picture.height, short_side)
                 quarter_turns = _rotation(picture) // 90
-            scaled = self._scaler.reformat(picture, width=width, height=height, format="rgb24", **ONE_THREAD)
-            rgb = np.rot90(scaled.to_ndarray(), quarter_turns)  # (H, W, 3)
+            size = {"width": width, "height": height, **ONE_THREAD}
+            if picture.format.name.startswith("yuv"):
+                picture = self._scaler.reformat(picture, **size)  # half as many samples as in RGB, half the time
+            picture = self._painter.reformat(picture, format="rgb24", **size)
+            rgb = np.rot90(picture.to_ndarray(), quarter_turns)  # (H, W, 3)
             if short_side:
                 top, left = (max(0, side - 2 * short_side) // 2 for side in rgb.shape[:2])
                 rgb = rgb[top : top + 2 * short_side, left : left + 2 * short_side]

@@ -44,6 +44,7 @@ def remux(source, path, edit):
         stream = old.streams.video[0]
         packets = [(bytes(p), p.pts, p.dts, p.is_keyframe) for p in old.demux(stream) if p.size]
         copy = new.add_stream_from_template(stream)
+        copy.time_base = stream.time_base
         for data, pts, dts, key in edit(packets):
             packet = av.Packet(data)
             packet.stream, packet.time_base, packet.is_keyframe = copy, stream.time_base, key
