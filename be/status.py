@@ -13,7 +13,7 @@ import yaml
 from be.runs import read_metrics
 
 PATIENCE = 600  # seconds without a line, and ten times what a line usually takes, before a run counts as stale
-END = {"pretrain": "backbone.safetensors", "finetune": "model.safetensors", "retrieve": "result-*.json"}
+END = {"pretrain": "backbone.safetensors", "finetune": "model.safetensors"}
 
 
 def status(out: str = "runs", names: str = "*"):
@@ -25,7 +25,7 @@ def status(out: str = "runs", names: str = "*"):
     running: a process holds the run and writes; stale: one holds it and has written nothing for long (it hangs, waits
     for its data, or its machine is gone); stopped: none holds it, the same command goes on; done: nothing left to do.
     """
-    found = sorted(path.parent for path in Path(out).glob("*/*/config.yaml"))
+    found = sorted(path.parent for stage in END for path in Path(out).glob(f"*/{stage}-*/config.yaml"))
     rows = [look(path) for path in found if fnmatch.fnmatch(path.parent.name, names)]
     head = ("experiment", "stage", "state", "step", "loss", "left", "last checkpoint")
     if not rows:
