@@ -63,7 +63,7 @@ def make_accelerator(cfg: Config) -> Accelerator:
     precision = cfg.precision
     if precision != "fp32" and PartialState().device.type == "cpu":
         # oneDNN's bfloat16 weight gradients of Conv3d are wrong (seen with torch 2.15 on a native-bf16 CPU), some NaN
-        PartialState().print(f"precision={precision} is for GPUs (Conv3d has wrong gradients in it on CPUs): using fp32")
+        PartialState().print(f"precision={precision} is for GPUs (on CPUs Conv3d's gradients are wrong): using fp32")
         precision = "fp32"
     return Accelerator(mixed_precision="no" if precision == "fp32" else precision, kwargs_handlers=[kwargs])
 

@@ -195,7 +195,8 @@ def describe(accelerator, cfg: Config, samples, stage: str):
         f"  steps    {cfg.epochs} epochs of {len(samples) // cfg.batch_size}\n"
         f"  batch    {cfg.batch_size} = {accelerator.num_processes} device(s) x {cfg.accumulate} part(s) x {each}, "
         f"lr {cfg.lr}\n"
-        f"  device   {accelerator.device}, precision {accelerator.mixed_precision}, BatchNorm groups of {cfg.bn_group or 'all'}")
+        f"  device   {accelerator.device}, mixed precision {accelerator.mixed_precision}, BatchNorm groups of "
+        f"{cfg.bn_group or 'all'}")
 
 
 def pretrain(cfg: Config):
