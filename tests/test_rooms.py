@@ -6,7 +6,7 @@ from pathlib import Path
 ROWS = [
     ["config", "video", "augment", "erase", "backbones", "jobs", "manifest"],
     ["synthetic", "datasets", "runs", "tasks", "transcode", "weights"],
-    ["objectives"],
+    ["manipulate", "objectives"],
     ["evaluate", "status", "train"],
     ["finetune", "prepare", "report"],
     ["retrieve"],
