@@ -524,4 +524,12 @@ def loader(clips: Clips, batches: Iterable[list[tuple[int, int]]], workers: int 
         clips, batch_sampler=batches, collate_fn=collate, num_workers=workers, persistent_workers=workers > 0,
         prefetch_factor=2 if workers else None, pin_memory=torch.device(device).type == "cuda",
         generator=torch.Generator().manual_seed(clips.seed),  # or it would draw from the global one
+        worker_init_fn=_outlive_one_signal,
     )
+
+
+def _outlive_one_signal(_):
+    """Ctrl-C, and a cluster's SIGTERM, reach the workers too, but the training process still needs their batches to
+    finish its step and write a checkpoint. So the first SIGTERM is let pass; a second one ends a worker."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))

@@ -41,7 +41,7 @@ def fit(objective, samples: datasets.Samples, cfg: Config, run: Run, accelerator
     objective.to(device)
     optimizer = torch.optim.SGD([p for p in objective.parameters() if p.requires_grad], lr=cfg.lr,
                                 momentum=cfg.momentum, weight_decay=cfg.weight_decay)
-    start, skipped = 0, 0
+    start, skipped, missed = 0, 0, 0
     if checkpoint := run.latest():
         objective.load_state_dict(checkpoint["objective"])
         optimizer.load_state_dict(checkpoint["optimizer"])
@@ -53,6 +53,7 @@ def fit(objective, samples: datasets.Samples, cfg: Config, run: Run, accelerator
         accelerator.scaler.load_state_dict(checkpoint["scaler"])
 
     def save(step):
+        # Nothing random is in here: every draw is a function of (seed, step, sample)
         scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else {}
         run.save(step, objective=objective.state_dict(), optimizer=optimizer.optimizer.state_dict(), scaler=scaler,
                  skipped=skipped)
@@ -86,7 +87,7 @@ def fit(objective, samples: datasets.Samples, cfg: Config, run: Run, accelerator
                     loss, stats = model(views, batch.label.to(device), batch.index.to(device), draws)
                     accelerator.backward(loss / cfg.accumulate)
                 losses.append(loss.detach())
-                skipped += int(batch.skipped.sum())
+                missed += int(batch.skipped.sum())
             optimizer.step()
             optimizer.zero_grad()
             bar.update()
@@ -95,17 +96,18 @@ def fit(objective, samples: datasets.Samples, cfg: Config, run: Run, accelerator
             if done % cfg.log_every == 0 or done == total:  # the only device sync of a quiet step
                 mean = accelerator.reduce(torch.stack(losses).mean(), "mean").item()
                 stats = {k: accelerator.reduce(v.float(), "mean").item() for k, v in stats.items()}
+                skipped += int(accelerator.reduce(torch.tensor(missed, device=device), "sum"))
                 seconds, shares = clock.lap()
                 rate = len(losses) * micro / seconds
                 run.log(step=done, epoch=done / per_epoch, loss=mean, lr=lr, clips_per_s=rate,
                         data_wait=shares.get("data_wait", 0.0), skipped=skipped,
                         seconds=time.perf_counter() - began, **stats)
                 say(accelerator, bar, done, total, mean, lr, rate, shares, began, start)
-                losses = []
+                losses, missed = [], 0
                 if mean != mean or abs(mean) == float("inf"):
                     raise RunError(f"{run.path}: the loss is {mean} at step {done}; nothing was saved since the last "
                                    f"checkpoint; lower lr, or use precision=fp32, and run again under another name")
-            stop = interrupt.agreed(accelerator)
+            stop = interrupt.agreed(accelerator) if world == 1 or done % cfg.log_every == 0 else None
             if done % cfg.save_every == 0 or done == total or stop:
                 save(done)
             if stop and done < total:
@@ -173,7 +175,7 @@ class Interrupt:
         self.signal = signal.Signals(number)
 
     def agreed(self, accelerator) -> signal.Signals | None:
-        """The signal any process got; processes must stop at the same step or the others wait for ever."""
+        """The signal that any process got: all must stop at the same step, or the others wait for ever."""
         if accelerator.num_processes == 1:
             return self.signal
         number = torch.tensor(int(self.signal or 0), device=accelerator.device)
