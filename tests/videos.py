@@ -130,6 +130,11 @@ KINDS = {
     "h264, open GOP": lambda path: write(path.with_suffix(".mp4"), film(), x264_params=X264 + ":open-gop=1"),
     "h264, open GOP, mkv": lambda path: write(path.with_suffix(".mkv"), film(), x264_params=X264 + ":open-gop=1"),
     "h264, open GOP, ts": lambda path: write(path.with_suffix(".ts"), film(), x264_params=X264 + ":open-gop=1"),
+    "h264, open GOP, first group lost": lambda path: _edited(
+        path,
+        lambda ps: ps[[key for *_, key in ps].index(True, 1) :],
+        KINDS["h264, open GOP, mkv"](path.with_name("source")),
+    ),
     "h264, variable rate": lambda path: write(
         path.with_suffix(".mp4"), film(), x264_params=X264, rate=100, pts=np.cumsum(np.arange(40) % 7 + 1).tolist()
     ),
