@@ -18,16 +18,20 @@ import sys
 from pathlib import Path
 
 # verb: (module, function, stage of the config it runs under, an example). Modules are imported when a verb runs, since
-# torch takes seconds; a verb without a stage takes the arguments of its function as key=value.
+# torch takes seconds; a verb without a stage takes the arguments of its function as key=value. The stage `runs` is for
+# verbs that look at finished runs: --cfg names their directories, the function gets (directory, config) of each.
 VERBS = {
     "list": ("be.report", "show_list", None, "run.py list"),
     "synth": ("be.synthetic", "synth", None, "run.py synth root=data/demo scene_bias=0.9"),
     "prepare": ("be.prepare", "prepare", None, "run.py prepare dataset=ucf101 data=data"),
+    "plan": ("be.plan", "plan", "pretrain,finetune", "run.py plan --cfg table1-moco-be batch_size=32"),
     "pretrain": ("be.train", "pretrain", "pretrain", "run.py pretrain --cfg demo-moco-be seed=1"),
     "finetune": ("be.finetune", "finetune", "finetune", "run.py finetune --cfg table1-moco-be dataset=hmdb51 split=1"),
     "evaluate": ("be.evaluate", "evaluate", "finetune", "run.py evaluate --cfg demo-moco-be subset=swapped"),
     "retrieve": ("be.retrieve", "retrieve", "retrieve", "run.py retrieve --cfg table3-moco-be-i3d protocol=paper"),
     "bench-retrieve": ("be.retrieve", "bench", None, "run.py bench-retrieve queries=1000 gallery=2136"),
+    "robustness": ("be.robustness", "robustness", "runs",
+                   "run.py robustness --cfg runs/A/finetune-ucf101-split1-seed0,runs/B/finetune-ucf101-split1-seed0"),
     "strip": ("be.report", "strip", "pretrain", "run.py strip --cfg demo-moco-be"),
     "status": ("be.status", "status", None, "run.py status"),
     "export": ("be.weights", "export", None, "run.py export run=runs/table1-moco-be/pretrain-seed0 to=exported"),
@@ -56,9 +60,12 @@ def main(argv: list[str]) -> int:
             raise ConfigError(f"{verb} needs --cfg NAME, as in: {example}")
         if not stage and cfg is not None:
             raise ConfigError(f"{verb} takes no --cfg, only key=value, as in: {example}")
-        if stage:
-            config = load(cfg, overrides, stage)  # wrong words are found before torch is imported
-            getattr(importlib.import_module(module), function)(config)
+        if stage == "runs":
+            runs = [(Path(run), load(Path(run) / "config.yaml", overrides)) for run in cfg.split(",")]
+            getattr(importlib.import_module(module), function)(*runs)
+        elif stage:
+            configs = [load(cfg, overrides, one) for one in stage.split(",")]  # wrong words are found before torch is
+            getattr(importlib.import_module(module), function)(*configs)  # imported
         else:
             call = getattr(importlib.import_module(module), function)
             call(**arguments(call, overrides))
@@ -89,8 +96,9 @@ def split_words(words: list[str]) -> tuple[str | None, list[str]]:
 def help_text(verb: str) -> str:
     first, rest, signature = docstring(verb)
     _, _, stage, example = VERBS[verb]
-    keys = ("--cfg NAME_OR_FILE [key=value ...]\n\nkeys and what they mean: experiments.yaml, block `defaults`; "
-            "names: run.py list" if stage else f"[key=value ...]\n\narguments: {signature}")
+    keys = "[key=value ...]\n\nkeys and what they mean: experiments.yaml, block `defaults`"
+    keys = {None: f"[key=value ...]\n\narguments: {signature}", "runs": f"--cfg RUN[,RUN ...] {keys}"}.get(
+        stage, f"--cfg NAME_OR_FILE {keys}; names: run.py list")
     return f"run.py {verb} {keys}\n\n{first}\n{rest}\n\nexample:\n  {example}"
 
 

@@ -89,6 +89,8 @@ class Config:
     checkpointing: bool
     # test
     test_clips: int
+    # analyses
+    scene: Literal["median", "rendered"]
     # retrieval
     protocol: Literal["paper", "vcop", "gap"]
     memory_gb: float
@@ -108,16 +110,16 @@ def choose(table, name, what: str):
 def load(name_or_file: str, overrides: list[str] | tuple[str, ...] = (), stage: str = "pretrain") -> Config:
     """The resolved config of one stage of an experiment.
 
-    `name_or_file`: an entry of experiments.yaml, or a YAML file holding one entry (it may say `from: ENTRY`; a
-    `config.yaml` saved with a run is such a file). `overrides`: `key=value` strings, values in YAML.
+    `name_or_file`: an entry of experiments.yaml, or a YAML file holding one entry that says `from: ENTRY`, or the
+    complete `config.yaml` saved with a run, which has its presets in it. `overrides`: `key=value`, values in YAML.
     """
-    entries = registry()
+    entries, saved = registry(), False
     typed = dict(_parse(text) for text in overrides)
     if str(name_or_file).endswith((".yaml", ".yml")):
         path = Path(name_or_file)
         entry = _read_yaml(path)
         _check_entry(str(path), entry)
-        default_name = entry.get("name", path.stem)
+        default_name, saved = entry.get("name", path.stem), "from" not in entry
         chain = [*_chain(entry["from"], entries), entry] if "from" in entry else [entry]
     else:
         default_name, chain = name_or_file, _chain(name_or_file, entries)
@@ -126,9 +128,9 @@ def load(name_or_file: str, overrides: list[str] | tuple[str, ...] = (), stage: 
     # synthetic=true shrinks whatever the experiment asks for.
     said = {**entries["defaults"], **{k: v for block in chain for k, v in block.items()}, **typed}
     blocks = [entries["defaults"], *chain]
-    if said["recipe"] == "released":
+    if said["recipe"] == "released" and not saved:
         blocks.insert(1, entries["presets"]["released"])
-    if said["synthetic"] is True:
+    if said["synthetic"] is True and not saved:
         blocks.append(entries["presets"]["synthetic"])
     values: dict[str, Any] = {"name": default_name}
     for block in blocks:

@@ -96,14 +96,23 @@ def load_backbone(cfg: Config) -> torch.nn.Module:
     return backbone
 
 
-def load_classifier(cfg: Config) -> tuple[Classify, list[str]]:
-    """The fine-tuned model of an experiment, and the names of its classes."""
-    path = run_dir(cfg, "finetune") / "model.safetensors"
+def load_classifier(cfg: Config, run=None) -> tuple[Classify, list[str]]:
+    """The fine-tuned model of an experiment, or of the directory `run`, and the names of its classes."""
+    path = (run or run_dir(cfg, "finetune")) / "model.safetensors"
     classes = read_about(path)["classes"]
     backbone = backbones.build(cfg.backbone, cfg.width)
     model = objectives.build("classify", backbone, {**dataclasses.asdict(cfg), "classes": len(classes)})
     load_weights(path, model)
     return model, classes
+
+
+def load_list(cfg: Config, subset: str, classes: list[str]) -> datasets.Samples:
+    """The videos of `subset`. Raises ConfigError if their classes are not those the model knows."""
+    samples = datasets.load(cfg.dataset, cfg.data, subset, cfg.split)
+    if classes != samples.classes:
+        ours, theirs = (f"({len(names)}: {', '.join(names[:3])}, ...)" for names in (classes, samples.classes))
+        raise ConfigError(f"the model knows other classes {ours} than the list {subset!r} of {cfg.dataset} {theirs}")
+    return samples
 
 
 def evaluate(cfg: Config):
@@ -116,10 +125,7 @@ def evaluate(cfg: Config):
     model, classes = load_classifier(cfg)
     model.to(accelerator.device)
     for subset in cfg.subset.split(","):
-        samples = datasets.load(cfg.dataset, cfg.data, subset, cfg.split)
-        if classes != samples.classes:
-            raise ConfigError(f"{run_dir(cfg, 'finetune')} knows other classes ({len(classes)}) than the list "
-                              f"{subset!r} of {cfg.dataset} ({len(samples.classes)})")
+        samples = load_list(cfg, subset, classes)
         began = time.perf_counter()
         probabilities, ok = classify(model, samples, cfg, accelerator)
         if accelerator.is_main_process:

@@ -22,6 +22,7 @@ import torch
 
 from be import synthetic
 from be.augment import crop, denormalise, normalise
+from be.config import ConfigError
 
 THRESHOLD = 0.15  # of the difference in any colour, of pixels in [0, 1], from which on a pixel is taken for moving
 
@@ -88,6 +89,24 @@ def mixed(x, still, lam: float):
 
 
 # ---- the truth of synthetic videos
+
+
+def taker(samples, sampler, short_side: int, rendered: bool):
+    """(x, i, other, draws) -> Shot of video i, whose clips x `sampler` chose: by the median, or as it was `rendered`.
+
+    Raises ConfigError if the truth is asked for of videos that are not synthetic.
+    """
+    known = specs(samples.root)
+    if not rendered:
+        return lambda x, i, other, draws: apart(x, other, draws)
+    if not known:
+        raise ConfigError(f"scene=rendered is for synthetic videos, which those in {samples.root} are not")
+
+    def take(x, i, other, draws):
+        spec = known[samples.paths[i]]
+        return true_shot(x, other, draws, spec, sampler(spec.frames, None), short_side)
+
+    return take
 
 
 def true_shot(x, other, draws, spec: synthetic.Spec, frames, short_side: int) -> Shot:

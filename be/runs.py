@@ -43,7 +43,7 @@ METRICS = {
 }
 # Keys that may differ between a checkpoint and the command that resumes it: they do not change what is computed.
 FREE_KEYS = {"out", "data", "workers", "log_every", "save_every", "keep", "subset", "test_clips", "protocol",
-             "memory_gb", "checkpointing"}
+             "memory_gb", "scene", "checkpointing"}
 
 
 class RunError(UserError, RuntimeError):

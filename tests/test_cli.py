@@ -9,6 +9,8 @@ import time
 import pytest
 from conftest import ROOT, run
 
+from be.config import STAGES
+
 sys.path.insert(0, str(ROOT))
 VERBS = importlib.import_module("run").VERBS
 
@@ -29,7 +31,8 @@ def test_every_verb_exists_and_has_an_example():
     for verb, (module, function, stage, example) in VERBS.items():
         call = getattr(importlib.import_module(module), function)
         assert inspect.getdoc(call) and f"run.py {verb}" in example
-        assert (list(inspect.signature(call).parameters) == ["cfg"]) == (stage is not None)
+        parameters = list(inspect.signature(call).parameters)
+        assert (parameters == ["cfg"]) == (stage in STAGES) and (parameters == ["runs"]) == (stage == "runs")
 
 
 @pytest.mark.parametrize("words, message", [

@@ -8,8 +8,8 @@ ROWS = [
     ["synthetic", "datasets", "runs", "tasks", "transcode", "weights"],
     ["manipulate", "objectives"],
     ["evaluate", "status", "train"],
-    ["finetune", "prepare", "report"],
-    ["retrieve"],
+    ["finetune", "prepare", "plan", "report"],
+    ["retrieve", "robustness"],
 ]
 ROW = {module: row for row, modules in enumerate(ROWS) for module in modules}
 BE = Path(__file__).parents[1] / "be"
