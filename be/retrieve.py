@@ -9,12 +9,12 @@ of which the search holds no more at a time than it was allowed.
 """
 
 import json
+import os
 import resource
 import tempfile
 import time
 import zlib
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -89,13 +89,21 @@ class Features:
     def __len__(self):
         return sum(self.rows)
 
-    def blocks(self, size, start=0, stop=None):
-        """Rows start..stop, at most `size` at a time: yields (number of the first, memory map (n, D))."""
-        first, stop = 0, len(self) if stop is None else stop
+    def blocks(self, buffer, start=0, stop=None):
+        """Rows start..stop, as many at a time as `buffer`, half (rows, D), holds: yields (number of the first, part of
+        the buffer). The system is told to fetch the next ones from the disk meanwhile. No memory map: its pages would
+        count as ours, and touching them takes longer than reading. No thread: it would take a core from the product.
+        """
+        first, stop, width = 0, len(self) if stop is None else stop, 2 * self.D
         for file, n in zip(self.files, self.rows, strict=True):
-            for row in range(max(0, start - first), min(n, stop - first), size):
-                count = min(size, n - row, stop - first - row)
-                yield first + row, np.memmap(file, np.float16, "r", 2 * self.D * row, (count, self.D))
+            with open(file, "rb") as data:
+                for row in range(max(0, start - first), min(n, stop - first), len(buffer)):
+                    part = buffer[: min(n, stop - first) - row]
+                    data.seek(width * row)
+                    data.readinto(part.numpy())
+                    if hasattr(os, "posix_fadvise"):
+                        os.posix_fadvise(data.fileno(), data.tell(), width * len(buffer), os.POSIX_FADV_WILLNEED)
+                    yield first + row, part
             first += n
 
 
@@ -169,7 +177,7 @@ def search(queries: Features, gallery: Features, k: int, memory_gb: float, devic
     float32 sums; among equal scores the row that comes first in the gallery wins, however the blocks are cut.
 
     memory_gb: GiB for the blocks and all that is computed from them. A block of queries stays while all blocks of
-        the gallery pass by, the next being read ahead; more memory means fewer passes over the gallery's files.
+        the gallery pass by; more memory means fewer passes over the gallery's files.
     mine: the rows of the queries to search for, a range; by default all.
 
     Raises ConfigError if memory_gb is too little for one row of each.
@@ -180,16 +188,16 @@ def search(queries: Features, gallery: Features, k: int, memory_gb: float, devic
     # Half precision is for the disk: products of halves are exact in float32, and their sums nearly so. All large
     # blocks are allocated once, for it takes longer to get fresh memory than to fill it.
     q_block, g_block = (torch.empty(rows, queries.D, device=device) for rows in (rows_q, rows_g))
-    halves = torch.empty(2, rows_g, queries.D, dtype=torch.half)  # one is read into while the other is used
+    half = torch.empty(rows_g, queries.D, dtype=torch.half)
     found = [(torch.empty(0, k), torch.empty(0, k, dtype=torch.long))]
     for start in range(mine.start, mine.stop, rows_q):
         stop = min(start + rows_q, mine.stop)
         q = q_block[: stop - start]
-        for first, part in ahead(queries.blocks(rows_g, start, stop), halves):
+        for first, part in queries.blocks(half, start, stop):
             q[first - start : first - start + len(part)] = part
         score = q.new_empty(len(q), 0)
         row = torch.empty(len(q), 0, dtype=torch.long, device=device)
-        blocks = ahead(gallery.blocks(rows_g), halves)
+        blocks = gallery.blocks(half)
         what = f"search, queries {start}..{stop - 1} of {mine.stop}"
         for first, part in blocks if quiet else watch(blocks, total, what):
             g = g_block[: len(part)].copy_(part)
@@ -206,34 +214,15 @@ def search(queries: Features, gallery: Features, k: int, memory_gb: float, devic
 def block_sizes(Q, G, D, k, memory_gb) -> tuple[int, int]:
     """Rows of a block of queries and of a block of the gallery that fit into memory_gb GiB.
 
-    A row of queries takes 4 D bytes. One of the gallery takes 10 D: on the disk's page, being read ahead, waiting (2 D
-    each) and as float32. A pair of both takes 36: cosines and row numbers, side by side with the best, and sorted.
+    A row of queries takes 4 D bytes, one of the gallery 6 D, as half and as float32. A pair of both takes 36: cosines
+    and row numbers, side by side with the best, and sorted.
     """
     room = memory_gb * 2**30
-    rows_g = min(G, 1024, int(room / 4 / (10 * D)))
-    rows_q = int((room - 10 * D * rows_g) / (4 * D + 36 * (rows_g + k)))
+    rows_g = min(G, 1024, int(room / 4 / (6 * D)))
+    rows_q = int((room - 6 * D * rows_g) / (4 * D + 36 * (rows_g + k)))
     if min(rows_q, rows_g) < 1:
         raise ConfigError(f"memory_gb={memory_gb} does not hold one row of {D} numbers of each; {D / 2**23:.2g} would")
     return -(-Q // -(-Q // rows_q)), rows_g  # no fewer passes, but equal ones
-
-
-def ahead(blocks, buffers):
-    """Yields (first, tensor (n, D)) of every block (first, memory map), read in a thread while the one before is used.
-
-    The tensors are views of `buffers` (2, rows, D), in turns: each holds until the one after the next is asked for.
-    """
-    def read(block, buffer):
-        np.copyto(buffer[: len(block[1])].numpy(), block[1])
-        return block[0], buffer[: len(block[1])]
-
-    with ThreadPoolExecutor(1) as thread:
-        waiting = None
-        for n, block in enumerate(blocks):
-            waiting, ready = thread.submit(read, block, buffers[n % 2]), waiting
-            if ready:
-                yield ready.result()
-        if waiting:
-            yield waiting.result()
 
 
 def recall(rows, label_q, label_g, ks=KS, missed: int = 0) -> dict[str, float]:
@@ -375,6 +364,7 @@ def bench(queries: int = 850, gallery: int = 2000, numbers: int = 100352, memory
                 product = q @ g.T
             product.sum().item()  # waits for the device
             rates["plain"].append(2 * rows_q * rows_g * numbers * products / (time.perf_counter() - began))
+    print("GFLOP/s a round:", {name: [f"{r / 1e9:.0f}" for r in rate] for name, rate in rates.items()})
     mid = {name: np.median(rate) / 1e9 for name, rate in rates.items()}
     print(f"search {mid['search']:.0f} GFLOP/s, plain product {mid['plain']:.0f} GFLOP/s, ratio "
           f"{mid['search'] / mid['plain']:.2f}; peak memory {peak:.2f} GiB with memory_gb={memory_gb}")

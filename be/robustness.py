@@ -168,7 +168,7 @@ def plot(path, rows, head, classes):
         axis.axhline(100 / classes, color="0.4", lw=1, ls="--", zorder=0)
         axis.set_ylabel(what, fontsize=9)
         axis.set_ylim(0, min(100, top))
-        axis.tick_params(axis="y", labelsize=8)
+        axis.tick_params(labelsize=8)
         axis.grid(axis="y", alpha=0.25)
         axis.set_axisbelow(True)
         axis.spines[["top", "right"]].set_visible(False)

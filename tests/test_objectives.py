@@ -1,7 +1,6 @@
 """The objectives against slow transcriptions of their formulas, and against themselves on two processes."""
 
 import math
-import os
 from dataclasses import fields
 
 import numpy as np
@@ -389,6 +388,27 @@ def test_a_step_on_every_backbone_at_112(name, backbone):
         assert torch.equal(results["none"], results["intra-video-frame"]) and torch.equal(results["none"], loss)
 
 
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_half_precision_is_for_the_backbone_only(name):
+    """Under autocast the loss is float32, and close to the loss in full precision."""
+    views, label = films(build(name)), torch.tensor([0, 1, 2, 0, 1, 2])
+    full, _ = build(name)(views, label, torch.arange(6), Draws(0, 0))
+    with torch.autocast("cpu", torch.bfloat16):
+        half, stats = build(name)(views, label, torch.arange(6), Draws(0, 0))
+    assert {value.dtype for value in (half, *stats.values())} == {torch.float32}
+    torch.testing.assert_close(half, full, rtol=0.05, atol=0.01)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_the_gpu_computes_what_the_cpu_does(name):
+    views, label = films(build(name)), torch.tensor([0, 1, 2, 0, 1, 2])
+    on_cpu, _ = build(name)(views, label, torch.arange(6), Draws(0, 0))
+    views, label, index = [view.cuda() for view in views], label.cuda(), torch.arange(6).cuda()
+    on_gpu, _ = build(name).cuda()(views, label, index, Draws(0, 0, device="cuda"))
+    torch.testing.assert_close(on_gpu.cpu(), on_cpu, rtol=0.01, atol=0.001)  # TF32 convolutions
+
+
 def two_steps(name, rank=0, world=1):
     """Losses, stats and what was learnt, of two steps on six videos shared by `world` processes."""
     model = build(name, seed=1)
@@ -412,7 +432,6 @@ def two_steps(name, rank=0, world=1):
 
 def process(rank, folder):
     torch.set_num_threads(1)
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     results = {name: two_steps(name, rank, 2) for name in OBJECTIVES}
     if rank == 1:

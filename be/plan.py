@@ -1,0 +1,243 @@
+"""Verb `plan`: what an experiment costs and needs, before anything starts.
+
+Memory and arithmetic of a training step are counted on the real objective with fake tensors (they have shapes, and no
+numbers), so a laptop can say whether a batch fits a GPU it does not have. Time is measured here, on random clips.
+"""
+
+import dataclasses
+import os
+import shutil
+import time
+import weakref
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.func import functional_call
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from be import backbones, datasets, objectives
+from be.augment import Draws
+from be.config import Config, choose, experiments
+from be.runs import make_accelerator, run_dir
+from be.status import duration, look
+from be.train import check_batch, make_views
+
+GIB = 2**30
+# Dense 16-bit peak in TFLOP/s, as the makers state it. 3-D networks of small channels reach some part of it: the
+# share is an assumption, for a first idea where no such device is at hand; run `plan` on the device to know.
+GPUS, SHARE = {"V100": 125, "RTX 4090": 165, "A100": 312, "H100": 989}, 0.15
+CPU_WORK = 5e10  # FLOP of a step measured on a CPU: about a second
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """Of one training step on one device."""
+
+    flop: float  # multiply and add count as two
+    memory: float  # bytes at the peak: weights, gradients, momentum, activations, views
+    state: float  # bytes of a checkpoint
+
+
+def plan(pretrain: Config, finetune: Config):
+    """plan: say what an experiment costs and needs: hours, memory, disk, data, steps
+
+    Of both stages, for the devices of this launch; keys count as they would in `pretrain` and `finetune`. Hours are
+    measured here on a few steps of the real objective on random clips, and estimated for some GPUs. Decoding is not
+    in them: watch `data_wait` in the log. A GPU measures whole batches; a CPU small clips, and scales by FLOP.
+    """
+    accelerator = make_accelerator(pretrain)
+    cuda = accelerator.device.type == "cuda"
+    machine = torch.cuda.get_device_name() if cuda else f"a CPU, {torch.get_num_threads()} of {os.cpu_count()} threads"
+    accelerator.print(f"{pretrain.name}: {experiments().get(pretrain.name, {}).get('about', 'no entry of its own')}\n"
+                      f"here: {accelerator.num_processes} x {machine}")
+    stages = {"pretrain": pretrain, "finetune": finetune}
+    if finetune.pretrained is not None:
+        accelerator.print(f"\npretrain: not needed, the backbone comes from {finetune.pretrained!r}")
+        del stages["pretrain"]
+    for stage, cfg in stages.items():
+        accelerator.print("\n" + "\n".join(lines_of(stage, cfg, accelerator)))
+
+
+def lines_of(stage: str, cfg: Config, accelerator: Accelerator) -> list[str]:
+    """The plan of one stage as text."""
+    n, classes, data = look_for_data(cfg)
+    world = accelerator.num_processes
+    check_batch(cfg, n, world)
+    each, steps = cfg.batch_size // world // cfg.accumulate, cfg.epochs * (n // cfg.batch_size)
+    cost = count(cfg, classes, each)
+    seconds, measured = measure(cfg, classes, each, accelerator, cost)
+    seconds, flop = seconds * cfg.accumulate, cost.flop * cfg.accumulate  # of an optimizer step, on each device
+    path = run_dir(cfg, stage)
+    weights = sum(p.numel() * 4 for p in backbones.build(cfg.backbone, cfg.width).state_dict().values())
+    disk = (cfg.keep + 1) * cost.state + 2 * weights  # one more checkpoint while it is written, and the end's weights
+    table = ", ".join(f"{gpu} {duration(world * flop * steps / (SHARE * peak * 1e12))}" for gpu, peak in GPUS.items())
+    drops = f", times {cfg.lr_factor} after epochs {', '.join(f'{e:g}' for e in cfg.lr_steps)}" if cfg.lr_steps else ""
+    return [
+        f"{stage}: {cfg.method}{f', erase {cfg.erase}' if cfg.erase != 'none' else ''} on {cfg.backbone} of width "
+        f"{cfg.width}, {cfg.frames} frames of stride {cfg.stride} at {cfg.size} pixels",
+        f"  run      {path}: {look(path)[2] if (path / 'config.yaml').exists() else 'not begun'}",
+        f"  data     {data}",
+        f"  steps    {cfg.epochs} epochs of {n // cfg.batch_size}: {steps}",
+        f"  batch    {cfg.batch_size} = {world} device(s) x {cfg.accumulate} part(s) x {each} clips, "
+        f"BatchNorm over {cfg.bn_group or each}",
+        f"  lr       {cfg.lr:g} for the batch of {cfg.batch_size}, on any number of devices{drops}",
+        f"  memory   {cost.memory / GIB:.1f} GiB a device, in {cfg.precision}"
+        f"{', activations recomputed' if cfg.checkpointing else '; checkpointing=true needs less'}",
+        f"  time     {duration(seconds * steps)} here: {seconds:.3g} s a step, decoding not counted ({measured})",
+        f"  GPU time {world * seconds * steps / 3600:.4g} device-hours here; of {world * flop / 1e12:.3g} TFLOP a step "
+        f"elsewhere, at {SHARE:.0%} of the peak: {table}",
+        f"  disk     {disk / GIB:.2f} GiB in {cfg.out}, {free(Path(cfg.out)) / GIB:.0f} GiB free",
+    ]
+
+
+def look_for_data(cfg: Config) -> tuple[int, int, str]:
+    """(videos to train on, classes, a line about them); the official numbers where the data are not there."""
+    source, where = choose(datasets.DATASETS, cfg.dataset, "dataset"), Path(cfg.data) / cfg.dataset
+    try:
+        samples = datasets.load(cfg.dataset, cfg.data, "train", cfg.split)
+    except datasets.DatasetMissing:
+        if ("train", cfg.split) not in source.expected:
+            raise
+        n = source.expected["train", cfg.split]
+        return n, source.classes, f"{cfg.dataset}, split {cfg.split}: MISSING in {where}; officially {n} videos"
+    some = range(0, len(samples), -(-len(samples) // 100))
+    sizes = [os.path.getsize(samples.path(i)) for i in some if os.path.exists(samples.path(i))]
+    total = np.mean(sizes) * len(samples) / GIB if sizes else 0.0
+    line = f"{cfg.dataset}, split {cfg.split} in {where}: {len(samples)} videos, about {total:.3g} GiB"
+    return len(samples), len(samples.classes), line
+
+
+def free(path: Path) -> int:
+    """Bytes free where `path` is, or will be."""
+    return shutil.disk_usage(next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())).free
+
+
+# ---- one step
+
+
+def prepare(cfg: Config, classes: int, clips: int):
+    """The objective in groups that `clips` allow, and its arguments, made when called: a batch on the device."""
+    group = cfg.bn_group if cfg.bn_group and clips % cfg.bn_group == 0 else 0
+    backbone = backbones.build(cfg.backbone, cfg.width, cfg.checkpointing)
+    options = {**dataclasses.asdict(cfg), "classes": classes, "bn_group": group}
+    objective = objectives.build(cfg.method, backbone, options).train()
+    K, T = objective.sampler(1000, np.random.default_rng(0)).shape
+
+    def arguments(device="cpu", step=0):
+        H, W = max(cfg.short_side, cfg.size), max(cfg.short_side, cfg.size) * 4 // 3
+        frames = torch.randint(256, (clips, K, T, H, W, 3), dtype=torch.uint8, device=device)
+        size = torch.tensor([[H, W]], device=device).repeat(clips, 1)
+        index, draws = torch.arange(clips, device=device), Draws(cfg.seed, step, device=device)
+        batch = datasets.Batch(frames, size, index % classes, index, None, None)
+        return make_views(batch, objective.views, draws, cfg), batch.label, batch.index, draws
+
+    return objective, arguments
+
+
+def count(cfg: Config, classes: int, clips: int) -> Cost:
+    """A step of `clips` on one device, counted without computing it.
+
+    One BatchNorm group is enough: of n groups all activations are kept, and one is gone through at a time.
+    """
+    group = cfg.bn_group or clips
+    objective, arguments = prepare(cfg, classes, group)
+    half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(cfg.precision)
+    learned = sum(p.numel() for p in objective.parameters() if p.requires_grad)
+    with (FakeTensorMode(allow_non_fake_inputs=True) as fake, FlopCounterMode(display=False) as flops,
+          Live() as live, torch.autocast("cpu", half or torch.bfloat16, enabled=half is not None)):  # fmt: skip
+        tensors = {**dict(objective.named_parameters()), **dict(objective.named_buffers())}
+        tensors = {name: live.hold(fake.from_tensor(tensor)) for name, tensor in tensors.items()}
+        weights = live.now
+        loss, _ = functional_call(objective, tensors, arguments())
+        kept = live.now - weights
+        loss.backward()
+    groups = clips // group
+    memory = live.peak + (groups - 1) * kept + 4 * learned  # SGD's momentum; gradients have been counted
+    return Cost(groups * flops.get_total_flops(), memory, weights + 4 * learned)
+
+
+class Live(TorchDispatchMode):
+    """Counts the bytes of tensors that are alive: `now`, and at the `peak`."""
+
+    def __init__(self):
+        super().__init__()
+        self.now = self.peak = 0
+        self.storages: dict[int, weakref.ref] = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, torch.Tensor):
+                self.hold(tensor)
+        return out
+
+    def hold(self, tensor):
+        storage = tensor.untyped_storage()
+        key, nbytes = storage._cdata, storage.nbytes()
+        if key not in self.storages:
+            self.storages[key] = weakref.ref(storage, lambda _: self.drop(key, nbytes))
+            self.now += nbytes
+            self.peak = max(self.peak, self.now)
+        return tensor
+
+    def drop(self, key: int, nbytes: int):
+        del self.storages[key]
+        self.now -= nbytes
+
+
+def measure(cfg: Config, classes: int, clips: int, accelerator: Accelerator, cost: Cost) -> tuple[float, str]:
+    """(seconds of a step of `clips` on this device, how that was measured).
+
+    A GPU takes the whole batch, or half of it and so on until it fits. A CPU takes two clips, small enough for about
+    a second, and time is taken to grow with FLOP.
+    """
+    if accelerator.device.type != "cuda":
+        side = cfg.size
+        while side >= 64 and cost.flop / clips * 2 * (side / cfg.size) ** 2 > CPU_WORK:
+            side //= 2
+        small = dataclasses.replace(cfg, size=side, short_side=side)
+        seconds, flop = timed(small, classes, 2, accelerator)
+        return seconds * cost.flop / flop, f"time from 2 clips of {side} pixels, {flop / seconds / 1e9:.0f} GFLOP/s"
+    fits = clips
+    while fits >= 2:
+        try:
+            torch.cuda.reset_peak_memory_stats()
+            seconds, _ = timed(cfg, classes, fits, accelerator)
+        except torch.OutOfMemoryError:
+            fits //= 2
+            torch.cuda.empty_cache()
+            continue
+        used = f"measured {torch.cuda.max_memory_allocated() / GIB:.1f} GiB on {fits} clips"
+        return seconds * clips / fits, used if fits == clips else f"{used}, {clips} DO NOT FIT: raise accumulate"
+    return float("nan"), "not even 2 clips FIT this device: no time could be measured"
+
+
+def timed(cfg: Config, classes: int, clips: int, accelerator: Accelerator) -> tuple[float, float]:
+    """(seconds, FLOP) of a step of `clips`, augmentation to optimizer: the best of those after the first."""
+    objective, arguments = prepare(cfg, classes, clips)
+    objective.to(accelerator.device)
+    learned = [p for p in objective.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(learned, lr=1e-6, momentum=cfg.momentum, weight_decay=cfg.weight_decay)
+
+    def step(i):
+        with accelerator.autocast():
+            loss, _ = objective(*arguments(accelerator.device, i))
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if accelerator.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    with FlopCounterMode(display=False) as flops:
+        step(0)
+    seconds = []
+    for i in range(1, 4):
+        began = time.perf_counter()
+        step(i)
+        seconds.append(time.perf_counter() - began)
+    return min(seconds), flops.get_total_flops()
