@@ -17,9 +17,10 @@ import importlib
 import sys
 from pathlib import Path
 
-# verb: (module, function, stage of the config it runs under, an example). Modules are imported when a verb runs, since
-# torch takes seconds; a verb without a stage takes the arguments of its function as key=value. The stage `runs` is for
-# verbs that look at finished runs: --cfg names their directories, the function gets (directory, config) of each.
+# verb, of one word or two: (module, function, stage of the config it runs under, an example). Modules are imported when
+# a verb runs, since torch takes seconds; a verb without a stage takes the arguments of its function as key=value. The
+# stage `runs` is for verbs that look at finished runs: --cfg names their directories, the function gets (directory,
+# config) of each.
 VERBS = {
     "list": ("be.report", "show_list", None, "run.py list"),
     "synth": ("be.synthetic", "synth", None, "run.py synth root=data/demo scene_bias=0.9"),
@@ -29,7 +30,7 @@ VERBS = {
     "finetune": ("be.finetune", "finetune", "finetune", "run.py finetune --cfg table1-moco-be dataset=hmdb51 split=1"),
     "evaluate": ("be.evaluate", "evaluate", "finetune", "run.py evaluate --cfg demo-moco-be subset=swapped"),
     "retrieve": ("be.retrieve", "retrieve", "retrieve", "run.py retrieve --cfg table3-moco-be-i3d protocol=paper"),
-    "bench-retrieve": ("be.retrieve", "bench", None, "run.py bench-retrieve queries=1000 gallery=2136"),
+    "bench retrieve": ("be.retrieve", "bench", None, "run.py bench retrieve queries=1000 gallery=2136"),
     "robustness": ("be.robustness", "robustness", "runs",
                    "run.py robustness --cfg runs/A/finetune-ucf101-split1-seed0,runs/B/finetune-ucf101-split1-seed0"),
     "strip": ("be.report", "strip", "pretrain", "run.py strip --cfg demo-moco-be"),
@@ -44,13 +45,14 @@ def main(argv: list[str]) -> int:
     from be.config import ConfigError, UserError, arguments, load
 
     if not argv or argv[0] in ("-h", "--help"):
-        print(f"{__doc__}\nverbs:\n" + "".join(f"  {verb:12}{docstring(verb)[0]}\n" for verb in VERBS))
+        print(f"{__doc__}\nverbs:\n" + "".join(f"  {verb:16}{docstring(verb)[0]}\n" for verb in VERBS))
         return 0
-    verb, words = argv[0], argv[1:]
+    verb, words = split_verb(argv)
     try:
         if verb not in VERBS:
-            near = difflib.get_close_matches(verb, VERBS, n=2) or VERBS
-            raise ConfigError(f"unknown verb {verb!r}; choices: {', '.join(near)}; see run.py --help")
+            begun = [known for known in VERBS if known.startswith(f"{verb} ")]
+            near = begun or difflib.get_close_matches(verb, VERBS, n=2)
+            raise ConfigError(f"unknown verb {verb!r}; choices: {', '.join(near or VERBS)}; see run.py --help")
         if {"-h", "--help"} & set(words):
             print(help_text(verb))
             return 0
@@ -73,6 +75,12 @@ def main(argv: list[str]) -> int:
         print(f"run.py {verb}: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def split_verb(argv: list[str]) -> tuple[str, list[str]]:
+    """The verb, known or not, and the words behind it. `bench` alone is no verb, `bench data` is."""
+    two = argv[1:] and not argv[1].startswith("-") and any(verb.startswith(f"{argv[0]} ") for verb in VERBS)
+    return (" ".join(argv[:2]), argv[2:]) if two else (argv[0], argv[1:])
 
 
 def split_words(words: list[str]) -> tuple[str | None, list[str]]:
