@@ -140,12 +140,8 @@ def prepare(cfg: Config, classes: int, clips: int):
 
 
 def count(cfg: Config, classes: int, clips: int) -> Cost:
-    """A step of `clips` on one device, counted without computing it.
-
-    One BatchNorm group is enough: of n groups all activations are kept, and one is gone through at a time.
-    """
-    group = cfg.bn_group or clips
-    objective, arguments = prepare(cfg, classes, group)
+    """A step of `clips` on one device, counted without computing it."""
+    objective, arguments = prepare(cfg, classes, clips)
     half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(cfg.precision)
     learned = sum(p.numel() for p in objective.parameters() if p.requires_grad)
     with (FakeTensorMode(allow_non_fake_inputs=True) as fake, FlopCounterMode(display=False) as flops,
@@ -153,12 +149,9 @@ def count(cfg: Config, classes: int, clips: int) -> Cost:
         tensors = {**dict(objective.named_parameters()), **dict(objective.named_buffers())}
         tensors = {name: live.hold(fake.from_tensor(tensor)) for name, tensor in tensors.items()}
         weights = live.now
-        loss, _ = functional_call(objective, tensors, arguments())
-        kept = live.now - weights
-        loss.backward()
-    groups = clips // group
-    memory = live.peak + (groups - 1) * kept + 4 * learned  # SGD's momentum; gradients have been counted
-    return Cost(groups * flops.get_total_flops(), memory, weights + 4 * learned)
+        functional_call(objective, tensors, arguments())[0].backward()
+    momentum = 4 * learned  # of SGD; gradients have been counted
+    return Cost(flops.get_total_flops(), live.peak + momentum, weights + momentum)
 
 
 class Live(TorchDispatchMode):
