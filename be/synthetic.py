@@ -262,7 +262,10 @@ def subset_of(video, split, *, train, test):
     return "test" if tested else "train"
 
 
-def ucf101_path(motion, group, swapped):
+# A layout is two functions: where a video lies (tested: whether split 1 tests its group), and all its lists
+
+
+def ucf101_path(motion, group, swapped, tested):
     name = motion.title().replace("_", "")
     return f"UCF-101/{name}/v_{name}_g{group + 1:02d}_c{swapped + 1:02d}.avi"
 
@@ -280,7 +283,7 @@ def ucf101_lists(videos, subset):
     return {f"ucfTrainTestlist/{k}.txt": "".join(f"{line}\r\n" for line in v) for k, v in lists.items()}
 
 
-def hmdb51_path(motion, group, swapped):
+def hmdb51_path(motion, group, swapped, tested):
     return f"hmdb51/{motion}/{motion}{group + 1:02d}_{motion}_f_cm_np1_fr_goo_{swapped:d}.avi"
 
 
@@ -298,7 +301,45 @@ def hmdb51_lists(videos, subset):
     return lists
 
 
-LAYOUTS = {"ucf101": (ucf101_path, ucf101_lists), "hmdb51": (hmdb51_path, hmdb51_lists)}
+def kinetics400_path(motion, group, swapped, tested):
+    folder = "swapped" if swapped else "val" if tested else "train"
+    return f"{folder}/{motion}/{motion}-{group:03d}_000000_000010.mp4"
+
+
+def kinetics400_lists(videos, subset):
+    """{path: text}. A line per video: its class, its name on YouTube and the seconds that were cut out."""
+    header = "label,youtube_id,time_start,time_end,split"
+    lists = {f"annotations/{part}.csv": [header] for part in ("train", "val", "swapped")}
+    for video in videos:
+        if wanted := subset(video, 1):
+            part, motion, name = video.path.split("/")
+            video_id = name.removesuffix("_000000_000010.mp4")
+            lists[f"annotations/{part}.csv"].append(f"{motion},{video_id},0,10,{wanted}")
+    return {path: "\n".join(lines) + "\n" for path, lines in lists.items()}
+
+
+def diving48_path(motion, group, swapped, tested):
+    return f"rgb/{motion}-{group:03d}_{swapped:05d}.mp4"
+
+
+def diving48_lists(videos, subset):
+    """{path: text}. One split, and a vocabulary whose words are the parts of a class name."""
+    lists = {"V2_train": [], "V2_test": [], "V2_swapped": []}
+    for video in videos:
+        if wanted := subset(video, 1):
+            name = video.path.removeprefix("rgb/").removesuffix(".mp4")
+            entry = {"vid_name": name, "label": video.label, "start_frame": 0, "end_frame": video.spec.frames}
+            lists[f"V2_{wanted}"].append(entry)
+    lists["vocab"] = [motion.split("_") for motion in sorted(MOTIONS)]
+    return {f"Diving48_{name}.json": json.dumps(entries) for name, entries in lists.items()}
+
+
+LAYOUTS = {
+    "ucf101": (ucf101_path, ucf101_lists),
+    "hmdb51": (hmdb51_path, hmdb51_lists),
+    "kinetics400": (kinetics400_path, kinetics400_lists),
+    "diving48": (diving48_path, diving48_lists),
+}
 
 
 def plan(layout, *, train, test, scene_bias, seed, **shape) -> list[Video]:
@@ -313,7 +354,7 @@ def plan(layout, *, train, test, scene_bias, seed, **shape) -> list[Video]:
                 own = rng.random() < scene_bias and not swapped
                 scene = scenes[label if own else rng.integers(len(scenes))]
                 spec = Spec(motion, scene, *shared, int(rng.integers(2**53)), **shape)
-                videos.append(Video(path(motion, group, swapped), label, group, swapped, spec))
+                videos.append(Video(path(motion, group, swapped, group < test), label, group, swapped, spec))
     return videos
 
 
@@ -415,7 +456,7 @@ def synth(root: str, layout: str = "ucf101", train: int = 96, test: int = 16, fr
           width: int = 48, scene_bias: float = 0.7, drift: float = 24, seed: int = 0):
     """Writes synthetic videos in the layout of a real data set, in ROOT
 
-    layout                  ucf101 or hmdb51
+    layout                  ucf101, hmdb51, kinetics400 or diving48
     train, test             videos per class
     frames, height, width   of a video
     scene_bias              how often the scene betrays the class, 0 to 1

@@ -256,6 +256,20 @@ def test_the_parsers_of_the_real_datasets_read_it(dataset):
     assert (info.frames, info.width, info.height, info.codec, info.fps) == (6, 32, 24, "mpeg4", 25)
 
 
+@pytest.mark.parametrize("layout, tested", [("kinetics400", "val"), ("diving48", "test")])
+def test_layouts_of_one_split(tmp_path, layout, tested):
+    root = make(tmp_path / layout, layout, **SMALL | dict(train=2, test=1, frames=4))
+    videos, seen = {v.path: v for v in load(root)}, []
+    for subset, count in ("train", 2), (tested, 1), ("swapped", 1):
+        samples = datasets.load(layout, tmp_path, subset)
+        paths = [Path(samples.path(i)).relative_to(root).as_posix() for i in range(len(samples))]
+        assert len(paths) == 8 * count and samples.classes == sorted(MOTIONS)
+        assert [videos[p].label for p in paths] == samples.labels.tolist()
+        assert all((root / p).exists() and videos[p].swapped == (subset == "swapped") for p in paths)
+        seen.append({(videos[p].label, videos[p].group) for p in paths})
+    assert not seen[0] & seen[1] and seen[1] == seen[2]  # the swapped list holds the twins of the tested
+
+
 FORMS = {
     "ucfTrainTestlist/classInd.txt": rb"(\d+ \w+\r\n)+",
     "ucfTrainTestlist/trainlist01.txt": rb"(\w+/v_\w+_g\d\d_c\d\d\.avi \d+\r\n)+",
