@@ -453,7 +453,7 @@ def put(path, text):
 
 
 def synth(root: str, layout: str = "ucf101", train: int = 96, test: int = 16, frames: int = 64, height: int = 40,
-          width: int = 48, scene_bias: float = 0.7, drift: float = 24, seed: int = 0):
+          width: int = 48, scene_bias: float = 0.6, drift: float = 24, seed: int = 0):
     """Writes synthetic videos in the layout of a real data set, in ROOT
 
     layout                  ucf101, hmdb51, kinetics400 or diving48
