@@ -10,6 +10,7 @@ that `run.py --help` answers at once.
 
 import dataclasses
 import difflib
+import functools
 import inspect
 import types
 import typing
@@ -21,7 +22,7 @@ import yaml
 
 REGISTRY = Path(__file__).resolve().parent.parent / "experiments.yaml"
 STAGES = ("pretrain", "finetune", "retrieve")
-META = ("from", "about", "paper", *STAGES)  # what an entry may hold besides the keys of Config
+META = ("name", "from", "about", "paper", *STAGES)  # an entry's own, never inherited, and the blocks of stages
 
 
 class UserError(Exception):
@@ -52,6 +53,7 @@ class Config:
     size: int
     frames: int
     stride: int
+    static: bool
     # augmentation A
     rotate: float
     jitter: list[float]
@@ -87,8 +89,10 @@ class Config:
     weight_decay: float
     precision: Literal["fp32", "bf16", "fp16"]
     checkpointing: bool
+    compile: bool
     # test
     test_clips: int
+    select: Literal["last", "holdout"]
     # analyses
     scene: Literal["median", "rendered"]
     # retrieval
@@ -98,6 +102,10 @@ class Config:
     log_every: int
     save_every: int
     keep: int
+    probe_every: int
+
+
+TYPES = typing.get_type_hints(Config)
 
 
 def choose(table, name, what: str):
@@ -119,7 +127,7 @@ def load(name_or_file: str, overrides: list[str] | tuple[str, ...] = (), stage: 
         path = Path(name_or_file)
         entry = _read_yaml(path)
         _check_entry(str(path), entry)
-        default_name, saved = entry.get("name", path.stem), "from" not in entry
+        default_name, saved = path.stem, "from" not in entry
         chain = [*_chain(entry["from"], entries), entry] if "from" in entry else [entry]
     else:
         default_name, chain = name_or_file, _chain(name_or_file, entries)
@@ -132,15 +140,16 @@ def load(name_or_file: str, overrides: list[str] | tuple[str, ...] = (), stage: 
         blocks.insert(1, entries["presets"]["released"])
     if said["synthetic"] is True and not saved:
         blocks.append(entries["presets"]["synthetic"])
-    values: dict[str, Any] = {"name": default_name}
+    values: dict[str, Any] = {"name": chain[-1].get("name", default_name)}
     for block in blocks:
         _merge(values, block, stage)
     values.update(typed)
     return Config(**{key: _typed(key, value) for key, value in values.items()})
 
 
+@functools.cache
 def registry() -> dict[str, dict]:
-    """All blocks of experiments.yaml by name: `defaults`, `presets` and the experiments."""
+    """All blocks of experiments.yaml by name: `defaults`, `presets` and the experiments. Not to be changed."""
     entries = _read_yaml(REGISTRY)
     for name, entry in entries.items():
         for block in entry.values() if name == "presets" else [entry]:
@@ -157,6 +166,12 @@ def experiments() -> dict[str, dict]:
 def paper_numbers(name: str) -> dict[str, float]:
     """The paper's numbers of an experiment, `{"ucf101": 86.8, ...}`; never inherited: a variant is another row."""
     return experiments().get(name, {}).get("paper", {})
+
+
+def run_dir(cfg: Config, stage: str, name: str | None = None) -> Path:
+    """Where a stage of an experiment lives. All but pre-training name their list: one pre-training serves many."""
+    target = "" if stage == "pretrain" else f"-{cfg.dataset}-split{cfg.split}"
+    return Path(cfg.out) / (name or cfg.name) / f"{stage}{target}-seed{cfg.seed}"
 
 
 def as_text(config: Config) -> str:
@@ -225,7 +240,7 @@ def _split(text: str) -> tuple[str, Any]:
 
 def _typed(key: str, value, kind=None):
     """`value` as the type of field `key`, without guessing: an int may stand for a float, nothing else converts."""
-    kind = kind or typing.get_type_hints(Config)[key]
+    kind = kind or TYPES[key]
     if typing.get_origin(kind) is Literal:
         if value not in typing.get_args(kind):
             choices = ", ".join(map(str, typing.get_args(kind)))
@@ -236,7 +251,7 @@ def _typed(key: str, value, kind=None):
             return None
         kind = typing.get_args(kind)[0]
     if typing.get_origin(kind) is list and isinstance(value, list):
-        return [_as_float(key, item) for item in value]
+        return [_typed(key, item, *typing.get_args(kind)) for item in value]
     if kind is float:
         return _as_float(key, value)
     if type(value) is not kind:

@@ -388,7 +388,7 @@ def holdout(samples: Samples, fraction: float, seed: int) -> tuple[Samples, Samp
             held += more
             out[members[g]] = True
     if not out.any():
-        raise ValueError(f"every source video is too long to hold out {fraction} of {len(samples)} videos")
+        raise ConfigError(f"every source video is too long to hold out {fraction} of {len(samples)} videos")
     return samples.take(~out), samples.take(out)
 
 

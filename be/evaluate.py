@@ -18,8 +18,8 @@ from be import backbones, datasets, objectives, video, weights
 from be.augment import eval_view
 from be.config import Config, ConfigError
 from be.jobs import watch
-from be.objectives import Classify
-from be.runs import git_sha, load_weights, make_accelerator, read_about, run_dir, write_aside, write_text
+from be.objectives import Classify, global_pool
+from be.runs import load_weights, make_accelerator, provenance, read_about, run_dir, write_aside, write_text
 
 
 def views(samples: datasets.Samples, sampler, cfg: Config, accelerator: Accelerator, what: str, mine=None):
@@ -60,8 +60,16 @@ def classify(model: Classify, samples, cfg: Config, accelerator):
     """Mean softmax over `test_clips` clips spread over the video (paper 4.1) -> (N, classes), ok (N,)."""
     model.eval()
     sampler = partial(video.even_clips, K=cfg.test_clips, T=cfg.frames, stride=cfg.stride)
+    sampler = partial(video.static_clips, like=sampler) if cfg.static else sampler
     return over_videos(lambda x, i: model.logits(x).float().softmax(1).mean(0), samples, sampler, cfg, accelerator,
                        "test")
+
+
+def features(backbone, pool: str, samples, cfg: Config, accelerator: Accelerator, what: str = "features"):
+    """Of the central clip of each video, under global pooling (`pool`: max | avg) -> (N, C), ok (N,)."""
+    backbone.eval()
+    sampler = partial(video.even_clips, K=1, T=cfg.frames, stride=cfg.stride)
+    return over_videos(lambda x, i: global_pool(backbone(x), pool)[0], samples, sampler, cfg, accelerator, what)
 
 
 def accuracy(probabilities, label, ok) -> dict:
@@ -129,15 +137,15 @@ def evaluate(cfg: Config):
         began = time.perf_counter()
         probabilities, ok = classify(model, samples, cfg, accelerator)
         if accelerator.is_main_process:
-            save(cfg, subset, probabilities, torch.from_numpy(samples.labels), ok,
-                 device=str(accelerator.device), seconds=round(time.perf_counter() - began, 1))
+            save(cfg, subset, probabilities, torch.from_numpy(samples.labels), ok, **provenance(samples, accelerator),
+                 seconds=round(time.perf_counter() - began, 1))
 
 
-def save(cfg: Config, subset: str, probabilities, label, ok, **machine):
+def save(cfg: Config, subset: str, probabilities, label, ok, **origin):
     """result-SUBSET.json and probabilities-SUBSET.safetensors in the run's directory, and one line for the person."""
     path, result = run_dir(cfg, "finetune"), accuracy(probabilities, label, ok)
     about = {"experiment": cfg.name, "dataset": cfg.dataset, "subset": subset, "split": cfg.split, "seed": cfg.seed,
-             "test_clips": cfg.test_clips, "git_sha": git_sha(), "torch": torch.__version__, **machine}
+             "test_clips": cfg.test_clips, **origin}
     write_aside(path / f"probabilities-{subset}.safetensors",
                 lambda aside: save_file({"probabilities": probabilities, "label": label, "ok": ok}, aside))
     write_text(path / f"result-{subset}.json", json.dumps({**result, **about}, indent=1) + "\n")

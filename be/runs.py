@@ -22,6 +22,7 @@ import json
 import os
 import subprocess
 import time
+import weakref
 import zlib
 from pathlib import Path
 
@@ -33,27 +34,22 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from be import config as configs
-from be.config import Config, UserError
+from be.config import Config, UserError, run_dir  # noqa: F401 (of a run, so it is found here, too)
 
 METRICS = {
     "step": "optimizer steps done", "epoch": "passes over the list, a fraction", "loss": "mean since the last line",
     "lr": "learning rate", "clips_per_s": "samples per second, all devices",
     "data_wait": "share of the time spent waiting for the loader", "skipped": "unreadable videos replaced so far",
     "seconds": "wall time of this process", "...": "the objective's own stats, see its class",
+    "probe_*, holdout_*": "on lines of their own, with step and epoch: see be/probe.py, be/finetune.py",
 }
 # Keys that may differ between a checkpoint and the command that resumes it: they do not change what is computed.
-FREE_KEYS = {"out", "data", "workers", "log_every", "save_every", "keep", "subset", "test_clips", "protocol",
-             "memory_gb", "scene", "checkpointing"}
+FREE_KEYS = {"out", "data", "workers", "log_every", "save_every", "keep", "probe_every", "subset", "test_clips",
+             "protocol", "memory_gb", "scene", "checkpointing"}
 
 
 class RunError(UserError, RuntimeError):
     """Something about a run directory that the person must settle; the message says how."""
-
-
-def run_dir(cfg: Config, stage: str, name: str | None = None) -> Path:
-    """Where a stage of an experiment lives. All but pre-training name their list: one pre-training serves many."""
-    target = "" if stage == "pretrain" else f"-{cfg.dataset}-split{cfg.split}"
-    return Path(cfg.out) / (name or cfg.name) / f"{stage}{target}-seed{cfg.seed}"
 
 
 def make_accelerator(cfg: Config) -> Accelerator:
@@ -66,6 +62,11 @@ def make_accelerator(cfg: Config) -> Accelerator:
         PartialState().print(f"precision={precision} is for GPUs (on CPUs Conv3d's gradients are wrong): using fp32")
         precision = "fp32"
     return Accelerator(mixed_precision="no" if precision == "fp32" else precision, kwargs_handlers=[kwargs])
+
+
+# A lock is held as long as any process has it open; a loader's workers outlive a killed run for some seconds
+_LOCKS = weakref.WeakSet()
+os.register_at_fork(after_in_child=lambda: [lock.close() for lock in _LOCKS])
 
 
 class Run:
@@ -82,6 +83,7 @@ class Run:
             (self.path / "checkpoint").mkdir(parents=True, exist_ok=True)
             self._lock = open(self.path / "lock", "w")  # noqa: SIM115 (held for the life of the process)
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _LOCKS.add(self._lock)
         except BlockingIOError:
             raise RunError(f"{self.path}: another process is writing into this run; wait for it, or give this one "
                            f"a name of its own (name=...)") from None
@@ -113,8 +115,11 @@ class Run:
         """Appends one line to metrics.jsonl; scalars of any kind, tensors included (reading them syncs the device)."""
         if self.write:
             line = {k: round(float(v), 6) if not isinstance(v, int | str) else v for k, v in metrics.items()}
-            with open(self.path / "metrics.jsonl", "a") as file:
-                file.write(json.dumps(line) + "\n")
+            try:
+                with open(self.path / "metrics.jsonl", "a") as file:
+                    file.write(json.dumps(line) + "\n")
+            except OSError as error:
+                raise unwritten(self.path / "metrics.jsonl", error) from None
 
     def metrics(self) -> list[dict]:
         return read_metrics(self.path)
@@ -140,21 +145,29 @@ class Run:
             torch.save({"step": step, **state}, aside)
             with open(aside, "rb") as file:
                 os.fsync(file.fileno())
-            os.replace(aside, aside.with_name(f"step-{step:08d}-{_crc(aside):08x}.pt"))
+            new = aside.with_name(f"step-{step:08d}-{_crc(aside):08x}.pt")
+            os.replace(aside, new)
         except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
             aside.unlink(missing_ok=True)
             last = self.checkpoints()[-1].name if self.checkpoints() else "none"
             raise RunError(f"{self.path}: checkpoint of step {step} could not be written ({error}); the last good one "
                            f"is {last}; make room and run the same command again") from None
-        for old in self.checkpoints()[: -self.cfg.keep]:
-            old.unlink()
+        others = [path for path in self.checkpoints() if path != new]
+        before = [path for path in others if path.name < f"step-{step:08d}"]  # others are damaged: `latest` passed them
+        for path in {*others} - {*[*before, new][-self.cfg.keep :]}:
+            path.unlink()
 
     def latest(self, map_location="cpu") -> dict | None:
-        """The newest intact checkpoint, or None; a damaged one is named and the one before it is taken."""
+        """The newest intact checkpoint, or None where there is none at all; a damaged one is named and passed over.
+
+        Raises RunError if all are damaged: to start over is for a person to decide.
+        """
         for path in reversed(self.checkpoints()):
             if f"{_crc(path):08x}" == path.stem.rsplit("-", 1)[1]:
                 return torch.load(path, map_location=map_location, weights_only=True)
             print(f"{path} is damaged (its CRC-32 is not the one in its name); going back to the one before it")
+        if self.checkpoints():
+            raise RunError(f"{self.path}: no checkpoint is intact; remove {self.path / 'checkpoint'} to start over")
         return None
 
     # ---- results
@@ -246,15 +259,33 @@ def git_sha() -> str:
         return "unknown"
 
 
+def provenance(samples, accelerator: Accelerator) -> dict:
+    """What a result comes from: videos (a `datasets.Samples`; null if nobody ran `prepare`), code and machine."""
+    cuda = accelerator.device.type == "cuda"
+    device = torch.cuda.get_device_name(accelerator.device) if cuda else accelerator.device.type
+    return {"manifest_hash": samples.manifest_hash, "git_sha": git_sha(), "torch": torch.__version__,
+            "device": f"{accelerator.num_processes} x {device}"}
+
+
 def write_text(path: Path, text: str):
     write_aside(path, lambda aside: aside.write_text(text, encoding="utf-8"))
 
 
 def write_aside(path: Path, write):
-    """Calls `write(aside)` and renames the file it wrote to `path`."""
+    """Calls `write(aside)` and renames the file it wrote to `path`. RunError where that cannot be written."""
     aside = Path(path).with_name(f".{Path(path).name}.aside")
-    write(aside)
-    os.replace(aside, path)
+    try:
+        write(aside)
+        os.replace(aside, path)
+    except (OSError, SafetensorError) as error:
+        with contextlib.suppress(OSError):
+            aside.unlink()
+        raise unwritten(path, error) from None
+
+
+def unwritten(path: Path, error: Exception) -> RunError:
+    return RunError(f"{path} could not be written ({getattr(error, 'strerror', None) or error}); what was there before "
+                    f"is untouched; make room and run the same command again")
 
 
 def _crc(path: Path) -> int:
@@ -266,10 +297,10 @@ def _crc(path: Path) -> int:
 
 
 class Clock:
-    """Shares of wall time: `with clock("data"): ...`; `clock.shares()` since the last call."""
+    """Shares of wall time: `with clock("data"): ...`; and how many were done in it: `clock.count += 8`."""
 
     def __init__(self):
-        self.start = self.since = time.perf_counter()
+        self.since, self.count = time.perf_counter(), 0
         self.spent: dict[str, float] = {}
 
     @contextlib.contextmanager
@@ -278,10 +309,17 @@ class Clock:
         yield
         self.spent[name] = self.spent.get(name, 0.0) + time.perf_counter() - begin
 
+    @contextlib.contextmanager
+    def pause(self):
+        """What is done in here takes no time."""
+        begin = time.perf_counter()
+        yield
+        self.since += time.perf_counter() - begin
+
     def lap(self) -> tuple[float, dict[str, float]]:
-        """(seconds since the last lap, share of each name in them)."""
+        """(count per second, share of each name in the time), both since the last lap."""
         now = time.perf_counter()
         seconds, self.since = now - self.since, now
-        shares = {name: spent / seconds for name, spent in self.spent.items()}
-        self.spent = {}
-        return seconds, shares
+        rate, shares = self.count / seconds, {name: spent / seconds for name, spent in self.spent.items()}
+        self.count, self.spent = 0, {}
+        return rate, shares

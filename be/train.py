@@ -7,9 +7,11 @@ interrupted and one that was not, compute the same.
 
 import contextlib
 import dataclasses
+import math
 import signal
 import sys
 import time
+from functools import partial
 from itertools import chain
 
 import torch
@@ -19,7 +21,9 @@ from tqdm import tqdm
 from be import backbones, datasets, objectives
 from be.augment import Draws, apply_view, draw_view
 from be.config import Config, ConfigError
-from be.runs import Clock, Run, RunError, make_accelerator, run_dir
+from be.probe import Probe
+from be.runs import Clock, Run, RunError, make_accelerator, provenance, run_dir
+from be.video import static_clips
 
 
 def lr_at(step: int, per_epoch: int, lr: float, lr_steps: list[float], lr_factor: float) -> float:
@@ -27,10 +31,14 @@ def lr_at(step: int, per_epoch: int, lr: float, lr_steps: list[float], lr_factor
     return lr * lr_factor ** sum(step >= epoch * per_epoch for epoch in lr_steps)
 
 
-def fit(objective, samples: datasets.Samples, cfg: Config, run: Run, accelerator: Accelerator):
+def fit(objective, samples: datasets.Samples, cfg: Config, run: Run, accelerator: Accelerator, at_epoch=None):
     """Trains `objective` on `samples` for `cfg.epochs`, from the newest checkpoint of `run` if there is one.
 
-    Raises ConfigError when the batch does not fit the data or the processes, RunError on a loss that is not finite.
+    at_epoch: called by all processes as at_epoch(epoch) after each epoch, 1 to `cfg.epochs`; what it returns is logged
+        on a line of its own. It may leave the objective in eval mode, and must not touch global random states.
+
+    Raises ConfigError when the batch does not fit the data or the processes; RunError on a loss or a weight that is
+    not finite, before anything of it is saved.
     """
     world, rank, device = accelerator.num_processes, accelerator.process_index, accelerator.device
     check_batch(cfg, len(samples), world)
@@ -38,14 +46,14 @@ def fit(objective, samples: datasets.Samples, cfg: Config, run: Run, accelerator
     total = cfg.epochs * per_epoch
 
     # model and optimizer
-    objective.to(device)
+    place(objective, cfg, device)
     optimizer = torch.optim.SGD([p for p in objective.parameters() if p.requires_grad], lr=cfg.lr,
                                 momentum=cfg.momentum, weight_decay=cfg.weight_decay)
-    start, skipped, missed = 0, 0, 0
+    start, skipped, recent = 0, 0, []  # recent: losses since the last line of the log, a number per part of a batch
     if checkpoint := run.latest():
         objective.load_state_dict(checkpoint["objective"])
         optimizer.load_state_dict(checkpoint["optimizer"])
-        start, skipped = checkpoint["step"], checkpoint["skipped"]
+        start, skipped, recent = checkpoint["step"], checkpoint["skipped"], checkpoint["recent"]
         accelerator.print(f"{run.path}: going on from step {start} of {total}")
     run.forget_metrics_after(start)
     model, optimizer = accelerator.prepare(objective, optimizer)
@@ -54,9 +62,13 @@ def fit(objective, samples: datasets.Samples, cfg: Config, run: Run, accelerator
 
     def save(step):
         # Nothing random is in here: every draw is a function of (seed, step, sample)
+        numbers = objective.state_dict()
+        finite = torch.stack([tensor.isfinite().all() for tensor in numbers.values()]).all()
+        if accelerator.reduce(finite.float(), "sum") < world:
+            raise not_finite(run, "a weight is not finite", step)
         scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else {}
-        run.save(step, objective=objective.state_dict(), optimizer=optimizer.optimizer.state_dict(), scaler=scaler,
-                 skipped=skipped)
+        run.save(step, objective=numbers, optimizer=optimizer.optimizer.state_dict(), scaler=scaler, skipped=skipped,
+                 recent=recent)
 
     # data: one endless stream of micro-batches, so that no epoch starts with cold workers
     micro = cfg.batch_size // cfg.accumulate  # of all processes together
@@ -64,12 +76,13 @@ def fit(objective, samples: datasets.Samples, cfg: Config, run: Run, accelerator
     batches = chain.from_iterable(
         epoch_micro_batches(len(samples), cfg, epoch, rank, world, offset if epoch == first else 0)
         for epoch in range(first, cfg.epochs))
-    clips = datasets.Clips(samples, objective.sampler, cfg.short_side, cfg.seed, train=True)
+    sampler = partial(static_clips, like=objective.sampler) if cfg.static else objective.sampler
+    clips = datasets.Clips(samples, sampler, cfg.short_side, cfg.seed, train=True)
     loader = datasets.loader(clips, batches, workers=cfg.workers, device=device)
 
     # the loop
     objective.train()
-    stream, clock, losses, began = iter(loader), Clock(), [], time.perf_counter()
+    stream, clock, losses, missed, began = iter(loader), Clock(), [], 0, time.perf_counter()
     bar = tqdm(total=total, initial=start, desc=run.path.name, unit="step",
                disable=not (run.write and sys.stderr.isatty()))
     with Interrupt() as interrupt:
@@ -88,27 +101,36 @@ def fit(objective, samples: datasets.Samples, cfg: Config, run: Run, accelerator
                     accelerator.backward(loss / cfg.accumulate)
                 losses.append(loss.detach())
                 missed += int(batch.skipped.sum())
+                clock.count += micro
             optimizer.step()
             optimizer.zero_grad()
             bar.update()
 
             done = step + 1
-            if done % cfg.log_every == 0 or done == total:  # the only device sync of a quiet step
-                mean = accelerator.reduce(torch.stack(losses).mean(), "mean").item()
-                stats = {k: accelerator.reduce(v.float(), "mean").item() for k, v in stats.items()}
+            logs, saves = (done % every == 0 or done == total for every in (cfg.log_every, cfg.save_every))
+            stop = interrupt.agreed(accelerator) if world == 1 or logs or saves else None
+            if logs or saves or stop:  # the only device syncs; a quiet step has none
+                recent += accelerator.reduce(torch.stack(losses), "mean").tolist()
                 skipped += int(accelerator.reduce(torch.tensor(missed, device=device), "sum"))
-                seconds, shares = clock.lap()
-                rate = len(losses) * micro / seconds
+                losses, missed = [], 0
+                for back, loss in enumerate(reversed(recent)):
+                    if not math.isfinite(loss):
+                        raise not_finite(run, f"the loss is {loss}", done - back // cfg.accumulate)
+            if logs:
+                mean = sum(recent) / len(recent)
+                stats = {k: accelerator.reduce(v.float(), "mean").item() for k, v in stats.items()}
+                rate, shares = clock.lap()
                 run.log(step=done, epoch=done / per_epoch, loss=mean, lr=lr, clips_per_s=rate,
                         data_wait=shares.get("data_wait", 0.0), skipped=skipped,
                         seconds=time.perf_counter() - began, **stats)
                 say(accelerator, bar, done, total, mean, lr, rate, shares, began, start)
-                losses, missed = [], 0
-                if mean != mean or abs(mean) == float("inf"):
-                    raise RunError(f"{run.path}: the loss is {mean} at step {done}; nothing was saved since the last "
-                                   f"checkpoint; lower lr, or use precision=fp32, and run again under another name")
-            stop = interrupt.agreed(accelerator) if world == 1 or done % cfg.log_every == 0 else None
-            if done % cfg.save_every == 0 or done == total or stop:
+                recent = []
+            if at_epoch and done % per_epoch == 0:  # before the checkpoint: what has one has its line, too
+                with clock.pause():
+                    if found := at_epoch(done // per_epoch):
+                        run.log(step=done, epoch=done / per_epoch, **found)
+                objective.train()
+            if saves or stop:
                 save(done)
             if stop and done < total:
                 bar.close()
@@ -116,6 +138,22 @@ def fit(objective, samples: datasets.Samples, cfg: Config, run: Run, accelerator
                                   f"the same command goes on from here")
                 raise SystemExit(128 + stop)
     bar.close()
+
+
+def not_finite(run: Run, what: str, step: int) -> RunError:
+    return RunError(f"{run.path}: {what} at step {step}; nothing was saved since the last checkpoint, which is sound; "
+                    f"lower lr, or use precision=fp32, and run again under another name")
+
+
+def place(objective, cfg: Config, device: torch.device):
+    """Moves the objective to the device; on a GPU in the layout that its 16-bit convolutions are fast in."""
+    objective.to(device)
+    if device.type == "cuda" and cfg.precision != "fp32":
+        objective.to(memory_format=torch.channels_last_3d)  # of the weights: the activations follow
+    if cfg.compile:
+        for module in objective.modules():
+            if type(module) is type(objective.backbone):  # teachers, too
+                module.compile()
 
 
 def epoch_micro_batches(n, cfg: Config, epoch, rank, world, start):
@@ -195,19 +233,22 @@ def describe(accelerator, cfg: Config, samples, stage: str):
         f"  data     {cfg.dataset}, split {cfg.split} in {cfg.data}: {len(samples)} videos, "
         f"{len(samples.classes)} classes\n"
         f"  steps    {cfg.epochs} epochs of {len(samples) // cfg.batch_size}\n"
-        f"  batch    {cfg.batch_size} = {accelerator.num_processes} device(s) x {cfg.accumulate} part(s) x {each}, "
-        f"lr {cfg.lr}\n"
+        f"  batch    {cfg.batch_size} = {accelerator.num_processes} device(s) x {cfg.accumulate} part(s) x {each} clips"
+        f", lr {cfg.lr:g} for the batch of {cfg.batch_size}, on any number of devices\n"
         f"  device   {accelerator.device}, mixed precision {accelerator.mixed_precision}, BatchNorm groups of "
         f"{cfg.bn_group or 'all'}")
 
 
 def pretrain(cfg: Config):
-    """Verb `pretrain`: trains the objective `cfg.method` on a list without its labels, ends in backbone.safetensors."""
+    """Verb `pretrain`: trains the objective `cfg.method` on a list, ends in backbone.safetensors
+
+    Labels are read by method=classify only.
+    """
     accelerator = make_accelerator(cfg)
     samples = datasets.load(cfg.dataset, cfg.data, "train", cfg.split)
     torch.manual_seed(cfg.seed)  # of the initial weights; all later draws have seeds of their own
     backbone = backbones.build(cfg.backbone, cfg.width, cfg.checkpointing)
-    objective = objectives.build(cfg.method, backbone, dataclasses.asdict(cfg))
+    objective = objectives.build(cfg.method, backbone, {**dataclasses.asdict(cfg), "classes": len(samples.classes)})
     run = Run(run_dir(cfg, "pretrain"), cfg, write=accelerator.is_main_process)
     if (run.path / "backbone.safetensors").exists():
         accelerator.print(f"{run.path}: done already; remove the folder to run it again")
@@ -216,6 +257,8 @@ def pretrain(cfg: Config):
     if cfg.method == "moco" and len(samples) < cfg.K:
         accelerator.print(f"  warning  the queue of K={cfg.K} is longer than the list of {len(samples)} videos: it "
                           f"holds several keys of each, the old ones stale; K <= {len(samples)} avoids that")
-    fit(objective, samples, cfg, run, accelerator)
-    run.save_weights("backbone", objective.backbone, backbone=cfg.backbone, width=cfg.width, experiment=cfg.name)
+    probe = Probe(objective, samples, cfg, accelerator) if cfg.probe_every else None
+    fit(objective, samples, cfg, run, accelerator, probe)
+    run.save_weights("backbone", objective.backbone, backbone=cfg.backbone, width=cfg.width, experiment=cfg.name,
+                     **provenance(samples, accelerator))
     accelerator.print(f"backbone written to {run.path / 'backbone.safetensors'}")

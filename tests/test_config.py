@@ -9,10 +9,18 @@ from be.config import Config, ConfigError, load
 
 
 def test_every_experiment_resolves_in_every_stage():
-    for name in config.experiments():
+    for name, entry in config.experiments().items():
         for stage in config.STAGES:
             for preset in ([], ["recipe=released"], ["synthetic=true"]):
-                assert load(name, preset, stage).name == name
+                assert load(name, preset, stage).name == entry.get("name", name)
+
+
+def test_a_name_is_not_inherited(tmp_path):
+    """Else a variant of a row that stands for another's runs would write into them."""
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("from: table4-intra-video-frame\ngamma: 0.5\n")
+    assert load("table4-intra-video-frame").name == "table1-moco-be-i3d-ucf101"
+    assert load(str(mine)).name == "mine" and load("table4-intra-video-frame", ["name=other"]).name == "other"
 
 
 def test_every_key_has_a_default_and_a_comment_beside_it():

@@ -4,10 +4,14 @@ import ast
 from pathlib import Path
 
 ROWS = [
-    ["config", "video", "augment", "erase", "backbones", "jobs", "manifest"],
+    ["config", "video", "augment", "erase", "backbones", "jobs", "manifest", "page", "plots",
+     "targets"],
     ["synthetic", "datasets", "runs", "tasks", "transcode", "weights"],
-    ["manipulate", "objectives"],
-    ["evaluate", "status", "train"],
+    ["objectives"],
+    ["evaluate", "status"],
+    ["manipulate"],
+    ["probe"],
+    ["train"],
     ["finetune", "prepare", "plan", "report"],
     ["retrieve", "robustness"],
 ]
