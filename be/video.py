@@ -34,6 +34,8 @@ SKIPPABLE = {"h264", "mpeg4"}
 PYAV = int(av.__version__.split(".")[0])
 ONE_THREAD = {"threads": 1} if PYAV >= 17 else {}
 ANY_TITLE = {"metadata_errors": "replace"} if PYAV < 19 else {}
+# Opening a file decodes its first frame, to tell what the streams are. MP4 has all of that in its header.
+TRUST_HEADER = {"analyzeduration": "1", "skip_frame": "all"}
 
 
 class VideoError(Exception):
@@ -89,7 +91,7 @@ class Reader:
         self._frame_of = {}  # pts -> frame number, or -1 if that packet's picture is not shown
         self._scaler, self._painter = VideoReformatter(), VideoReformatter()  # they keep their tables between frames
         try:
-            self._open()
+            self._open(trust=index is not None)
             self.index = index or self._scan()
         except BaseException:
             self.close()
@@ -138,37 +140,44 @@ class Reader:
         decoded or rests on damaged data, or if it is to be scaled and is over 16 times as long as wide.
         """
         indices = np.asarray(indices)
-        flat = indices.ravel()
+        flat, out, places = indices.ravel(), None, {}
         if flat.size and not np.issubdtype(flat.dtype, np.integer):
             raise TypeError(f"{self.path}: frame indices must be integers, not {flat.dtype}")
         if flat.size and not 0 <= flat.min() <= flat.max() < self.frames:
             raise IndexError(f"{self.path}: frames {flat.min()}..{flat.max()} asked for, has 0..{self.frames - 1}")
-        out = None
-        for n, picture in self._pictures(np.unique(flat).tolist() or [0]):
+        for place, n in enumerate(flat.tolist()):
+            places.setdefault(n, []).append(place)
+        for n, picture in self._pictures(sorted(places) or [0]):
             if out is None:
                 width, height = _scaled(self.path, picture.width, picture.height, short_side)
-                quarter_turns = _rotation(picture) // 90
-            size = {"width": width, "height": height, **ONE_THREAD}
-            if picture.format.name.startswith("yuv"):
+                size = {"width": width, "height": height, **ONE_THREAD}
+                yuv, quarter_turns = picture.format.name.startswith("yuv"), _rotation(picture) // 90
+            if yuv:
                 picture = self._scaler.reformat(picture, **size)  # half as many samples as in RGB, half the time
-            picture = self._painter.reformat(picture, format="rgb24", **size)
-            rgb = np.rot90(picture.to_ndarray(), quarter_turns)  # (H, W, 3)
-            if short_side:
-                top, left = (max(0, side - 2 * short_side) // 2 for side in rgb.shape[:2])
-                rgb = rgb[top : top + 2 * short_side, left : left + 2 * short_side]
+            rgb = self._painter.reformat(picture, format="rgb24", **size).to_ndarray()  # (H, W, 3)
+            if quarter_turns:
+                rgb = np.rot90(rgb, quarter_turns)
+            if out is None:
+                most = 2 * short_side if short_side else max(rgb.shape)
+                top, left = (max(0, side - most) // 2 for side in rgb.shape[:2])
+            rgb = rgb[top : top + most, left : left + most]
             if out is None:
                 out = np.empty((flat.size, *rgb.shape), np.uint8)
-            for place in np.flatnonzero(flat == n):
+            for place in places.get(n, ()):
                 out[place] = rgb
         return out.reshape(*indices.shape, *out.shape[1:])
 
     # Which packet holds which frame
 
-    def _open(self):
-        """Stand at the start of the file."""
+    def _open(self, trust=False):
+        """Stand at the start of the file. trust: whether what its header says will do, where it says all."""
         self.close()
         try:
-            self._container = av.open("file:" + self.path, **ANY_TITLE)  # "file:", or "a:b.avi" is a protocol
+            if trust:
+                with open(self.path, "rb") as file:
+                    trust = file.read(8)[4:] == b"ftyp"
+            # "file:", or "a:b.avi" is a protocol
+            self._container = av.open("file:" + self.path, options=TRUST_HEADER if trust else {}, **ANY_TITLE)
         except (av.error.FFmpegError, OSError) as error:
             raise VideoError(f"{self.path}: cannot be opened as a video: {error.strerror}") from error
         if not self._container.streams.video:
@@ -301,6 +310,7 @@ class Reader:
         """(number, picture, error) of packets first..last. Stops short if frames come out in an unforeseen order."""
         decoder, pts = self._stream.codec_context, self.index.pts
         needed, end = set(pts[self.index.order[numbers]].tolist()), int(pts[last])
+        skippable = decoder.name in SKIPPABLE
         start, previous = None, -1
         for packet in self._seek(first):
             label = packet.pts
@@ -309,7 +319,7 @@ class Reader:
             start = label if start is None else start
             if label < start:
                 continue  # open GOP: predicted from what lies before the seek
-            if decoder.name in SKIPPABLE:
+            if skippable:
                 decoder.skip_frame = "DEFAULT" if label in needed else "NONREF"
             pictures, error = self._feed(packet)
             if error:
@@ -487,3 +497,11 @@ def even_clips(n, rng=None, *, K, T, stride):
     """
     places = max(1, n - (T - 1) * stride)
     return _clips(n, (2 * np.arange(K) + 1) * places // (2 * K), T, stride)
+
+
+def static_clips(n, rng, *, like):
+    """One random frame of the video instead of all frames that the sampler `like` chooses: nothing moves (paper 4.5).
+
+        n = 12, like = even_clips of K = 2, T = 3      . . . . . . . o . . . .       7 7 7   7 7 7
+    """
+    return np.full_like(like(n, rng), rng.integers(n))

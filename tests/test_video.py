@@ -65,9 +65,19 @@ def test_every_single_frame_from_a_stored_index(kinds, kind, tmp_path, monkeypat
         np.savez(tmp_path / "index.npz", **vars(reader.index))
     index = video.Index(**np.load(tmp_path / "index.npz"))
     monkeypatch.setattr(video.Reader, "_scan", lambda self: pytest.fail("passed over the packets again"))
+    if len(index.pts):
+        monkeypatch.setattr(video.Reader, "_counted", lambda self: pytest.fail("fell back to counting"))
     with video.Reader(path, index) as reader:
         for i in range(len(whole)):
             assert np.array_equal(reader.decode([i])[0], whole[i]), i
+
+
+def test_with_an_index_mp4_is_opened_without_decoding(kinds):
+    for kind, decoded in [("h264", False), ("h264, trimmed", False), ("h264, open GOP, mkv", True), ("mpeg4, B", True)]:
+        path, whole = kinds(kind)
+        with video.Reader(path) as first, video.Reader(path, first.index) as reader:
+            assert (reader._stream.codec_context.pix_fmt is not None) == decoded, kind
+            assert reader.info == first.info and np.array_equal(reader.decode([7])[0], whole[7])
 
 
 def test_only_files_that_need_it_are_counted_by_decoding(kinds):
