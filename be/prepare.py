@@ -32,7 +32,7 @@ CHECKS = ("packets", "decode")  # the second finds all that the first does
 
 
 def prepare(dataset: str, data: str = "data", check: Literal["decode", "packets"] = "decode", accept: int = 0,
-            shortest: int = 16, transcode: bool = False, short_side: int = 128, gop: int = 8,
+            shortest: int = 16, transcode: bool = False, short_side: int = 128, gop: int = 16,
             workers: int | None = None):
     """Checks every video of DATA/DATASET against the lists, writes manifest and report; makes a copy, if asked
 

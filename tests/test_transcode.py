@@ -93,6 +93,18 @@ def test_write_copy(tmp_path, monkeypatch, shape, short_side, gop):
     assert max(info.height, info.width) <= 2 * side
 
 
+def test_a_clip_with_a_stride_leaves_most_pictures_of_a_copy_undecoded(tmp_path, monkeypatch):
+    frames = np.random.default_rng(0).integers(0, 256, (32, 32, 32, 3), dtype=np.uint8)
+    video.encode(tmp_path / "a.avi", frames, 25, codec="ffv1", pix_fmt="bgr0")
+    transcode.write_copy(tmp_path / "a.avi", tmp_path / "b.mp4", 32, 16)
+    given, feed = [], video.Reader._feed
+    monkeypatch.setattr(video.Reader, "_feed", lambda *args: given.extend((out := feed(*args))[0]) or out)
+    for first, pictures in (0, 4), (1, 9), (2, 9):  # of the 16 of a group: I, P, P, P and, elsewhere, a B for each
+        given.clear()
+        video.decode(tmp_path / "b.mp4", np.arange(first, first + 16, 4)[:4])
+        assert len(given) <= pictures
+
+
 def test_a_wrong_copy_is_refused(tmp_path, monkeypatch):
     frames = np.random.default_rng(0).integers(0, 256, (12, 32, 32, 3), dtype=np.uint8)
     video.encode(tmp_path / "a.mp4", frames, 25, options={"crf": "1"})
