@@ -1,8 +1,8 @@
 """A copy of a dataset that decodes fast: small pictures, few of them between key frames, nothing hard to decode.
 
-    I b b b P b b b P b b b P b b P   I ...        B-pictures, which nothing is predicted from, are skipped unless needed
+    I b b b P b b b P b b b P b b P   I b b b P ...        nothing is predicted from a b, so it is skipped unless needed
 
-A clip of stride 4 needs every fourth picture, so of these up to three quarters are never decoded.
+A clip of stride 4 needs every fourth picture, so up to three quarters of its span are never decoded.
 
 The copy has the paths and the lists of the original, so it is used by naming its folder: data=data-128. Its videos
 are H.264 in MP4 even where a name says .avi, which no reader minds: they look at the content.
