@@ -1,11 +1,11 @@
 # Two commands on a fresh machine: `make demo` and `make test`. They make .venv and install into it what is missing;
 # with PYTHON=/path/to/python your own environment is used as it is. `make help` lists the targets.
 
-GPUS ?= 1
-DATA ?= data
-SEED ?= 0
-SPLIT ?= 1 2 3
-OUT  ?= runs
+GPUS  ?= 1
+DATA  ?= $(if $(SYNTH),data/synth,data)
+OUT   ?= $(if $(SYNTH),runs/synth,runs)
+SEED  ?= 0
+SPLIT ?= $(if $(SYNTH),1,1 2 3)
 
 ifeq ($(origin PYTHON), undefined)
 PYTHON := .venv/bin/python
@@ -14,7 +14,6 @@ endif
 
 RUN    = $(PYTHON) run.py
 LAUNCH = $(if $(filter 1,$(GPUS)),$(PYTHON),$(PYTHON) -m accelerate.commands.launch --multi_gpu --num_processes $(GPUS)) run.py
-SETTINGS = data=$(DATA) out=$(OUT) seed=$(SEED)
 
 .DEFAULT_GOAL := help
 SHELL := bash
@@ -40,7 +39,7 @@ test: $(READY)  ## all tests, on a CPU
 lint: $(READY)  ## ruff
 	$(PYTHON) -m ruff check be tests run.py
 
-list: $(READY)  ## the experiments and the paper's numbers
+list: $(READY)  ## the experiments, the paper's numbers and what they cost; each is a target
 	@$(RUN) list
 
 # ---- the demo: random init, MoCo and MoCo + BE on synthetic videos, on a laptop's CPU. QUICK=1: smaller, one seed.
@@ -70,22 +69,30 @@ $(DEMO_SEEDS:%=demo-seed-%): demo-seed-%:
 	  $(RUN) evaluate --cfg $$name $(DEMO) seed=$* $(DEMO_SIZE) subset=test,swapped; \
 	done ) 2>&1 | sed -u 's/^/seed $* | /'
 
-# ---- Table 1: one pre-training, then fine-tuning and testing on the three splits of both data sets
+# ---- the paper. A target is an experiment, or all of a table: `make list`. What is finished is not done again.
+#
+#   make table1-moco-be DATA=/datasets GPUS=8     one row; SPLIT="1 2 3" SEED="0 1 2" for splits and seeds
+#   make table1                                   all of its rows, shared stages once
+#   make table1-moco-be SYNTH=1                   the same commands on small synthetic stand-ins, in a minute or two
+#   make -n table1-moco-be                        nothing but the commands
+#   FORCE=1  removes what the target has left and does it again     SET="accumulate=8 ..."  any other key=value
 
-table1-random: $(READY)  ## I3D from random initialisation (paper: 60.5 / 21.2)
-	$(call finetune-both,$@)
+EXPERIMENTS := $(shell sed -nE 's/^((table|figure|sweep|more)[^:]*):.*/\1/p' experiments.yaml)
+GROUPS := table1 table2 table3 table4 figure4 figure5 figure6 figure7 sweep-gamma sweep-stride analyses more
+START  := $(shell date +%s)
+.PHONY: $(EXPERIMENTS) $(GROUPS)
 
-table1-moco table1-moco-be table1-moco-be-i3d-ucf101 table1-moco-be-r3d34-ucf101 table1-moco-be-r3d34-k400 table1-moco-be-c3d-ucf101 table1-moco-c3d-ucf101: $(READY)
-	$(LAUNCH) pretrain --cfg $@ $(SETTINGS)
-	$(call finetune-both,$@)
+$(if $(SYNTH),$(eval export OMP_NUM_THREADS ?= 1))
 
-define finetune-both
-$(foreach dataset,ucf101 hmdb51,$(foreach split,$(SPLIT),$(call finetune-one,$(1),$(dataset),$(split))))
-$(RUN) report out=$(OUT) names=$(1)
-endef
+$(EXPERIMENTS) $(GROUPS): $(READY)
+	$(or $(subst ;;,$(newline),$(shell $(STEPS) | sed 's/$$/;;/')),false)
 
-define finetune-one
-$(LAUNCH) finetune --cfg $(1) $(SETTINGS) dataset=$(2) split=$(3)
-$(LAUNCH) evaluate --cfg $(1) $(SETTINGS) dataset=$(2) split=$(3)
+STEPS = $(RUN) steps target=$@ words='data=$(DATA) out=$(OUT) $(SET)' splits=$(call list,$(SPLIT)) \
+	seeds=$(call list,$(SEED)) $(if $(SYNTH),synth=true) $(if $(FORCE),force=$(START)) run='$(RUN)' launch='$(LAUNCH)'
+list = [$(subst $(space),$(comma),$(strip $(1)))]
+space := $(subst ,, )
+comma := ,
+define newline
+
 
 endef

@@ -22,7 +22,8 @@ from pathlib import Path
 # stage `runs` is for verbs that look at finished runs: --cfg names their directories, the function gets (directory,
 # config) of each.
 VERBS = {
-    "list": ("be.report", "show_list", None, "run.py list"),
+    "list": ("be.targets", "show_list", None, "run.py list"),
+    "steps": ("be.targets", "steps", None, "run.py steps target=table1-moco-be splits=[1] synth=true"),
     "synth": ("be.synthetic", "synth", None, "run.py synth root=data/demo scene_bias=0.9"),
     "prepare": ("be.prepare", "prepare", None, "run.py prepare dataset=ucf101 data=data"),
     "plan": ("be.plan", "plan", "pretrain,finetune", "run.py plan --cfg table1-moco-be batch_size=32"),
@@ -33,6 +34,7 @@ VERBS = {
     "bench retrieve": ("be.retrieve", "bench", None, "run.py bench retrieve queries=1000 gallery=2136"),
     "robustness": ("be.robustness", "robustness", "runs",
                    "run.py robustness --cfg runs/A/finetune-ucf101-split1-seed0,runs/B/finetune-ucf101-split1-seed0"),
+    "cam": ("be.cam", "cam", "runs", "run.py cam --cfg runs/A/pretrain-seed0,runs/B/pretrain-seed0 dataset=hmdb51"),
     "strip": ("be.report", "strip", "pretrain", "run.py strip --cfg demo-moco-be"),
     "status": ("be.status", "status", None, "run.py status"),
     "export": ("be.weights", "export", None, "run.py export run=runs/table1-moco-be/pretrain-seed0 to=exported"),

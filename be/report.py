@@ -1,91 +1,161 @@
-"""Verbs `list`, `report`, `strip`: the registry, what came out of it beside the paper's numbers, and pictures."""
+"""Verbs `report` and `strip`: what came out beside the paper's numbers, what it came from, and pictures of both."""
 
 import fnmatch
 from collections import defaultdict
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from statistics import mean, stdev
 
+import yaml
+
 from be import config
+from be.config import experiments, paper_numbers
+from be.page import as_html, as_markdown
+from be.plots import per_class, plot_confusion, plot_curves, plot_gain, pyplot, save
+from be.targets import ONE_SPLIT, VIDEOS
 
-COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]  # Okabe-Ito: colour-blind safe
-
-
-def show_list(names: str = "*"):
-    """list: show the experiments and the paper's numbers
-
-    names   a pattern such as table1-* (default: all)
-    """
-    for name, entry in config.experiments().items():
-        if fnmatch.fnmatch(name, names):
-            paper = ", ".join(f"{key} {value}" for key, value in config.paper_numbers(name).items())
-            print(f"{name:32}{entry.get('about', '')}{f'  [paper: {paper}]' if paper else ''}")
+RECALLS = ("R@1", "R@5", "R@10", "R@20", "R@50")
+TITLES = {
+    "demo": "The demo",
+    "table1": "Table 1: fine-tuned on UCF101 and HMDB51",
+    "table2": "Table 2: fine-tuned on Diving48",
+    "table3": "Table 3: retrieval on HMDB51",
+    "table4": "Table 4: what distracts",
+    "figure5": "Figure 5: HMDB51 with and without its background",
+    "sweep": "Sweeps of gamma and of the temporal stride",
+    "more": "Methods beyond the paper",
+    "": "Others",
+}
 
 
 def report(out: str = "runs", names: str = "*"):
-    """report: lay all results beside the paper's, in OUT/report.md with plots
+    """report: lay all results beside the paper's, in OUT/report.md and OUT/report.html
 
-    out     the folder of runs to read; the report is written there
+    out     the folder of runs to read; the report is written there, its pictures in OUT/report
     names   a pattern such as demo-* (default: all experiments that have a result or a number in the paper)
-    """
-    from be.runs import read_results, write_text  # torch takes seconds to import, `list` does not need it
 
-    results, recalls = ([r for r in read_results(Path(out), kind) if fnmatch.fnmatch(r["experiment"], names)]
-                        for kind in ("result", "recall"))
-    known = [n for n in config.experiments() if fnmatch.fnmatch(n, names)]
-    known += sorted({r["experiment"] for r in results + recalls} - set(known))  # variants named on the command line
-    text = ["# Results", "", *table(known, results), *reliance(known, results), *curves(Path(out), known)]
-    text += [*retrieval(known, recalls), *pictures(Path(out))]
-    path = Path(out) / "report.md"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, "\n".join(text) + "\n")
-    print("\n".join([*table(known, results), *reliance(known, results)]))
-    print(f"\nwritten to {path}")
+    report.html holds its pictures and needs nothing else, no network either.
+    """
+    from be.runs import git_sha, write_text  # torch takes seconds to import
+
+    out = Path(out)
+    (out / "report").mkdir(parents=True, exist_ok=True)
+    results, recalls = read(out, "result"), read(out, "recall")
+    known = [name for name in experiments() if fnmatch.fnmatch(name, names)]
+    variants = {r["experiment"] for r in results + recalls} - experiments().keys()  # named on the command line
+    known += sorted(name for name in variants if fnmatch.fnmatch(name, names))
+    ours = list(dict.fromkeys(map(runs_of, known)))
+    results, recalls = ([r for r in rows if r["experiment"] in ours] for rows in (results, recalls))
+
+    said = [*tables(known, results, recalls), *reliance(ours, results)] or [("text", "No results yet.")]
+    blocks = [
+        ("title", "Results"),
+        ("text", "Top-1 in %: the mean over the splits, and ± the standard deviation over seeds, if there are several. "
+         "A video that cannot be read counts as wrong; `scored` says how many were read, of how many."),
+        *said, *curves(out, ours), *by_class(out, results), *pictures(out, recalls), *provenance(out, ours),
+        ("text", f"Written by run.py report, code {git_sha()}."),
+    ]  # fmt: skip
+    write_text(out / "report.md", as_markdown(blocks, out) + "\n")
+    write_text(out / "report.html", as_html(blocks))
+    print(as_markdown(said, out).strip())
+    print(f"\nwritten to {out / 'report.md'} and {out / 'report.html'}")
+
+
+def runs_of(name: str) -> str:
+    """The experiment whose runs a row of the paper stands for: itself, or the entry's `name`."""
+    return experiments().get(name, {}).get("name", name)
+
+
+def read(out: Path, kind: str) -> list[dict]:
+    """Results, and from their configs: whether this was a rehearsal on synthetic videos, and which epoch was tested."""
+    from be.runs import read_results
+
+    results = read_results(out, kind)
+    for r in results:
+        path = Path(r["path"]) / "config.yaml"
+        cfg = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
+        r.update(synthetic=cfg.get("synthetic", False), select=cfg.get("select", "last"))
+    return results
+
+
+# ---- numbers
 
 
 def aggregate(results: list[dict], metric: str = "top1") -> dict:
-    """Mean over the splits for each seed, then mean and sd over the seeds.
+    """Mean over the splits for each seed, then mean and sd over the seeds; only seeds that have most splits count.
 
-    Returns {(experiment, dataset, subset): dict(mean, sd or None, seeds, splits, n_scored, n_expected)}.
+    Returns {(experiment, dataset, subset): dict(mean, sd or None, seeds, splits, n_scored, n_expected, notes)}.
     """
     cells = defaultdict(list)
     for r in results:
         cells[r["experiment"], r["dataset"], r["subset"]].append(r)
     summary = {}
     for cell, rows in cells.items():
-        by_seed = defaultdict(list)
-        for r in rows:
-            by_seed[r["seed"]].append(r[metric])
-        means = [mean(values) for values in by_seed.values()]
-        summary[cell] = dict(
-            mean=mean(means), sd=stdev(means) if len(means) > 1 else None, seeds=sorted(by_seed),
-            splits=sorted({r["split"] for r in rows}), n_scored=sum(r["n_scored"] for r in rows),
-            n_expected=sum(r["n_expected"] for r in rows))  # fmt: skip
+        splits_of = {s: {r["split"] for r in rows if r["seed"] == s} for s in sorted({r["seed"] for r in rows})}
+        most = max(splits_of.values(), key=len)
+        seeds = [seed for seed in splits_of if splits_of[seed] == most]
+        rows = [r for r in rows if r["seed"] in seeds]
+        means = [mean(r[metric] for r in rows if r["seed"] == seed) for seed in seeds]
+        notes = ["synthetic videos"] * any(r.get("synthetic") for r in rows)
+        notes += ["epoch chosen on a hold-out"] * any(r.get("select") == "holdout" for r in rows)
+        notes += [f"seed {seed} is incomplete, left out" for seed in splits_of if seed not in seeds]
+        summary[cell] = {**spread(means), "seeds": seeds, "splits": sorted(most), "notes": notes,
+                         "n_scored": sum(r["n_scored"] for r in rows),
+                         "n_expected": sum(r["n_expected"] for r in rows)}  # fmt: skip
     return summary
 
 
-def table(names: list[str], results: list[dict]) -> list[str]:
-    """One row per experiment and test list: ours, the paper's, the difference; a missing run or number is `-`."""
+def spread(values: list[float]) -> dict:
+    """Mean and standard deviation, which is None of one value."""
+    return {"mean": mean(values), "sd": stdev(values) if len(values) > 1 else None}
+
+
+def tables(names: list[str], results: list[dict], recalls: list[dict]) -> list[tuple]:
+    """A section for each table of the paper: the rows that have a result, or a number in the paper."""
+    blocks = []
+    for group, title in TITLES.items():
+        rows = [n for n in names if (n.split("-")[0] if n.split("-")[0] in TITLES else "") == group]
+        found = [block for block in (table(rows, results), retrieval(rows, recalls)) if block]
+        blocks += [("section", title), *found] if found else []
+    return blocks
+
+
+def table(names: list[str], results: list[dict]) -> tuple | None:
+    """One row per experiment and test list: ours, the paper's, the difference; a missing run or number is `-`.
+
+    Of what was run on synthetic videos there is no difference to the paper's.
+    """
     summary, rows = aggregate(results), []
+    others = {(runs_of(n), d) for n in experiments() if runs_of(n) != n for d in paper_numbers(n)}
     for name in names:
-        paper, about = config.paper_numbers(name), config.experiments().get(name, {}).get("about", "")
-        lists = [(d, s) for (n, d, s) in summary if n == name]
-        lists += [(d, "test") for d in paper if (d, "test") not in lists and not d.startswith("R@")]
+        paper, entry, runs = paper_numbers(name), experiments().get(name, {}), runs_of(name)
+        lists = [(d, "test") for d in paper if d in VIDEOS]
+        if runs == name:  # what else was tested, if it is not another row's
+            lists += [(d, s) for n, d, s in summary if n == name and (d, s) not in lists and (n, d) not in others]
         for dataset, subset in lists:
-            cell, theirs = summary.get((name, dataset, subset)), paper.get(dataset) if subset == "test" else None
-            rows.append([
-                name, about, f"{dataset} {subset}", number(cell),
-                "-" if theirs is None else f"{theirs:.1f}",
-                "-" if cell is None or theirs is None else f"{cell['mean'] - theirs:+.1f}",
-                "-" if cell is None else f"{', '.join(map(str, cell['splits']))} / {len(cell['seeds'])}",
-                "-" if cell is None else f"{cell['n_scored']}/{cell['n_expected']}"])  # fmt: skip
-    if not rows:
-        return ["No results yet."]
-    head = ["experiment", "what", "tested on", "top-1 %", "paper", "delta", "splits / seeds", "scored"]
-    return markdown(head, rows)
+            cell, theirs = summary.get((runs, dataset, subset)), paper.get(dataset) if subset == "test" else None
+            rows.append([name, entry.get("about", ""), f"{dataset} {subset}", number(cell),
+                         "-" if theirs is None else f"{theirs:.1f}", delta(cell, theirs), *counts(cell, dataset)])
+    head = ["experiment", "what", "tested on", "top-1 %", "paper", "delta", "splits", "seeds", "scored", "note"]
+    return ("table", head, rows) if rows else None
 
 
-def reliance(names: list[str], results: list[dict]) -> list[str]:
+def delta(cell: dict | None, theirs: float | None) -> str:
+    comparable = cell and theirs is not None and "synthetic videos" not in cell["notes"]
+    return f"{cell['mean'] - theirs:+.1f}" if comparable else "-"
+
+
+def counts(cell: dict | None, dataset: str) -> list[str]:
+    """What a mean is of: splits, seeds, videos, and what is to be said of them."""
+    if cell is None:
+        return ["-", "-", "-", ""]
+    splits, seeds = (", ".join(map(str, cell[key])) for key in ("splits", "seeds"))
+    splits += "" if dataset in ONE_SPLIT or len(cell["splits"]) == 3 else " of 3"
+    return [splits, seeds, f"{cell['n_scored']}/{cell['n_expected']}", "; ".join(cell["notes"])]
+
+
+def reliance(names: list[str], results: list[dict]) -> list[tuple]:
     """Where a list with swapped scenes was tested too: what is lost when the scene no longer tells the class."""
     summary, rows = aggregate(results), []
     for name, dataset, subset in summary:
@@ -95,23 +165,32 @@ def reliance(names: list[str], results: list[dict]) -> list[str]:
     if not rows:
         return []
     rows.sort(key=lambda row: names.index(row[0]))
-    return ["", "Reliance on the background: top-1 with scenes as in training, minus top-1 with swapped scenes.", "",
-            *markdown(["experiment", "biased", "swapped", "reliance"], rows)]
+    return [("section", "Reliance on the background"),
+            ("text", "Reliance on the background: top-1 with scenes as in training, minus top-1 with swapped scenes."),
+            ("table", ["experiment", "biased", "swapped", "reliance"], rows)]
 
 
-def retrieval(names: list[str], results: list[dict]) -> list[str]:
+def retrieval(names: list[str], recalls: list[dict]) -> tuple | None:
     """Table 3: R@k in % for each list and protocol, mean and sd over the seeds, the paper's in brackets."""
-    cells = defaultdict(list)
-    for r in results:
-        cells[r["experiment"], f"{r['dataset']} {r['subset']}, split {r['split']}, {r['protocol']}"].append(r)
-    rows, ks = [], [key for key in (results[0] if results else {}) if key.startswith("R@")]
-    for name, what in sorted(cells, key=lambda cell: names.index(cell[0])):
-        paper = config.paper_numbers(name) if "test" in what and what.endswith("paper") else {}
-        values = {k: [r[k] for r in cells[name, what]] for k in ks}
-        rows.append([name, what, *(number({"mean": mean(v), "sd": stdev(v) if len(v) > 1 else None})
-                                   + (f" ({paper[k]})" if k in paper else "") for k, v in values.items())])
-    head = ["experiment", "retrieved on", *(f"{k} %" for k in ks)]
-    return ["", "## Retrieval", "", *markdown(head, rows)] if rows else []
+    cells, rows = defaultdict(list), []
+    for r in recalls:
+        what = f"{r['dataset']} {r['subset']}, split {r['split']}{', synthetic videos' if r.get('synthetic') else ''}"
+        cells[r["experiment"], what, r["protocol"]].append(r)
+    for name in names:
+        paper, ours = paper_numbers(name), [cell for cell in cells if cell[0] == name]
+        if RECALLS[0] in paper and not ours:
+            ours = [(name, "hmdb51 test, split 1", "paper")]
+        for _, what, protocol in ours:
+            found = cells[name, what, protocol]
+            comparable = (what, protocol) == ("hmdb51 test, split 1", "paper")
+            rows.append([name, what, protocol])
+            for k in RECALLS:
+                value = number(spread([r[k] for r in found]) if found else None)
+                rows[-1].append(f"{value} ({paper[k]})" if comparable and k in paper else value)
+            scored = f"{sum(r['n_scored'] for r in found)}/{sum(r['n_expected'] for r in found)}"
+            rows[-1].append(scored if found else "-")
+    head = ["experiment", "retrieved on", "protocol", *(f"{k} %" for k in RECALLS), "scored"]
+    return ("table", head, rows) if rows else None
 
 
 def number(cell: dict | None) -> str:
@@ -120,62 +199,107 @@ def number(cell: dict | None) -> str:
     return f"{cell['mean']:.1f}" + (f" ± {cell['sd']:.1f}" if cell["sd"] is not None else "")
 
 
-def markdown(head: list[str], rows: list[list[str]]) -> list[str]:
-    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
-    def line(cells):
-        return "| " + " | ".join(c.ljust(w) for c, w in zip(cells, widths, strict=True)) + " |"
-    return [line(head), line(["-" * w for w in widths]), *map(line, rows)]
+def provenance(out: Path, names: list[str]) -> list[tuple]:
+    """Every finished stage: what it gave, on which data, by which code, where and in what time."""
+    from be.runs import read_about, read_metrics
+
+    rows = []
+    for folder in sorted(path for name in names for path in (out / name).glob("*-seed*")):
+        weights = next((path for n in ("model", "backbone") if (path := folder / f"{n}.safetensors").exists()), None)
+        about, spent = read_about(weights) if weights else {}, hours(read_metrics(folder))
+        found = [r for kind in ("result", "recall") for r in read(out, kind) if r["path"] == str(folder)]
+        for r in found or ([{}] if weights else []):
+            top = f"top-1 {r['top1']:.2f}" if "top1" in r else f"R@1 {r['R@1']:.2f}" if r else ""
+            said = {**about, **{k: v for k, v in r.items() if v is not None}}
+            rows.append([f"{folder.parent.name}/{folder.name}", r.get("subset", "train"), top,
+                         f"{r['n_scored']}/{r['n_expected']}" if r else "", said.get("manifest_hash") or "not prepared",
+                         said.get("git_sha", "-"), said.get("device", "-"), f"{spent:.2f}" if spent else "-"])
+    head = ["run", "list", "result", "scored", "manifest", "code", "device", "hours of training"]
+    return [("section", "What was run"), ("table", head, rows)] if rows else []
 
 
-def curves(out: Path, names: list[str]) -> list[str]:
-    """A PNG per stage: every logged quantity that changes, over the steps, one colour per experiment, all seeds."""
+def hours(lines: list[dict]) -> float:
+    """Wall time of training, of all processes that worked on it one after the other: each counts from 0."""
+    seconds = [line["seconds"] for line in lines if "seconds" in line] + [0]
+    return sum(a for a, b in pairwise(seconds) if b < a) / 3600
+
+
+# ---- pictures
+
+
+def curves(out: Path, names: list[str]) -> list[tuple]:
+    """A picture per stage: every logged quantity that changes, over the epochs, a colour per experiment, all seeds."""
     from be.runs import read_metrics
 
-    lines = []
+    blocks = []
     for stage in config.STAGES:
         runs = [(name, read_metrics(path)) for name in names for path in sorted((out / name).glob(f"{stage}-*"))]
         runs = [(name, metrics) for name, metrics in runs if metrics]
-        if not runs:
-            continue
-        hidden = {"step", "epoch", "seconds", "skipped"}
-        keys = [k for k in dict.fromkeys(k for _, m in runs for line in m for k in line) if k not in hidden]
-        plot_curves(out / f"{stage}.png", stage, runs, keys)
-        lines += ["", f"## {stage}", "", f"![{stage}]({stage}.png)"]
-    return lines
+        if runs:
+            hidden = {"step", "epoch", "seconds", "skipped"}
+            keys = [k for k in dict.fromkeys(k for _, m in runs for line in m for k in line) if k not in hidden]
+            plot_curves(out / "report" / f"{stage}.png", stage, runs, keys)
+            blocks += [("section", f"Curves of {stage}"), ("image", out / "report" / f"{stage}.png", stage)]
+    return blocks
 
 
-def plot_curves(path: Path, stage: str, runs: list, keys: list[str]):
-    plt = pyplot()
-    columns = min(4, len(keys))
-    rows = -(-len(keys) // columns)
-    figure, axes = plt.subplots(rows, columns, squeeze=False, figsize=(3.2 * columns, 2.4 * rows), layout="constrained")
-    names = list(dict.fromkeys(name for name, _ in runs))
-    for axis, key in zip(axes.flat, keys, strict=False):
-        for name, metrics in runs:
-            points = [(line["epoch"], line[key]) for line in metrics if key in line]
-            if points:
-                axis.plot(*zip(*points, strict=True), color=COLOURS[names.index(name) % len(COLOURS)], lw=1.2)
-        axis.set_title(key, fontsize=9)
-        axis.tick_params(labelsize=7)
-        axis.grid(alpha=0.25)
-    for axis in axes.flat[len(keys):]:
-        axis.axis("off")
-    for axis in axes[-1]:
-        axis.set_xlabel("epoch", fontsize=8)
-    handles = [plt.Line2D([], [], color=COLOURS[i % len(COLOURS)]) for i in range(len(names))]
-    figure.legend(handles, names, loc="outside lower center", ncols=min(4, len(names)), fontsize=8)
-    figure.suptitle(stage, fontsize=10)
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+def by_class(out: Path, results: list[dict]) -> list[tuple]:
+    """Which classes are taken for which; and what BE adds to each, where an experiment was run with and without it."""
+    cells, blocks = defaultdict(list), []
+    for r in results:
+        cells[r["experiment"], r["dataset"], r["subset"]].append(r)
+    counted = {cell: found for cell, rows in cells.items() if (found := confusion(rows))}
+    for (name, dataset, subset), (matrix, classes) in counted.items():
+        plain = name.replace("-be", "", 1), dataset, subset
+        if "-be" in name and plain in counted and counted[plain][1] == classes:
+            path = out / "report" / f"gain-{name}-{dataset}-{subset}.png"
+            what = f"{name} minus {plain[0]}, {dataset} {subset}: accuracy of each class"
+            plot_gain(path, per_class(matrix) - per_class(counted[plain][0]), classes, what)
+            blocks.append(("fold", what, [("image", path, what)]))
+    for (name, dataset, subset), (matrix, classes) in counted.items():
+        path = out / "report" / f"confusion-{name}-{dataset}-{subset}.png"
+        what = f"{name}, {dataset} {subset}: what each class was taken for"
+        plot_confusion(path, matrix, classes, what)
+        blocks.append(("fold", what, [("image", path, what)]))
+    return [("section", "By class"), *blocks] if blocks else []
 
 
-def pictures(out: Path) -> list[str]:
-    """Pictures that other verbs left beside the report."""
-    lines = []
+def confusion(results: list[dict]):
+    """How many videos of a class (row) were taken for which (column), over all splits and seeds.
+
+    Returns (int64 (C, C + 1), names of the classes); the last column counts the unreadable. None where the answers were
+    not kept.
+    """
+    import torch
+    from safetensors.torch import load_file
+
+    from be.runs import RunError, read_about
+
+    total, classes = 0, None
+    for r in results:
+        path = Path(r.get("path", "")) / f"probabilities-{r['subset']}.safetensors"
+        if not path.exists():
+            return None
+        kept = load_file(path)
+        C = kept["probabilities"].shape[1]
+        answer = torch.where(kept["ok"], kept["probabilities"].argmax(1), C)
+        total += torch.bincount(kept["label"] * (C + 1) + answer, minlength=C * (C + 1)).view(C, C + 1)
+        try:
+            classes = classes or read_about(path.with_name("model.safetensors"))["classes"]
+        except RunError:
+            classes = [str(c) for c in range(C)]
+    return total, classes
+
+
+def pictures(out: Path, recalls: list[dict]) -> list[tuple]:
+    """Pictures that other verbs left beside the report, and the examples of retrieval."""
+    blocks = []
     for path in sorted(out.glob("*.png")):
-        if path.stem not in config.STAGES:
-            lines += ["", f"## {path.stem.replace('-', ' ')}", "", f"![{path.stem}]({path.name})"]
-    return lines
+        blocks += [("section", path.stem.replace("-", " ").capitalize()), ("image", path, path.stem.replace("-", " "))]
+    sheets = [(r, Path(r["path"]) / f"nearest-{r['protocol']}-{r['subset']}.png") for r in recalls]
+    folds = [("fold", what := f"{r['experiment']}: nearest neighbours on {r['dataset']} {r['subset']}, protocol "
+              f"{r['protocol']}", [("image", path, what)]) for r, path in sheets if path.exists()]  # fmt: skip
+    return [*blocks, *([("section", "Nearest neighbours"), *folds] if folds else [])]
 
 
 def strip(cfg: config.Config):
@@ -213,16 +337,5 @@ def strip(cfg: config.Config):
     figure.suptitle(f"Two views of a video: augmented (x_o), and also distracted (x_d): {cfg.erase}", fontsize=10)
     path = Path(cfg.out) / "what-the-network-sees.png"
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+    save(figure, path)
     print(f"written to {path}")
-
-
-def pyplot():
-    """matplotlib's interface, drawing to files."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot
-
-    return matplotlib.pyplot

@@ -30,8 +30,9 @@ from be import datasets
 from be.config import Config, ConfigError, paper_numbers
 from be.evaluate import load_backbone, views
 from be.jobs import watch
-from be.report import COLOURS, markdown, pyplot
-from be.runs import RunError, git_sha, make_accelerator, run_dir, write_aside, write_text
+from be.page import markdown
+from be.plots import COLOURS, pyplot
+from be.runs import RunError, make_accelerator, provenance, run_dir, write_aside, write_text
 from be.video import Reader, even_clips
 
 KS = (1, 5, 10, 20, 50)
@@ -269,7 +270,7 @@ def retrieve(cfg: Config):
             about = {"experiment": cfg.name, "dataset": cfg.dataset, "subset": subset, "split": cfg.split,
                      "seed": cfg.seed, "protocol": cfg.protocol, "n_scored": len(queries),
                      "n_expected": len(queries) + missed, "gallery": len(gallery), "numbers": gallery.D,
-                     "git_sha": git_sha(), "device": str(accelerator.device), "world": world,
+                     **provenance(asked, accelerator),
                      "seconds": round(time.perf_counter() - began, 1)}
             write_text(path / f"recall-{cfg.protocol}-{subset}.json", json.dumps({**result, **about}, indent=1) + "\n")
             sheet(path / f"nearest-{cfg.protocol}-{subset}.png", queries, gallery, rows, asked, shown, cfg)
