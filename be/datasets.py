@@ -39,6 +39,10 @@ class DatasetMissing(UserError, FileNotFoundError):
     """The videos or their lists are not where they were looked for; the message says what belongs there."""
 
 
+class NothingReadable(UserError, RuntimeError):
+    """Not one video of the list can be decoded."""
+
+
 @dataclass(frozen=True)
 class Samples:
     """A list of labelled videos. Arrays only: of one Python object per video, every loader worker would
@@ -424,7 +428,7 @@ class Clips(Dataset):
 
     A video that cannot be decoded is named on stderr, once per worker. With `train`, the next readable one
     of the list takes its place, with its own label and index, and `skipped` counts those passed over;
-    RuntimeError if there is none. Without, it keeps its place, as zeros (K, T, short_side, short_side, 3)
+    NothingReadable if there is none. Without, it keeps its place, as zeros (K, T, short_side, short_side, 3)
     with ok=False: an evaluation scores it as a miss. Where `prepare` has left a manifest, frames are found
     without a pass over the file.
     """
@@ -451,7 +455,7 @@ class Clips(Dataset):
                     print(f"unreadable video: {error}", file=sys.stderr)
                     self.named.add(j)
         if self.train:
-            raise RuntimeError(f"none of the {len(self)} videos in {self.samples.root} can be decoded")
+            raise NothingReadable(f"none of the {len(self)} videos in {self.samples.root} can be decoded")
         K, T = self.sampler(1, np.random.default_rng((self.seed, epoch, i))).shape
         black = np.zeros((K, T, self.short_side, self.short_side, 3), np.uint8)
         return self.item(black, i, ok=False, skipped=0)

@@ -1,6 +1,9 @@
 """The run directory: what is written can be read, what is damaged is named, and two cannot write at once."""
 
 import json
+import multiprocessing
+import os
+import time
 from dataclasses import replace
 
 import pytest
@@ -34,6 +37,55 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_used(tmp_path, capsys,
     assert newest.name in capsys.readouterr().out
 
 
+def test_a_damaged_checkpoint_does_not_push_out_a_sound_one(tmp_path):
+    run = Run(tmp_path, replace(CFG, keep=1))
+    run.save(500, objective={})
+    run.checkpoints()[0].rename(tmp_path / "checkpoint/step-00000500-00000000.pt")  # the wrong CRC
+    run.save(475, objective={})
+    run.save(500, objective={})
+    assert run.latest()["step"] == 500 and len(run.checkpoints()) == 1
+
+
+def test_no_sound_checkpoint_is_left(tmp_path):
+    run = Run(tmp_path, CFG)
+    assert run.latest() is None
+    for step in (1, 2):
+        run.save(step, objective={})
+    for path in run.checkpoints():
+        path.write_bytes(b"")
+    with pytest.raises(RunError, match="no checkpoint is intact; remove .*checkpoint to start over"):
+        run.latest()
+    assert len(run.checkpoints()) == 2
+
+
+FULL = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")  # no space left on this device
+
+
+@FULL
+def test_a_full_disk_leaves_what_was_there(tmp_path):
+    run, net = Run(tmp_path, CFG), nn.Linear(3, 4)
+    run.save(1, objective=net.state_dict())
+    run.log(step=1, loss=0.5)
+    run.save_weights("backbone", net)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    (tmp_path / ".backbone.safetensors.aside").mkdir()  # safetensors writes past a link
+    for name in ("checkpoint/aside.tmp", ".result-test.json.aside"):
+        (tmp_path / name).symlink_to("/dev/full")
+    with pytest.raises(RunError, match="step 2 could not be written .*the last good one is step-00000001.*make room"):
+        run.save(2, objective=net.state_dict())
+    with pytest.raises(RunError, match="backbone.safetensors could not be written .*make room"):
+        run.save_weights("backbone", net)
+    with pytest.raises(RunError, match=r"result-test.json could not be written \(No space left on device\)"):
+        run.save_result("result-test", {})
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    (tmp_path / "metrics.jsonl").unlink()
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    with pytest.raises(RunError, match="metrics.jsonl could not be written .*No space left"):
+        run.log(step=2, loss=0.5)
+    run.save(2, objective=net.state_dict())
+    assert run.latest()["step"] == 2
+
+
 def test_another_config_is_refused(tmp_path):
     run = Run(tmp_path, CFG)
     run.save(1, objective={})
@@ -49,6 +101,20 @@ def test_two_processes_cannot_write_at_once(tmp_path):
         Run(tmp_path, CFG)
     first.close()
     Run(tmp_path, CFG).close()
+
+
+def test_a_workers_copy_of_the_lock_holds_nothing(tmp_path):
+    """The workers of a loader live on for some seconds when the training process is killed."""
+    run, fork = Run(tmp_path, CFG), multiprocessing.get_context("fork")
+    here, there = fork.Pipe()
+    worker = fork.Process(target=lambda: (there.send("alive"), time.sleep(60)))
+    worker.start()
+    here.recv()
+    with pytest.raises(RunError, match="another process is writing"):
+        Run(tmp_path, CFG)
+    run.close()
+    Run(tmp_path, CFG).close()
+    worker.kill()
 
 
 def test_metrics_lines(tmp_path):
@@ -88,6 +154,20 @@ def test_unwritable_folder(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match="cannot be written .*out="):
         Run(tmp_path / "file" / "run", CFG)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="no users")
+def test_a_folder_that_others_may_only_read(tmp_path):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs").chmod(0o555)
+    me = os.geteuid()
+    if me == 0:
+        os.seteuid(65534)  # nobody: root may write anywhere
+    try:
+        with pytest.raises(RunError, match="cannot be written .*Permission denied.* out="):
+            Run(tmp_path / "runs" / "a", CFG)
+    finally:
+        os.seteuid(me)
 
 
 def test_results_are_found(tmp_path):

@@ -2,18 +2,20 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
 from conftest import TINY, command, run
 
-from be import config, train
-from be.config import ConfigError
-from be.runs import read_metrics
+from be import backbones, config, finetune, objectives, train
+from be.config import ConfigError, UserError
+from be.objectives import Classify
+from be.runs import RunError, make_accelerator, read_metrics
 
 
 def words(tiny, out, *more):
@@ -73,24 +75,99 @@ def test_accumulation_equals_the_whole_batch(tiny, tmp_path):
     assert one[:5] == pytest.approx(two[:5], abs=1e-4)  # rounding grows from step to step
 
 
-def test_resume_is_exact(tiny, tmp_path):
-    """Killed in mid-epoch and run again: the same losses and the same weights, bit for bit."""
-    run("pretrain", *words(tiny, tmp_path / "whole"))
-    begin = ["pretrain", *words(tiny, tmp_path / "cut", "save_every=1")]
-    path = tmp_path / "cut/demo-moco-be/pretrain-seed0"
-    process = subprocess.Popen(**command(*begin), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    for _ in range(1200):
-        if len(read_metrics(path)) >= 2 or process.poll() is not None:
-            break
-        time.sleep(0.05)
-    process.kill()
-    process.wait()
-    assert 2 <= len(read_metrics(path)) < 8  # 8 steps in all
-    run(*begin)
-    whole, cut = record(tmp_path / "whole/demo-moco-be/pretrain-seed0"), record(path)
-    assert whole[0] == cut[0]
-    torch.testing.assert_close(whole[1]["objective"], cut[1]["objective"], rtol=0, atol=0)
-    torch.testing.assert_close(whole[1]["optimizer"], cut[1]["optimizer"], rtol=0, atol=0)
+def load(tiny, out, *more, stage="pretrain"):
+    return config.load("demo-moco-be", [*words(tiny, out, *more)[2:], "pretrained=none"], stage)
+
+
+@pytest.mark.parametrize("log_every, save_every", [(100, 1), (1, 100), (3, 4)])
+def test_a_loss_that_is_not_finite_is_noticed_before_it_is_saved(tiny, tmp_path, log_every, save_every, monkeypatch):
+    """At step 3 of 8."""
+    def forward(self, views, label, index, draws, forward=Classify.forward):
+        loss, stats = forward(self, views, label, index, draws)
+        self.steps = getattr(self, "steps", 0) + 1
+        return loss * (float("nan") if self.steps >= 3 else 1), stats
+
+    monkeypatch.setattr(Classify, "forward", forward)
+    cfg = load(tiny, tmp_path, f"log_every={log_every}", f"save_every={save_every}", stage="finetune")
+    with pytest.raises(RunError, match="the loss is nan at step 3; nothing was saved since the last checkpoint"):
+        finetune.finetune(cfg)
+    path = tmp_path / "demo-moco-be/finetune-ucf101-split1-seed0"
+    saved = [torch.load(p, weights_only=True) for p in sorted((path / "checkpoint").glob("*"))]
+    assert [one["step"] for one in saved] == ([1, 2] if save_every == 1 else [])
+    assert all(t.isfinite().all() for one in saved for t in one["objective"].values())
+    assert all(line["step"] < 3 for line in read_metrics(path))
+
+
+def test_weights_that_are_not_finite_are_not_saved(tiny, tmp_path, monkeypatch):
+    """Every loss is finite, but the gradient of the second is not: the square root's at 0."""
+    def forward(self, views, label, index, draws, forward=Classify.forward):
+        loss, stats = forward(self, views, label, index, draws)
+        self.steps = getattr(self, "steps", 0) + 1
+        return loss + ((0 * self.head.bias.sum()).sqrt() if self.steps == 2 else 0), stats
+
+    monkeypatch.setattr(Classify, "forward", forward)
+    with pytest.raises(RunError, match="a weight is not finite at step 2; nothing was saved"):
+        finetune.finetune(load(tiny, tmp_path, "save_every=2", stage="finetune"))
+    assert not list((tmp_path / "demo-moco-be/finetune-ucf101-split1-seed0/checkpoint").glob("step*"))
+
+
+def test_nothing_to_train_on(tiny, tmp_path):
+    shutil.copytree(tiny, tmp_path / "data")
+    cfg = load(tmp_path / "data", tmp_path)
+    for video in (tmp_path / "data").rglob("*.avi"):
+        video.write_bytes(b"no video")
+    with pytest.raises(UserError, match="none of the 32 videos in .* can be decoded"):
+        train.pretrain(cfg)
+    (tmp_path / "data/ucf101/ucfTrainTestlist/trainlist01.txt").write_text("\n")
+    with pytest.raises(ConfigError, match="'train' list of split 1 in .* names no video"):
+        train.pretrain(cfg)
+
+
+def test_a_queue_longer_than_the_data(tiny, tmp_path, capsys):
+    for K, warned in ((33, True), (32, False)):
+        train.pretrain(load(tiny, tmp_path, f"K={K}", f"name=K{K}", "epochs=1"))
+        assert ("queue of K=33 is longer than the list of 32 videos" in capsys.readouterr().out) == warned
+
+
+def test_what_is_said_of_batch_and_learning_rate(tiny, tmp_path, capsys):
+    train.pretrain(load(tiny, tmp_path, "accumulate=2", "epochs=1"))
+    said = capsys.readouterr().out
+    assert "8 = 1 device(s) x 2 part(s) x 4 clips, lr 0.01 for the batch of 8, on any number of devices" in said
+
+
+def test_the_loss_scaler_is_resumed(tiny, tmp_path, monkeypatch):
+    """As with fp16 on a GPU: a scale that grows every 3rd step. Stopped in between, it ends where it would have."""
+    def scaled(cfg):
+        accelerator = make_accelerator(cfg)
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=256, growth_interval=3)
+        return accelerator
+
+    def stop(self, accelerator, at=[5]):  # noqa: B006 (counts down)
+        at[0] -= 1
+        return signal.SIGTERM if at[0] == 0 else None
+
+    monkeypatch.setattr(finetune, "make_accelerator", scaled)
+    finetune.finetune(load(tiny, tmp_path / "whole", stage="finetune"))
+    monkeypatch.setattr(train.Interrupt, "agreed", stop)
+    with pytest.raises(SystemExit):
+        finetune.finetune(load(tiny, tmp_path / "cut", stage="finetune"))
+    finetune.finetune(load(tiny, tmp_path / "cut", stage="finetune"))
+    whole, cut = (record(tmp_path / out / "demo-moco-be/finetune-ucf101-split1-seed0") for out in ("whole", "cut"))
+    assert whole[0] == cut[0] and whole[1]["scaler"]["scale"] == 1024
+    torch.testing.assert_close(whole[1], cut[1], rtol=0, atol=0)
+
+
+def test_the_layout_and_the_compiler_are_for_the_convolutions(tiny, monkeypatch):
+    """On a GPU in half precision weights lie channels last; compile=true compiles the backbone and the teacher's."""
+    compiled = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compiled.append(self))
+    cfg = replace(load(tiny, "out"), precision="bf16", compile=True)
+    moco = objectives.build("moco", backbones.build("c3d", 4), asdict(cfg))
+    monkeypatch.setattr(moco, "to", lambda *args, to=moco.to, **kw: to(**kw) if kw else moco)  # there is no GPU
+    train.place(moco, cfg, torch.device("cuda"))
+    assert compiled == [moco.backbone, moco.momentum_encoder.backbone]
+    for p in moco.parameters():
+        assert p.dim() != 5 or p.is_contiguous(memory_format=torch.channels_last_3d)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
