@@ -6,12 +6,14 @@ A video is decoded once for all its clips. An unreadable video keeps its place, 
 
 import dataclasses
 import json
+import os
 import time
 from functools import partial
+from hashlib import blake2b
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from safetensors.torch import save_file
 
 from be import backbones, datasets, objectives, video, weights
@@ -127,18 +129,49 @@ def evaluate(cfg: Config):
     """Tests the fine-tuned model with 10 clips a video
 
     The list is `subset`; several are tested one after the other with subset=test,swapped. The result and the
-    probabilities of each go beside the model.
+    probabilities of each go beside the model. What was found for the same weights, videos and settings stands.
     """
     accelerator = make_accelerator(cfg)
     model, classes = load_classifier(cfg)
     model.to(accelerator.device)
     for subset in cfg.subset.split(","):
         samples = load_list(cfg, subset, classes)
-        began = time.perf_counter()
+        began, inputs = time.perf_counter(), hash_inputs(cfg, samples) if accelerator.is_main_process else None
+        known = broadcast_object_list([accelerator.is_main_process and known_result(cfg, subset, inputs)])[0]
+        if known:
+            accelerator.print(f"{tell(known)}; as before, of the same weights, videos and settings")
+            continue
         probabilities, ok = classify(model, samples, cfg, accelerator)
         if accelerator.is_main_process:
             save(cfg, subset, probabilities, torch.from_numpy(samples.labels), ok, **provenance(samples, accelerator),
-                 seconds=round(time.perf_counter() - began, 1))
+                 inputs=inputs, seconds=round(time.perf_counter() - began, 1))
+
+
+def hash_inputs(cfg: Config, samples: datasets.Samples) -> str:
+    """Of all that a result follows from: the model's file, the videos, the settings; hex.
+
+    A video is known by its path in the list, label, size and time of change, and the whole list by the contents of
+    its files where `prepare` has left a manifest of them.
+    """
+    settings = ("test_clips", "frames", "stride", "static", "short_side", "size", "pool", "precision", "seed")
+    state = blake2b((run_dir(cfg, "finetune") / "model.safetensors").read_bytes(), digest_size=16)
+    state.update(json.dumps([samples.manifest_hash, *(getattr(cfg, key) for key in settings)]).encode())
+    for i, (path, label) in enumerate(zip(samples.paths.tolist(), samples.labels.tolist(), strict=True)):
+        try:
+            stat = os.stat(samples.path(i))
+            state.update(b"%b\0%d %d %d\0" % (path, label, stat.st_size, stat.st_mtime_ns))
+        except OSError:
+            state.update(b"%b\0%d\0" % (path, label))
+    return state.hexdigest()
+
+
+def known_result(cfg: Config, subset: str, inputs: str) -> dict | None:
+    """The content of result-SUBSET.json, if it is of these inputs and nothing of it is missing."""
+    path = run_dir(cfg, "finetune")
+    if not ((path / f"result-{subset}.json").exists() and (path / f"probabilities-{subset}.safetensors").exists()):
+        return None
+    result = json.loads((path / f"result-{subset}.json").read_text(encoding="utf-8"))
+    return result if result.get("inputs") == inputs else None
 
 
 def save(cfg: Config, subset: str, probabilities, label, ok, **origin):
@@ -149,6 +182,10 @@ def save(cfg: Config, subset: str, probabilities, label, ok, **origin):
     write_aside(path / f"probabilities-{subset}.safetensors",
                 lambda aside: save_file({"probabilities": probabilities, "label": label, "ok": ok}, aside))
     write_text(path / f"result-{subset}.json", json.dumps({**result, **about}, indent=1) + "\n")
-    print(f"{cfg.name} on {cfg.dataset} {subset}, split {cfg.split}: top-1 {result['top1']:.1f}, "
-          f"top-5 {result['top5']:.1f}, mean class {result['mean_class']:.1f}, "
-          f"scored {result['n_scored']}/{result['n_expected']}")
+    print(tell({**result, **about}))
+
+
+def tell(result: dict) -> str:
+    return (f"{result['experiment']} on {result['dataset']} {result['subset']}, split {result['split']}: "
+            f"top-1 {result['top1']:.1f}, top-5 {result['top5']:.1f}, mean class {result['mean_class']:.1f}, "
+            f"scored {result['n_scored']}/{result['n_expected']}")

@@ -39,7 +39,8 @@ def status(out: str = "runs", names: str = "*"):
 def look(path: Path, now: float | None = None) -> tuple[str, ...]:
     """A row of the list; `now` in seconds since 1970."""
     now = now or time.time()
-    config, lines = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8")), read_metrics(path)
+    config = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
+    lines = [line for line in read_metrics(path) if "loss" in line]  # others are of a probe
     state = state_of(path, lines, now)
     step = loss = left = checkpoint = "-"
     if lines:

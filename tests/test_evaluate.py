@@ -1,13 +1,15 @@
 """The 10-clip test: every video counts once, a broken one as wrong, whatever the number of processes."""
 
 import json
+import os
 import shutil
 
 import pytest
 import torch
 from conftest import TINY, run
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
+from be import config, evaluate, runs
 from be.evaluate import accuracy
 
 
@@ -49,17 +51,43 @@ def outcome(path, subset="test"):
     return result, load_file(path / f"probabilities-{subset}.safetensors")
 
 
-def test_three_processes_score_each_video_once(tiny, tuned):
-    """16 videos over 3 processes do not divide; the result is exactly that of one process."""
+def test_nothing_is_tested_twice(tiny, tuned, tmp_path, monkeypatch):
+    """A result stands until the weights, the videos or a setting change; then it is made anew."""
     base, path = tuned
-    run("evaluate", *base, f"data={tiny}")
-    one, alone = outcome(path)
-    run("evaluate", *base, f"data={tiny}", launch=3)
-    three, spread = outcome(path)
-    assert one["n_scored"] == three["n_scored"] == 16
-    assert (one["top1"], one["top5"], one["mean_class"]) == (three["top1"], three["top5"], three["mean_class"])
-    torch.testing.assert_close(alone, spread, rtol=0, atol=0)
-    torch.testing.assert_close(alone["probabilities"].sum(1), torch.ones(16))
+    shutil.copytree(tiny, data := tmp_path / "data")
+    shutil.copytree(path.parents[1], tmp_path / "runs")
+    path = tmp_path / "runs" / path.relative_to(path.parents[1])
+    tested = []
+    def classify(model, samples, cfg, accelerator, classify=evaluate.classify):
+        tested.append(len(samples))
+        return classify(model, samples, cfg, accelerator)
+    monkeypatch.setattr(evaluate, "classify", classify)
+    def again(*words):
+        words = [*base[2:], f"out={tmp_path / 'runs'}", f"data={data}", *words]
+        evaluate.evaluate(config.load("demo-random", words, "finetune"))
+        return tested.pop() if tested else None
+
+    assert again("test_clips=2") == 16 and again("test_clips=2") is None
+    one, _ = outcome(path)
+    assert again("test_clips=2", "workers=1", "log_every=7") is None and outcome(path)[0] == one
+    assert again("test_clips=3") == again("size=24") == 16 and again("size=24") is None
+    (path / "probabilities-test.safetensors").unlink()
+    assert again("size=24") == 16 and again("size=24") is None
+
+    line = (data / "ucf101/ucfTrainTestlist/testlist01.txt").read_text().splitlines()[0]
+    video = data / "ucf101/UCF-101" / line
+    os.utime(video, (1, 1))
+    assert again("size=24") == 16 and again("size=24") is None
+    video.unlink()
+    assert again("size=24") == 16 and outcome(path)[0]["n_scored"] == 15 and again("size=24") is None
+    lists = data / "ucf101/ucfTrainTestlist/testlist01.txt"
+    lists.write_text("".join(lists.read_text().splitlines(keepends=True)[1:]))
+    assert again("size=24") == 15
+    weights = load_file(path / "model.safetensors")
+    about = runs.read_about(path / "model.safetensors")
+    weights["head.bias"][0] += 1e-3
+    save_file(weights, path / "model.safetensors", {"about": json.dumps(about)})
+    assert again("size=24") == 15 and again("size=24") is None
 
 
 def test_a_broken_video_counts_as_wrong(tiny, tuned, tmp_path):

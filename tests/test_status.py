@@ -26,6 +26,7 @@ def begun(folder, steps=(20, 40), per_epoch=25):
 def test_a_running_one(tmp_path):
     run = begun(tmp_path)
     run.save(40, objective={})
+    run.log(step=50, epoch=2.0, probe_knn=12.5)
     now = time.time() + 60
     os.utime(run.path / "metrics.jsonl", (now, now))
     os.utime(run.checkpoints()[-1], (now - 300, now - 300))

@@ -1,0 +1,116 @@
+"""One, two and four processes on gloo: the batch is global, so all of them compute the same."""
+
+import json
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import time
+
+import pytest
+import torch
+from conftest import TINY
+from safetensors.torch import load_file
+
+from be import config, evaluate, finetune, runs, train
+from be.tasks import TASKS
+
+CONTEXT = multiprocessing.get_context("forkserver")  # processes that have imported everything when they begin
+CONTEXT.set_forkserver_preload(["be.train", "be.finetune", "torch._dynamo"])
+STAGES = {"pretrain": train.pretrain, "finetune": finetune.finetune, "evaluate": evaluate.evaluate}
+
+# MoCo and each pretext task, with BE: the first experiment of the registry that has it
+FIRST = {config.load(name).method: name for name in reversed(config.experiments()) if config.load(name).erase != "none"}
+FIRST = {method: name for method, name in FIRST.items() if method == "moco" or method in TASKS}
+
+
+def member(rank, world, port, work):
+    """One of `world` processes, all of which do the `work`: a list of (stage, config)."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1",
+                   "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}  # fmt: skip
+    torch.set_num_threads(1)
+    sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (for the life of the process)
+    for stage, cfg in work:
+        STAGES[stage](cfg)
+
+
+def start(world, work):
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    processes = [CONTEXT.Process(target=member, args=(rank, world, port, work)) for rank in range(world)]
+    for process in processes:
+        process.start()
+    return processes
+
+
+def end(processes):
+    for process in processes:
+        process.join(120)
+    return [process.exitcode for process in processes]
+
+
+def load(tiny, out, name, stage="pretrain", *words):
+    """32 videos in batches of 12, so that 8 are left over; 12, 6 or 3 clips a process, in BatchNorm groups of 3."""
+    return config.load(name, [*TINY, "synthetic=true", f"data={tiny}", f"out={out}", "batch_size=12", "bn_group=3",
+                              "backbone=c3d", *words], stage)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def spread(tiny, tmp_path_factory):
+    """{number of processes: folder of runs}, each with all methods pre-trained, and one fine-tuned and tested."""
+    out = {world: tmp_path_factory.mktemp(f"on{world}") for world in (1, 2, 4)}
+    for world, folder in out.items():
+        work = [("pretrain", load(tiny, folder, name)) for name in FIRST.values()]
+        tuned = load(tiny, folder, "demo-random", "finetune", "dropout=0.5")
+        assert end(start(world, [*work, ("finetune", tuned)])) == [0] * world
+    return out
+
+
+@pytest.mark.parametrize("name", [*FIRST.values(), "demo-random"])
+def test_the_same_losses(spread, name):
+    stage = "finetune-ucf101-split1-seed0" if name == "demo-random" else "pretrain-seed0"
+    logs = {world: runs.read_metrics(folder / name / stage) for world, folder in spread.items()}
+    own = [key for key in logs[1][0] if key not in ("clips_per_s", "data_wait", "seconds", "feature_std")]
+    for world in (2, 4):
+        for one, many in zip(logs[1], logs[world], strict=True):
+            assert [many[key] for key in own] == pytest.approx([one[key] for key in own], rel=2e-4, abs=2e-5), one
+    assert len(logs[1]) == 4 and logs[1][0]["loss"] != logs[1][1]["loss"]
+
+
+def test_the_same_queue_and_weights(spread):
+    states = {world: runs.Run(folder / FIRST["moco"] / "pretrain-seed0", None, write=False).latest()["objective"]
+              for world, folder in spread.items()}  # fmt: skip
+    for world in (2, 4):
+        assert torch.equal(states[world]["queue_index"], states[1]["queue_index"])
+        for key, value in states[1].items():
+            if "running_" not in key and "num_batches" not in key:  # statistics are each device's own
+                torch.testing.assert_close(states[world][key], value, rtol=1e-3, atol=1e-4, msg=key)
+
+
+def test_exactly_the_same_result(spread, tiny):
+    """One model, 16 videos, which do not divide by 3."""
+    cfg = load(tiny, spread[1], "demo-random", "finetune")
+    path, results = runs.run_dir(cfg, "finetune"), {}
+    for world in (1, 3, 4):
+        assert end(start(world, [("evaluate", cfg)])) == [0] * world
+        result = json.loads((path / "result-test.json").read_text())
+        results[world] = [result[key] for key in ("top1", "top5", "mean_class", "n_scored", "n_expected")]
+        results[world].append(load_file(path / "probabilities-test.safetensors"))
+        (path / "result-test.json").unlink()  # or it would stand
+    assert results[1][3:5] == [16, 16]
+    for world in (3, 4):
+        torch.testing.assert_close(results[world], results[1], rtol=0, atol=0)
+
+
+def test_a_signal_to_one_process_stops_all_at_the_same_step(tiny, tmp_path):
+    cfg = load(tiny, tmp_path, "demo-moco-be", "pretrain", "epochs=1000", "save_every=100000", "log_every=5")
+    processes = start(2, [("pretrain", cfg)])
+    path, deadline = tmp_path / "demo-moco-be/pretrain-seed0", time.monotonic() + 60
+    while len(runs.read_metrics(path)) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.kill(processes[1].pid, signal.SIGTERM)
+    assert end(processes) == [143, 143]
+    run = runs.Run(path, None, write=False)
+    assert [runs.read_metrics(path)[-1]["step"]] == [int(p.name.split("-")[1]) for p in run.checkpoints()]
