@@ -102,6 +102,7 @@ class Config:
     log_every: int
     save_every: int
     keep: int
+    tracker: Literal["none", "tensorboard", "wandb"]
     probe_every: int
 
 

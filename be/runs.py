@@ -29,6 +29,7 @@ from pathlib import Path
 import torch
 import yaml
 from accelerate import Accelerator, PartialState
+from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedDataParallelKwargs
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -45,7 +46,7 @@ METRICS = {
 }
 # Keys that may differ between a checkpoint and the command that resumes it: they do not change what is computed.
 FREE_KEYS = {"out", "data", "workers", "log_every", "save_every", "keep", "probe_every", "subset", "test_clips",
-             "protocol", "memory_gb", "scene", "checkpointing"}
+             "protocol", "memory_gb", "scene", "tracker", "checkpointing"}
 
 
 class RunError(UserError, RuntimeError):
@@ -61,7 +62,31 @@ def make_accelerator(cfg: Config) -> Accelerator:
         # oneDNN's bfloat16 weight gradients of Conv3d are wrong (seen with torch 2.15 on a native-bf16 CPU), some NaN
         PartialState().print(f"precision={precision} is for GPUs (on CPUs Conv3d's gradients are wrong): using fp32")
         precision = "fp32"
-    return Accelerator(mixed_precision="no" if precision == "fp32" else precision, kwargs_handlers=[kwargs])
+    if cfg.tracker != "none" and cfg.tracker not in map(str, get_available_trackers()):
+        raise RunError(f"tracker={cfg.tracker} needs a package that is not installed: pip install {cfg.tracker}")
+    return Accelerator(mixed_precision="no" if precision == "fp32" else precision, kwargs_handlers=[kwargs],
+                       log_with=None if cfg.tracker == "none" else cfg.tracker, project_dir=cfg.out)
+
+
+@contextlib.contextmanager
+def tracking(accelerator: Accelerator, run: "Run"):
+    """Yields log(step=, **metrics), which writes a line of metrics.jsonl and tells the tracker, if there is one."""
+    if run.cfg.tracker != "none":
+        name = f"{run.path.parent.name}-{run.path.name}"
+        accelerator.project_configuration.logging_dir = str(run.path)  # TensorBoard writes to RUN/be
+        plain = {k: v if isinstance(v, int | float | str) else str(v) for k, v in dataclasses.asdict(run.cfg).items()}
+        wandb = {"name": name, "id": name, "resume": "allow", "dir": str(run.path)}  # resumed: one curve
+        accelerator.init_trackers("be", plain, {"wandb": wandb})
+
+    def log(step: int, **metrics):
+        run.log(step=step, **metrics)
+        accelerator.log({k: float(v) for k, v in metrics.items()}, step=step)
+
+    try:
+        yield log
+    finally:
+        for tracker in accelerator.trackers:
+            tracker.finish()
 
 
 # A lock is held as long as any process has it open; a loader's workers outlive a killed run for some seconds

@@ -22,7 +22,7 @@ from be import backbones, datasets, objectives
 from be.augment import Draws, apply_view, draw_view
 from be.config import Config, ConfigError
 from be.probe import Probe
-from be.runs import Clock, Run, RunError, make_accelerator, provenance, run_dir
+from be.runs import Clock, Run, RunError, make_accelerator, provenance, run_dir, tracking
 from be.video import static_clips
 
 
@@ -85,7 +85,7 @@ def fit(objective, samples: datasets.Samples, cfg: Config, run: Run, accelerator
     stream, clock, losses, missed, began = iter(loader), Clock(), [], 0, time.perf_counter()
     bar = tqdm(total=total, initial=start, desc=run.path.name, unit="step",
                disable=not (run.write and sys.stderr.isatty()))
-    with Interrupt() as interrupt:
+    with Interrupt() as interrupt, tracking(accelerator, run) as log:
         for step in range(start, total):
             lr = lr_at(step, per_epoch, cfg.lr, cfg.lr_steps, cfg.lr_factor)
             for group in optimizer.param_groups:
@@ -120,15 +120,15 @@ def fit(objective, samples: datasets.Samples, cfg: Config, run: Run, accelerator
                 mean = sum(recent) / len(recent)
                 stats = {k: accelerator.reduce(v.float(), "mean").item() for k, v in stats.items()}
                 rate, shares = clock.lap()
-                run.log(step=done, epoch=done / per_epoch, loss=mean, lr=lr, clips_per_s=rate,
-                        data_wait=shares.get("data_wait", 0.0), skipped=skipped,
-                        seconds=time.perf_counter() - began, **stats)
+                log(step=done, epoch=done / per_epoch, loss=mean, lr=lr, clips_per_s=rate,
+                    data_wait=shares.get("data_wait", 0.0), skipped=skipped, seconds=time.perf_counter() - began,
+                    **stats)
                 say(accelerator, bar, done, total, mean, lr, rate, shares, began, start)
                 recent = []
             if at_epoch and done % per_epoch == 0:  # before the checkpoint: what has one has its line, too
                 with clock.pause():
                     if found := at_epoch(done // per_epoch):
-                        run.log(step=done, epoch=done / per_epoch, **found)
+                        log(step=done, epoch=done / per_epoch, **found)
                 objective.train()
             if saves or stop:
                 save(done)
