@@ -20,15 +20,15 @@ def save(figure, path: Path):
     pyplot().close(figure)
 
 
-def plot_curves(path: Path, stage: str, runs: list, keys: list[str]):
-    """A panel per key over the epochs. runs: [(experiment, lines of metrics.jsonl)], a colour per experiment."""
+def plot_curves(path: Path, stage: str, runs: list, keys: list[str], known: list[str]):
+    """A panel per key over the epochs. runs: [(experiment, lines of metrics.jsonl)], a colour per one of `known`."""
     plt = pyplot()
     columns = min(4, len(keys))
     rows = -(-len(keys) // columns)
     figure, axes = plt.subplots(rows, columns, squeeze=False, figsize=(3.2 * columns, 2.4 * rows), layout="constrained")
     names = list(dict.fromkeys(name for name, _ in runs))
     style = {name: {"color": COLOURS[i % len(COLOURS)], "ls": ("-", "--", ":")[i // len(COLOURS) % 3]}
-             for i, name in enumerate(names)}  # fmt: skip
+             for i, name in enumerate(known)}
     for axis, key in zip(axes.flat, keys, strict=False):
         for name, metrics in runs:
             points = [(line["epoch"], line[key]) for line in metrics if key in line]

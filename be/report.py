@@ -15,6 +15,7 @@ from be.page import as_html, as_markdown
 from be.plots import per_class, plot_confusion, plot_curves, plot_gain, pyplot, save
 from be.targets import ONE_SPLIT, VIDEOS
 
+DRAWS = 8  # of `strip`
 RECALLS = ("R@1", "R@5", "R@10", "R@20", "R@50")
 TITLES = {
     "demo": "The demo",
@@ -85,7 +86,8 @@ def read(out: Path, kind: str) -> list[dict]:
 def aggregate(results: list[dict], metric: str = "top1") -> dict:
     """Mean over the splits for each seed, then mean and sd over the seeds; only seeds that have most splits count.
 
-    Returns {(experiment, dataset, subset): dict(mean, sd or None, seeds, splits, n_scored, n_expected, notes)}.
+    Returns {(experiment, dataset, subset): dict(mean, sd or None, values, seeds, splits, n_scored, n_expected, notes)},
+    values being those of the seeds.
     """
     cells = defaultdict(list)
     for r in results:
@@ -100,7 +102,7 @@ def aggregate(results: list[dict], metric: str = "top1") -> dict:
         notes = ["synthetic videos"] * any(r.get("synthetic") for r in rows)
         notes += ["epoch chosen on a hold-out"] * any(r.get("select") == "holdout" for r in rows)
         notes += [f"seed {seed} is incomplete, left out" for seed in splits_of if seed not in seeds]
-        summary[cell] = {**spread(means), "seeds": seeds, "splits": sorted(most), "notes": notes,
+        summary[cell] = {**spread(means), "values": means, "seeds": seeds, "splits": sorted(most), "notes": notes,
                          "n_scored": sum(r["n_scored"] for r in rows),
                          "n_expected": sum(r["n_expected"] for r in rows)}  # fmt: skip
     return summary
@@ -132,7 +134,8 @@ def table(names: list[str], results: list[dict]) -> tuple | None:
         paper, entry, runs = paper_numbers(name), experiments().get(name, {}), runs_of(name)
         lists = [(d, "test") for d in paper if d in VIDEOS]
         if runs == name:  # what else was tested, if it is not another row's
-            lists += [(d, s) for n, d, s in summary if n == name and (d, s) not in lists and (n, d) not in others]
+            lists += [(d, s) for n, d, s in sorted(summary, key=lambda cell: (cell[1], cell[2] != "test", cell[2]))
+                      if n == name and (d, s) not in lists and (n, d) not in others]
         for dataset, subset in lists:
             cell, theirs = summary.get((runs, dataset, subset)), paper.get(dataset) if subset == "test" else None
             rows.append([name, entry.get("about", ""), f"{dataset} {subset}", number(cell),
@@ -161,13 +164,15 @@ def reliance(names: list[str], results: list[dict]) -> list[tuple]:
     for name, dataset, subset in summary:
         if subset == "swapped" and (name, dataset, "test") in summary and name in names:
             test, swapped = summary[name, dataset, "test"], summary[name, dataset, "swapped"]
-            rows.append([name, number(test), number(swapped), f"{test['mean'] - swapped['mean']:.1f}"])
+            pairs = zip(test["values"], swapped["values"], strict=True) if test["seeds"] == swapped["seeds"] else ()
+            rows.append([name, number(test), number(swapped), f"{test['mean'] - swapped['mean']:.1f}",
+                         "; ".join(f"{a:.0f} / {b:.0f}" for a, b in pairs)])
     if not rows:
         return []
     rows.sort(key=lambda row: names.index(row[0]))
     return [("section", "Reliance on the background"),
             ("text", "Reliance on the background: top-1 with scenes as in training, minus top-1 with swapped scenes."),
-            ("table", ["experiment", "biased", "swapped", "reliance"], rows)]
+            ("table", ["experiment", "biased", "swapped", "reliance", "biased / swapped of each seed"], rows)]
 
 
 def retrieval(names: list[str], recalls: list[dict]) -> tuple | None:
@@ -238,7 +243,7 @@ def curves(out: Path, names: list[str]) -> list[tuple]:
         if runs:
             hidden = {"step", "epoch", "seconds", "skipped"}
             keys = [k for k in dict.fromkeys(k for _, m in runs for line in m for k in line) if k not in hidden]
-            plot_curves(out / "report" / f"{stage}.png", stage, runs, keys)
+            plot_curves(out / "report" / f"{stage}.png", stage, runs, keys, names)
             blocks += [("section", f"Curves of {stage}"), ("image", out / "report" / f"{stage}.png", stage)]
     return blocks
 
@@ -305,7 +310,8 @@ def pictures(out: Path, recalls: list[dict]) -> list[tuple]:
 def strip(cfg: config.Config):
     """Draws OUT/what-the-network-sees.png: frames of some training clips, and the same distracted by `erase`
 
-    The rows of a pair are the two views x_o and x_d of one video, as they enter the network.
+    The clips are views of training, as they enter the network. Of DRAWS distractions the one is shown that changes a
+    clip most, since with most lam there is little to see.
     """
     import torch
 
@@ -319,10 +325,12 @@ def strip(cfg: config.Config):
     sampler = partial(random_clips, K=1, T=cfg.frames, stride=cfg.stride)
     clips = datasets.Clips(samples, sampler, cfg.short_side, cfg.seed, train=True)
     batch = datasets.collate([clips[0, i] for i in range(0, len(clips), max(1, len(clips) // 3))][:3])
-    draws = Draws(cfg.seed, 0)
-    x_o, x_v = make_views(batch, ((0, 0), (0, 1)), draws, cfg)  # (B, 3, T, S, S) each
-    x_d = config.choose(ERASE, cfg.erase, "erase")(x_v, draws, cfg.gamma)
-    rows = torch.stack([x_o, x_d], 1).flatten(0, 1)[:, :, :: max(1, cfg.frames // 8)]  # (2B, 3, 8, S, S)
+    (x,) = make_views(batch, ((0, 0),), Draws(cfg.seed, 0), cfg)  # (B, 3, T, S, S)
+    erase = config.choose(ERASE, cfg.erase, "erase")
+    tries = torch.stack([erase(x, Draws(cfg.seed, step), cfg.gamma) for step in range(DRAWS)])  # (DRAWS, B, 3, T, S, S)
+    most = (tries - x).square().flatten(2).mean(2).argmax(0)  # (B,)
+    x_d = tries[most, torch.arange(len(x))]
+    rows = torch.stack([x, x_d], 1).flatten(0, 1)[:, :, :: max(1, cfg.frames // 8)]  # (2B, 3, 8, S, S)
     pixels = denormalise(rows).clamp(0, 1).permute(0, 2, 3, 4, 1)  # (2B, 8, S, S, 3)
 
     plt = pyplot()
@@ -333,8 +341,8 @@ def strip(cfg: config.Config):
             axis.imshow(frame)
             axis.set(xticks=[], yticks=[])
         name = samples.classes[batch.label[i // 2]]
-        row[0].set_ylabel(("x_o", "x_d")[i % 2] + f"\n{name}", fontsize=8)
-    figure.suptitle(f"Two views of a video: augmented (x_o), and also distracted (x_d): {cfg.erase}", fontsize=10)
+        row[0].set_ylabel(("original", "distracted")[i % 2] + f"\n{name}", fontsize=8)
+    figure.suptitle(f"Clips, and the same distracted: {cfg.erase}, the strongest of {DRAWS} draws", fontsize=10)
     path = Path(cfg.out) / "what-the-network-sees.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     save(figure, path)

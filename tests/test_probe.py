@@ -136,6 +136,6 @@ def test_pre_training_does_not_notice(tiny, tmp_path, monkeypatch):
     assert [(line["step"], line["epoch"]) for line in probes] == [(8, 2), (16, 4)]
     assert len(lines[0]) == len(plain) and all("loss" not in line for line in probes)
     drawn = []
-    monkeypatch.setattr(report, "plot_curves", lambda path, stage, runs, keys: drawn.extend(keys))
+    monkeypatch.setattr(report, "plot_curves", lambda path, stage, runs, keys, *_: drawn.extend(keys))
     report.curves(tmp_path, ["every2"])
     assert {"loss", "probe_knn", "probe_linear", "probe_knn_scene", "probe_linear_scene"} <= {*drawn}

@@ -85,7 +85,7 @@ def test_what_the_paper_has_no_number_for():
 def test_reliance_is_biased_minus_swapped():
     results = [result("demo-moco", top1=80.0), result("demo-moco", subset="swapped", top1=30.0), result("demo-random")]
     (row,) = rows(report.reliance(["demo-random", "demo-moco"], results)[-1])
-    assert list(row.values()) == ["demo-moco", "80.0", "30.0", "50.0"]
+    assert list(row.values()) == ["demo-moco", "80.0", "30.0", "50.0", "80 / 30"]
     assert report.reliance(["demo-random"], results[2:]) == []
 
 
