@@ -31,6 +31,7 @@ VERBS = {
     "finetune": ("be.finetune", "finetune", "finetune", "run.py finetune --cfg table1-moco-be dataset=hmdb51 split=1"),
     "evaluate": ("be.evaluate", "evaluate", "finetune", "run.py evaluate --cfg demo-moco-be subset=swapped"),
     "retrieve": ("be.retrieve", "retrieve", "retrieve", "run.py retrieve --cfg table3-moco-be-i3d protocol=paper"),
+    "bench data": ("be.bench_data", "bench", None, "run.py bench data rounds=9"),
     "bench retrieve": ("be.retrieve", "bench", None, "run.py bench retrieve queries=1000 gallery=2136"),
     "robustness": ("be.robustness", "robustness", "runs",
                    "run.py robustness --cfg runs/A/finetune-ucf101-split1-seed0,runs/B/finetune-ucf101-split1-seed0"),
