@@ -22,6 +22,10 @@ def words(tiny, out, *more):
     return ["--cfg", "demo-moco-be", f"data={tiny}", f"out={out}", *TINY, *more]
 
 
+def load(tiny, out, *more, stage="pretrain"):
+    return config.load("demo-moco-be", [*words(tiny, out, *more)[2:], "pretrained=none"], stage)
+
+
 def record(path):
     """The losses, and all tensors of the newest checkpoint."""
     checkpoint = torch.load(sorted((path / "checkpoint").glob("*.pt"))[-1], weights_only=True)
@@ -49,7 +53,7 @@ def test_batches_that_do_not_fit():
 
 def test_same_seed_same_losses_and_another_seed_others(tiny, tmp_path):
     for out, seed in (("a", 0), ("b", 0), ("c", 1)):
-        run("pretrain", *words(tiny, tmp_path / out, f"seed={seed}", f"workers={2 if out == 'b' else 0}"))
+        train.pretrain(load(tiny, tmp_path / out, f"seed={seed}", f"workers={2 if out == 'b' else 0}"))
     a, b = (record(tmp_path / out / "demo-moco-be/pretrain-seed0") for out in "ab")
     c = record(tmp_path / "c/demo-moco-be/pretrain-seed1")
     assert len(a[0]) == 8 and a[0] == b[0] and a[0] != c[0]
@@ -58,15 +62,11 @@ def test_same_seed_same_losses_and_another_seed_others(tiny, tmp_path):
 
 def test_accumulation_equals_the_whole_batch(tiny, tmp_path):
     """Fine-tuning in two parts of 4 gives the losses of one batch of 8, up to rounding, where nothing is drawn."""
-    fixed = ["pretrained=none", "size=24", "rotate=0", "jitter=[0, 0, 0, 0]"]  # size = short_side: one crop
+    fixed = ["size=24", "rotate=0", "jitter=[0, 0, 0, 0]"]  # size = short_side: one crop
     for parts in (1, 2):
-        run("finetune", *words(tiny, tmp_path / str(parts), *fixed, f"accumulate={parts}"))
+        finetune.finetune(load(tiny, tmp_path / str(parts), *fixed, f"accumulate={parts}", stage="finetune"))
     one, two = (record(tmp_path / p / "demo-moco-be/finetune-ucf101-split1-seed0")[0] for p in ("1", "2"))
     assert one[:5] == pytest.approx(two[:5], abs=1e-4)  # rounding grows from step to step
-
-
-def load(tiny, out, *more, stage="pretrain"):
-    return config.load("demo-moco-be", [*words(tiny, out, *more)[2:], "pretrained=none"], stage)
 
 
 @pytest.mark.parametrize("log_every, save_every", [(100, 1), (1, 100), (3, 4)])
