@@ -1,6 +1,6 @@
 """What a clip can be turned into, to ask what a network looks at: its motion taken away, or its scene exchanged.
 
-    shot = apart(x, other, draws)                  x (K, 3, T, S, S), as it enters the network
+    shot = apart(x, other, draws)                  x (K, 3, T, S, S), as it enters the network; other: another video
     y = MANIPULATIONS["actor elsewhere"](shot)     of the same shape
 
 What stands still is the scene, what does not is the actor: the scene is the median of every pixel over the frames of
@@ -14,17 +14,30 @@ place. With the demo's camera, which pans by up to a third of the picture during
 
 import os
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from accelerate.utils import gather_object
 
 from be import synthetic
 from be.augment import crop, denormalise, normalise
 from be.config import ConfigError
+from be.evaluate import views
+from be.runs import RunError
+from be.video import even_clips
 
 THRESHOLD = 0.15  # of the difference in any colour, of pixels in [0, 1], from which on a pixel is taken for moving
+DONORS = 256  # videos of a list, drawn at random, whose scenes and actors are pasted into all videos of it
+
+
+class Still(NamedTuple):
+    """What a video lends to others: the frame in the middle of its central clip, taken apart."""
+
+    frame: torch.Tensor  # (3, S, S)
+    scene: torch.Tensor  # (3, S, S)
+    actor: torch.Tensor  # (1, S, S) bool
 
 
 class Shot(NamedTuple):
@@ -33,7 +46,7 @@ class Shot(NamedTuple):
     x: torch.Tensor  # (K, 3, T, S, S) the clip
     scene: torch.Tensor  # (K, 3, T, S, S) without the actor
     actor: torch.Tensor  # (K, 1, T, S, S) bool, where he is
-    other: torch.Tensor  # (3, S, S) the scene of another video
+    other: Still | None  # of a video of another class
     draws: object  # augment.Draws
 
 
@@ -71,7 +84,17 @@ def shuffled(shot: Shot):
 
 def elsewhere(shot: Shot):
     """The actor, as he moves, before the still scene of another video."""
-    return torch.where(shot.actor, shot.x, shot.other[:, None])
+    return torch.where(shot.actor, shot.x, shot.other.scene[:, None])
+
+
+def body(shot: Shot):
+    """The actor of another video stands in the picture, cut out of one frame: a body, but no motion."""
+    return torch.where(shot.other.actor[:, None], shot.other.frame[:, None], shot.x)
+
+
+def foreign(shot: Shot, lam: float = 0.3):
+    """A still frame of another video lies over all frames, as noise."""
+    return mixed(shot.x, shot.other.frame[:, None], lam)
 
 
 MANIPULATIONS: dict[str, Callable[[Shot], torch.Tensor]] = {
@@ -82,13 +105,57 @@ MANIPULATIONS: dict[str, Callable[[Shot], torch.Tensor]] = {
     "actor elsewhere": elsewhere,
 }
 
+ADVERSARIAL: dict[str, Callable[[Shot], torch.Tensor]] = {  # paper 4.7, Figure 7
+    "original": lambda shot: shot.x,
+    "static video": frozen,
+    "static body": body,
+    "foreign frame": foreign,
+}
+
 
 def mixed(x, still, lam: float):
     """Eq. 1 with lam given, not drawn: (1 - lam) x + lam still, `still` one frame for all, (K, 3, 1, S, S)."""
     return torch.lerp(x, still.expand_as(x), lam)
 
 
+# ---- other videos
+
+
+def donors(samples, cfg, accelerator) -> dict[int, Still]:
+    """What up to DONORS readable videos of the list lend, in half precision on the CPU, by their place in the list."""
+    some = np.sort(np.random.default_rng((cfg.seed, 0)).permutation(len(samples))[:DONORS])
+    sampler = partial(even_clips, K=1, T=cfg.frames, stride=cfg.stride)
+    chosen, found = samples.take(some), {}
+    take = taker(chosen, sampler, cfg.short_side, cfg.scene == "rendered")
+    for i, x in views(chosen, sampler, cfg, accelerator, "other videos"):
+        if x is not None:
+            shot = take(x, i, None, None)
+            frame, scene, actor = (part[0, :, cfg.frames // 2].cpu() for part in (x, shot.scene, shot.actor))
+            found[int(some[i])] = Still(frame.half(), scene.half(), actor)
+    found = {i: still for part in gather_object([found]) for i, still in part.items()}
+    return dict(sorted(found.items()))
+
+
+def partners(labels, lend: list[int], seed: int) -> list[int]:
+    """For every video one of another class among `lend`, drawn from (seed, i). RunError if there is none."""
+    lend = np.array(lend, np.int64)
+    if len(np.unique(labels[lend])) < 2:
+        raise RunError(f"{len(lend)} readable videos of one class: there is none of another one to paste from")
+    return [int(np.random.default_rng((seed, i)).choice(lend[labels[lend] != label])) for i, label in enumerate(labels)]
+
+
+def lent(still: Still, like) -> Still:
+    """As `like` is: its type and device."""
+    return Still(still.frame.to(like), still.scene.to(like), still.actor.to(like.device))
+
+
 # ---- the truth of synthetic videos
+
+
+def scenes(samples):
+    """The number of the class whose own family of scenes each synthetic video has, int64 (N,)."""
+    known, family = specs(samples.root), list(synthetic.SCENES)
+    return torch.tensor([family.index(known[path].scene) for path in samples.paths])
 
 
 def taker(samples, sampler, short_side: int, rendered: bool):

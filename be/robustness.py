@@ -11,9 +11,13 @@ Every test video is shown whole and changed (be/manipulate.py), with the same `t
                         `fooled` is the share of answers that name the class of that other video: chance is 1 / classes
     BE, lam             Eq. 1 at test time: a random frame of the clip mixed into all of it with weight lam
 
-All in % of the videos of the list; one that cannot be read is wrong everywhere. On synthetic videos there is a
-question more, a conflict of cues: where the scene is of the family of another class (the list `swapped` is full of
-such), how often is the answer the motion's class, and how often the scene's?
+All in % of the videos of the list; one that cannot be read is wrong everywhere. Synthetic videos allow two questions
+more, of scene against motion:
+
+    conflict    where the scene is of the family of another class (the list `swapped` is full of such), how often is the
+                answer the motion's class, and how often the scene's?
+    probe       a linear classifier of the frozen features, taught motion or family of scenes on the training list: how
+                often is it right? What can be read off need not be what is answered
 """
 
 import json
@@ -24,15 +28,17 @@ from statistics import mean, stdev
 
 import numpy as np
 import torch
-from accelerate.utils import gather_object
 
-from be import manipulate, synthetic
+from be import datasets, manipulate
 from be.augment import Draws
 from be.config import Config, ConfigError
-from be.evaluate import accuracy, load_classifier, load_list, over_videos, views
+from be.evaluate import accuracy, features, load_classifier, load_list, over_videos
 from be.manipulate import MANIPULATIONS, mixed
-from be.report import COLOURS, markdown, number, pyplot
-from be.runs import RunError, git_sha, make_accelerator, write_text
+from be.page import markdown
+from be.plots import COLOURS, pyplot, save
+from be.probe import linear
+from be.report import number
+from be.runs import git_sha, make_accelerator, write_text
 from be.video import even_clips
 
 LAMBDAS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
@@ -60,6 +66,7 @@ def robustness(*runs: tuple[Path, Config]):
             about = {"dataset": first.dataset, "subset": subset, "test_clips": first.test_clips, "scene": first.scene,
                      "classes": len(classes), "git_sha": git_sha(), "device": str(accelerator.device)}
             out = Path(first.out) / f"robustness-{first.dataset}-{subset}"
+            out.parent.mkdir(parents=True, exist_ok=True)
             write_text(out.with_suffix(".json"), json.dumps({**about, "runs": rows}, indent=1) + "\n")
             head = f"Top-1 in %, {first.dataset} {subset}, {first.test_clips} clips a video, scene: {first.scene}"
             text = [head, "", *table(rows)]
@@ -73,12 +80,12 @@ def measure(model, samples, cfg: Config, accelerator) -> dict[str, float]:
     model.eval()
     sampler = partial(even_clips, K=cfg.test_clips, T=cfg.frames, stride=cfg.stride)
     take = manipulate.taker(samples, sampler, cfg.short_side, cfg.scene == "rendered")
-    scenes = still_scenes(samples, cfg, accelerator)
-    partner = partners(samples.labels, list(scenes), cfg.seed)
+    others = manipulate.donors(samples, cfg, accelerator)
+    partner = manipulate.partners(samples.labels, list(others), cfg.seed)
 
     def compute(x, i):
         draws = Draws(cfg.seed, i, device=x.device)  # by the video: the same for any number of processes
-        shot = take(x, i, scenes[partner[i]].to(x), draws)
+        shot = take(x, i, manipulate.lent(others[partner[i]], x), draws)
         frame = draws.randint(x.shape[2], len(x))  # k of Eq. 1, the same for all lam
         frame = x[torch.arange(len(x), device=x.device), :, frame].unsqueeze(2)  # (K, 3, 1, S, S)
         clips = [change(shot) for change in MANIPULATIONS.values()] + [mixed(x, frame, lam) for lam in LAMBDAS]
@@ -88,35 +95,17 @@ def measure(model, samples, cfg: Config, accelerator) -> dict[str, float]:
     label, answer = torch.from_numpy(samples.labels), probabilities.argmax(2)  # (N,), (N, M)
     names = [*MANIPULATIONS, *(f"BE, {lam}" for lam in LAMBDAS)]
     result = {name: accuracy(probabilities[:, m], label, ok)["top1"] for m, name in enumerate(names)}
-    other = torch.tensor([label[partner[i]] if i in partner else -1 for i in range(len(samples))])
-    result["fooled"] = share(answer[:, names.index("actor elsewhere")] == other, ok)
-    if specs := manipulate.specs(samples.root):
-        family = list(synthetic.SCENES)
-        scene = torch.tensor([family.index(specs[path].scene) for path in samples.paths])  # the class it belongs to
+    result["fooled"] = share(answer[:, names.index("actor elsewhere")] == label[partner], ok)
+    if manipulate.specs(samples.root):
+        scene = manipulate.scenes(samples)
         conflict = ok & (scene != label)
         result["conflict: motion"] = share((answer[:, 0] == label)[conflict])
         result["conflict: scene"] = share((answer[:, 0] == scene)[conflict])
+        train = datasets.load(cfg.dataset, cfg.data, "train", cfg.split)
+        (x, known), (y, there) = (features(model.backbone, model.pool, s, cfg, accelerator) for s in (train, samples))
+        for what, of in (("motion", lambda s: torch.from_numpy(s.labels)), ("scene", manipulate.scenes)):
+            result[f"probe: {what}"] = share(linear(x[known], of(train)[known], y) == of(samples), there)
     return {**result, "n_scored": int(ok.sum()), "n_expected": len(samples)}
-
-
-def still_scenes(samples, cfg, accelerator) -> dict[int, torch.Tensor]:
-    """The scene of every readable video, from its central clip: {i: half (3, S, S)}, in the order of the list."""
-    sampler = partial(even_clips, K=1, T=cfg.frames, stride=cfg.stride)
-    take, found = manipulate.taker(samples, sampler, cfg.short_side, cfg.scene == "rendered"), {}
-    for i, x in views(samples, sampler, cfg, accelerator, "scenes"):
-        if x is not None:
-            found[i] = take(x, i, None, None).scene[0, :, cfg.frames // 2].half().cpu()
-    found = {i: scene for part in gather_object([found]) for i, scene in part.items()}
-    return dict(sorted(found.items()))
-
-
-def partners(labels, readable: list[int], seed: int) -> dict[int, int]:
-    """For each readable video another one of another class, drawn from (seed, i). RunError if there is none."""
-    readable = np.array(readable, np.int64)
-    if len(np.unique(labels[readable])) < 2:
-        raise RunError(f"{len(readable)} readable videos of one class: nobody has the scene of another one")
-    return {i: int(np.random.default_rng((seed, i)).choice(readable[labels[readable] != labels[i]]))
-            for i in readable.tolist()}  # fmt: skip
 
 
 def share(true, ok=None) -> float:
@@ -147,8 +136,9 @@ def table(rows) -> list[str]:
 def plot(path, rows, head, classes):
     """Left, a group of bars for each manipulation; right, accuracy over lam. Error bars: sd over runs, if several."""
     plt, summary = pyplot(), cells(rows)
-    figure, (bars, curve) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained", width_ratios=(3, 2))
     groups = [c for c in next(iter(summary.values())) if not c.startswith("BE")]
+    figure, (bars, curve) = plt.subplots(1, 2, figsize=(5 + 0.85 * len(groups), 4.2), layout="constrained",
+                                         width_ratios=(0.85 * len(groups), 4))
     width = 0.8 / len(summary)
     for n, (name, row) in enumerate(summary.items()):
         style = {"color": COLOURS[n % len(COLOURS)], "label": name}
@@ -157,24 +147,22 @@ def plot(path, rows, head, classes):
         bars.bar(x, [v["mean"] for v in values], width * 0.92, yerr=[v["sd"] or 0 for v in values],
                  error_kw={"lw": 1, "ecolor": "0.3"}, **style)
         points = [row["original"], *(row[f"BE, {lam}"] for lam in LAMBDAS)]
-        curve.errorbar((0, *LAMBDAS), [p["mean"] for p in points], [p["sd"] or 0 for p in points], marker="o", ms=4,
-                       lw=1.5, **style)
-    labels = {"actor elsewhere": "actor\nelsewhere", "fooled": "says the\nother scene's\nclass",
-              "conflict: motion": "conflict:\nsays the\nmotion", "conflict: scene": "conflict:\nsays the\nscene"}
-    bars.set_xticks(range(len(groups)), [labels.get(c, c.replace(" ", "\n")) for c in groups], fontsize=8)
-    curve.set_xlabel("BE at test time: lam", fontsize=9)
+        curve.errorbar((0, *LAMBDAS), [p["mean"] for p in points], [p["sd"] or 0 for p in points], lw=1.5,
+                       marker="osD^vP*"[n % 7], ms=5, **style)
+    labels = {"fooled": "answer:\nother\nscene", "conflict: motion": "conflict:\nmotion", "conflict: scene":
+              "conflict:\nscene", "probe: motion": "probe:\nmotion", "probe: scene": "probe:\nscene"}  # fmt: skip
+    bars.set_xticks(range(len(groups)), [labels.get(c, c.replace(" ", "\n")) for c in groups])
+    curve.set_xlabel("BE at test time: λ", fontsize=9)
     top = max([5, *(v["mean"] + (v["sd"] or 0) for row in summary.values() for v in row.values())]) * 1.08
     for axis, what in ((bars, "top-1, or share of answers, %"), (curve, "top-1, %")):
-        axis.axhline(100 / classes, color="0.4", lw=1, ls="--", zorder=0)
+        axis.axhline(100 / classes, color="0.4", lw=1, ls="--", zorder=0, label="chance")
         axis.set_ylabel(what, fontsize=9)
         axis.set_ylim(0, min(100, top))
         axis.tick_params(labelsize=8)
         axis.grid(axis="y", alpha=0.25)
         axis.set_axisbelow(True)
         axis.spines[["top", "right"]].set_visible(False)
-    curve.annotate("chance", (0.6, 100 / classes), xytext=(0, 3), textcoords="offset points", ha="right", fontsize=8,
-                   color="0.4")
-    curve.legend(fontsize=8, frameon=False)
-    figure.suptitle(head, fontsize=10)
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+    figure.legend(*curve.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8, frameon=False)
+    several = any(v["sd"] is not None for row in summary.values() for v in row.values())
+    figure.suptitle(head + ("; mean and sd over runs" if several else ""), fontsize=10)
+    save(figure, path)

@@ -8,7 +8,7 @@ import torch
 
 from be import manipulate, synthetic
 from be.augment import Draws, denormalise, eval_view, normalise
-from be.manipulate import MANIPULATIONS, apart, median, mixed, moving, true_shot
+from be.manipulate import ADVERSARIAL, MANIPULATIONS, Still, apart, median, mixed, moving, true_shot
 
 FRAMES = np.array([2 * np.arange(16), 20 + 2 * np.arange(16)])  # (K, T): two clips of the demo's form
 
@@ -16,8 +16,8 @@ FRAMES = np.array([2 * np.arange(16), 20 + 2 * np.arange(16)])  # (K, T): two cl
 @pytest.fixture
 def noise():
     torch.manual_seed(0)
-    x, other = torch.randn(3, 3, 5, 6, 6), torch.randn(3, 6, 6)
-    return apart(x, other, Draws(0, 0))
+    x, other = torch.randn(3, 3, 5, 6, 6), torch.randn(2, 3, 6, 6)
+    return apart(x, Still(*other, torch.rand(1, 6, 6) < 0.3), Draws(0, 0))
 
 
 def test_the_scene_is_the_median_and_the_actor_what_differs(noise):
@@ -31,14 +31,18 @@ def test_the_scene_is_the_median_and_the_actor_what_differs(noise):
 
 def test_manipulations_by_loops(noise):
     x = noise.x
-    y = {name: manipulation(noise) for name, manipulation in MANIPULATIONS.items()}
+    y = {name: manipulation(noise) for name, manipulation in {**ADVERSARIAL, **MANIPULATIONS}.items()}
     assert all(clip.shape == x.shape for clip in y.values())
     for k, t in np.ndindex(3, 5):
         assert torch.equal(y["one frame"][k, :, t], x[k, :, 2])
         assert torch.equal(y["scene only"][k, :, t], x[k].sort(1).values[:, 2])
         for i, j in np.ndindex(6, 6):
-            source = x[k, :, t] if noise.actor[k, 0, t, i, j] else noise.other
+            source = x[k, :, t] if noise.actor[k, 0, t, i, j] else noise.other.scene
             assert torch.equal(y["actor elsewhere"][k, :, t, i, j], source[:, i, j])
+            source = noise.other.frame if noise.other.actor[0, i, j] else x[k, :, t]
+            assert torch.equal(y["static body"][k, :, t, i, j], source[:, i, j])
+        torch.testing.assert_close(y["foreign frame"][k, :, t], 0.7 * x[k, :, t] + 0.3 * noise.other.frame)
+        assert torch.equal(y["static video"][k, :, t], x[k, :, 2])
         found = [s for s in range(5) if torch.equal(y["shuffled"][k, :, t], x[k, :, s])]
         assert len(found) == 1
     assert torch.equal(y["shuffled"].sort(2).values, x.sort(2).values)  # each frame once

@@ -13,7 +13,7 @@ ROWS = [
     ["probe"],
     ["train"],
     ["finetune", "prepare", "plan", "report"],
-    ["bench_data", "retrieve", "robustness", "cam"],
+    ["bench_data", "retrieve", "robustness", "cam", "figures", "inspection"],
 ]
 ROW = {module: row for row, modules in enumerate(ROWS) for module in modules}
 BE = Path(__file__).parents[1] / "be"
