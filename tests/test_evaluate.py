@@ -9,8 +9,9 @@ import torch
 from conftest import TINY, run
 from safetensors.torch import load_file, save_file
 
-from be import config, evaluate, runs
+from be import config, datasets, evaluate, runs
 from be.evaluate import accuracy
+from be.prepare import prepare
 
 
 def test_accuracy_by_a_slow_count():
@@ -97,10 +98,13 @@ def test_a_broken_video_counts_as_wrong(tiny, tuned, tmp_path):
     whole, probabilities = outcome(path)
     line = (tmp_path / "data/ucf101/ucfTrainTestlist/testlist01.txt").read_text().splitlines()[0]
     (tmp_path / "data/ucf101/UCF-101" / line).write_bytes(b"no video")
+    prepare("ucf101", str(tmp_path / "data"), check="packets", accept=1, workers=1)
     said = run("evaluate", *base, f"data={tmp_path / 'data'}")
     assert "scored 15/16" in said.stdout and line.split("/")[1] in said.stderr
     result, broken = outcome(path)
     assert (result["n_scored"], result["n_expected"]) == (15, 16)
+    mark = datasets.load("ucf101", tmp_path / "data", "test").manifest_hash
+    assert mark is not None and (result["manifest_hash"], whole["manifest_hash"]) == (mark, None)
     assert broken["ok"].tolist() == [False] + [True] * 15
     torch.testing.assert_close(broken["probabilities"][1:], probabilities["probabilities"][1:], rtol=0, atol=0)
     first = probabilities["probabilities"][0].argmax() == probabilities["label"][0]

@@ -15,6 +15,7 @@ from conftest import ROOT, TINY, run
 from be import backbones, config, datasets, retrieve
 from be.augment import eval_view
 from be.config import ConfigError
+from be.prepare import prepare
 from be.report import report
 from be.retrieve import PROTOCOLS, Features, block_sizes, consecutive_clips, max_cells, recall, search
 from be.runs import RunError, make_accelerator
@@ -202,10 +203,13 @@ def test_an_unreadable_video_is_a_query_missed(tiny, tmp_path):
     for subset, i in (("test", 3), ("train", 5)):
         with open(datasets.load("ucf101", tmp_path / "data", subset, 1).path(i), "wb") as file:
             file.write(b"no video")
+    prepare("ucf101", str(tmp_path / "data"), check="packets", accept=2, workers=1)
     verb(tmp_path / "data", tmp_path / "out", "protocol=gap")
     path = tmp_path / "out/demo-random/retrieve-ucf101-split1-seed0/recall-gap-test.json"
     result = json.loads(path.read_text())
     assert (result["n_scored"], result["n_expected"], result["gallery"]) == (15, 16, 31)
+    mark = datasets.load("ucf101", tmp_path / "data", "test").manifest_hash
+    assert result["manifest_hash"] == mark is not None
     assert result["R@50"] == pytest.approx(100 * 15 / 16)  # all 31 are near, one query was not asked
 
 
