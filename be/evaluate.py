@@ -178,7 +178,7 @@ def save(cfg: Config, subset: str, probabilities, label, ok, **origin):
     """result-SUBSET.json and probabilities-SUBSET.safetensors in the run's directory, and one line for the person."""
     path, result = run_dir(cfg, "finetune"), accuracy(probabilities, label, ok)
     about = {"experiment": cfg.name, "dataset": cfg.dataset, "subset": subset, "split": cfg.split, "seed": cfg.seed,
-             "test_clips": cfg.test_clips, **origin}
+             "test_clips": cfg.test_clips, "select": cfg.select, "synthetic": cfg.synthetic, **origin}
     write_aside(path / f"probabilities-{subset}.safetensors",
                 lambda aside: save_file({"probabilities": probabilities, "label": label, "ok": ok}, aside))
     write_text(path / f"result-{subset}.json", json.dumps({**result, **about}, indent=1) + "\n")

@@ -10,8 +10,8 @@ import numpy as np
 from be.config import experiments, paper_numbers
 from be.page import markdown
 from be.plots import COLOURS, per_class, pyplot, save
-from be.report import aggregate, confusion, number, read, runs_of
-from be.runs import RunError, git_sha, write_text
+from be.report import aggregate, confusion, number, runs_of
+from be.runs import RunError, git_sha, read_results, write_text
 
 # ---- Figure 4
 
@@ -29,7 +29,7 @@ def gain(out: str = "runs", dataset: str = "hmdb51", static: str = "figure4-stat
     which `base` knows nothing: that is left out and named. Pearson's r with its two-sided p value, a table and a
     scatter plot go to OUT/gain-DATASET-SUBSET.json, .md and .png.
     """
-    results = [r for r in read(Path(out), "result") if (r["dataset"], r["subset"]) == (dataset, subset)]
+    results = [r for r in read_results(Path(out)) if (r["dataset"], r["subset"]) == (dataset, subset)]
     top1, splits = {}, {}
     for name in (static, base, better):
         rows = [r for r in results if r["experiment"] == runs_of(name)]
@@ -94,30 +94,35 @@ def scatter(path, x, y, names, head, static, base, better):
     axis.axhline(0, color="0.6", lw=0.8, zorder=0)
     axis.scatter(x, y, s=22, color=COLOURS[0], zorder=3)
     axis.margins(0.08)
-    figure.canvas.draw()  # labels go where they hide least, which takes the scale of the picture
-    dots = axis.transData.transform(np.stack([x, y], 1))
-    for place, name, (dx, dy) in zip(zip(x, y, strict=True), names, label_places(dots, names), strict=True):
-        axis.annotate(name.replace("_", " "), place, (dx, dy), textcoords="offset pixels", fontsize=6.5, color="0.25",
-                      va="center", ha="left" if dx > 0 else "right" if dx < 0 else "center")
     axis.set_xlabel(f"top-1 of static videos ({static}), %")
     axis.set_ylabel(f"relative gain of {better}\nover {base}, %")
     axis.legend(fontsize=8, frameon=False)
     axis.grid(alpha=0.25)
     axis.spines[["top", "right"]].set_visible(False)
     axis.set_title(head, fontsize=10)
+    figure.canvas.draw()  # labels go where they hide least, which takes the scale of the picture
+    dots, inside = (values * 72 / figure.dpi for values in (axis.transData.transform(np.stack([x, y], 1)),
+                                                            axis.bbox.extents))  # fmt: skip
+    for place, name, (dx, dy) in zip(zip(x, y, strict=True), names, label_places(dots, names, inside), strict=True):
+        axis.annotate(name.replace("_", " "), place, (dx, dy), textcoords="offset points", fontsize=6, color="0.25",
+                      va="center", ha="left" if dx > 0 else "right" if dx < 0 else "center")
     save(figure, path)
 
 
-def label_places(dots, names, height: float = 10, letter: float = 4.6):
-    """For each dot (n, 2), in px, one of 8 offsets at which the label covers the fewest dots and labels before it."""
+def label_places(dots, names, inside, height: float = 7, letter: float = 3.5):
+    """For each dot (n, 2) one of 8 offsets at which its label hides the fewest dots and labels before it.
+
+    All in points; inside: left, bottom, right, top, which a label should not leave.
+    """
     taken, chosen = [], []
     for (x, y), name in zip(dots, names, strict=True):
         width, best = letter * len(name), None
-        for dx, dy in ((5, 0), (-5, 0), (0, 9), (0, -9), (5, 8), (5, -8), (-5, 8), (-5, -8)):
+        for dx, dy in ((4, 0), (-4, 0), (0, 6), (0, -6), (4, 5), (4, -5), (-4, 5), (-4, -5)):
             left = x + dx - (0 if dx > 0 else width if dx < 0 else width / 2)
             box = np.array([left, y + dy - height / 2, left + width, y + dy + height / 2])
             hidden = ((dots > box[:2]) & (dots < box[2:])).all(1).sum()
             hidden += sum((box[:2] < b[2:]).all() and (box[2:] > b[:2]).all() for b in taken)
+            hidden += 3 * ((box[:2] < inside[:2]).any() or (box[2:] > inside[2:]).any())
             if best is None or hidden < best[0]:
                 best = hidden, box, (dx, dy)
         taken.append(best[1])
@@ -135,7 +140,7 @@ def bars(names: str, out: str = "runs"):
     out     the folder of runs; the plot goes to OUT/bars-NAMES.png
     """
     known = [name for name in experiments() if fnmatch.fnmatch(name, names)]
-    summary = aggregate([r for r in read(Path(out), "result") if r["subset"] == "test"])
+    summary = aggregate([r for r in read_results(Path(out)) if r["subset"] == "test"])
     datasets = list(dict.fromkeys(d for name in known for d in paper_numbers(name))) or list(
         dict.fromkeys(d for n, d, _ in summary if n in map(runs_of, known)))
     cells = {(name, d): summary.get((runs_of(name), d, "test")) for name in known for d in datasets}

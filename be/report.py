@@ -7,8 +7,6 @@ from itertools import pairwise
 from pathlib import Path
 from statistics import mean, stdev
 
-import yaml
-
 from be import config
 from be.config import experiments, paper_numbers
 from be.page import as_html, as_markdown
@@ -38,11 +36,11 @@ def report(out: str = "runs", names: str = "*"):
 
     report.html holds its pictures and needs nothing else, no network either.
     """
-    from be.runs import git_sha, write_text  # torch takes seconds to import
+    from be.runs import git_sha, read_results, write_text  # torch takes seconds to import
 
     out = Path(out)
     (out / "report").mkdir(parents=True, exist_ok=True)
-    results, recalls = read(out, "result"), read(out, "recall")
+    results, recalls = read_results(out), read_results(out, "recall")
     known = [name for name in experiments() if fnmatch.fnmatch(name, names)]
     variants = {r["experiment"] for r in results + recalls} - experiments().keys()  # named on the command line
     known += sorted(name for name in variants if fnmatch.fnmatch(name, names))
@@ -54,7 +52,8 @@ def report(out: str = "runs", names: str = "*"):
         ("title", "Results"),
         ("text", "Top-1 in %: the mean over the splits, and ± the standard deviation over seeds, if there are several. "
          "A video that cannot be read counts as wrong; `scored` says how many were read, of how many."),
-        *said, *curves(out, ours), *by_class(out, results), *pictures(out, recalls), *provenance(out, ours),
+        *said, *curves(out, ours), *by_class(out, results), *pictures(out, recalls),
+        *provenance(out, ours, results + recalls),
         ("text", f"Written by run.py report, code {git_sha()}."),
     ]  # fmt: skip
     write_text(out / "report.md", as_markdown(blocks, out) + "\n")
@@ -66,18 +65,6 @@ def report(out: str = "runs", names: str = "*"):
 def runs_of(name: str) -> str:
     """The experiment whose runs a row of the paper stands for: itself, or the entry's `name`."""
     return experiments().get(name, {}).get("name", name)
-
-
-def read(out: Path, kind: str) -> list[dict]:
-    """Results, and from their configs: whether this was a rehearsal on synthetic videos, and which epoch was tested."""
-    from be.runs import read_results
-
-    results = read_results(out, kind)
-    for r in results:
-        path = Path(r["path"]) / "config.yaml"
-        cfg = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
-        r.update(synthetic=cfg.get("synthetic", False), select=cfg.get("select", "last"))
-    return results
 
 
 # ---- numbers
@@ -204,7 +191,7 @@ def number(cell: dict | None) -> str:
     return f"{cell['mean']:.1f}" + (f" ± {cell['sd']:.1f}" if cell["sd"] is not None else "")
 
 
-def provenance(out: Path, names: list[str]) -> list[tuple]:
+def provenance(out: Path, names: list[str], results: list[dict]) -> list[tuple]:
     """Every finished stage: what it gave, on which data, by which code, where and in what time."""
     from be.runs import read_about, read_metrics
 
@@ -212,7 +199,7 @@ def provenance(out: Path, names: list[str]) -> list[tuple]:
     for folder in sorted(path for name in names for path in (out / name).glob("*-seed*")):
         weights = next((path for n in ("model", "backbone") if (path := folder / f"{n}.safetensors").exists()), None)
         about, spent = read_about(weights) if weights else {}, hours(read_metrics(folder))
-        found = [r for kind in ("result", "recall") for r in read(out, kind) if r["path"] == str(folder)]
+        found = [r for r in results if r["path"] == str(folder)]
         for r in found or ([{}] if weights else []):
             top = f"top-1 {r['top1']:.2f}" if "top1" in r else f"R@1 {r['R@1']:.2f}" if r else ""
             said = {**about, **{k: v for k, v in r.items() if v is not None}}

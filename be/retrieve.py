@@ -268,7 +268,7 @@ def retrieve(cfg: Config):
             missed = len(asked) - len(np.unique(queries.video))
             result = recall(rows, label_q, label_g, missed=missed)
             about = {"experiment": cfg.name, "dataset": cfg.dataset, "subset": subset, "split": cfg.split,
-                     "seed": cfg.seed, "protocol": cfg.protocol, "n_scored": len(queries),
+                     "seed": cfg.seed, "protocol": cfg.protocol, "synthetic": cfg.synthetic, "n_scored": len(queries),
                      "n_expected": len(queries) + missed, "gallery": len(gallery), "numbers": gallery.D,
                      **provenance(asked, accelerator),
                      "seconds": round(time.perf_counter() - began, 1)}
@@ -279,7 +279,8 @@ def retrieve(cfg: Config):
 
 def tell(cfg, subset, result, about):
     """The row of Table 3, beside the paper's."""
-    paper = paper_numbers(cfg.name) if subset == "test" and cfg.protocol == "paper" else {}
+    comparable = subset == "test" and cfg.protocol == "paper" and not cfg.synthetic
+    paper = paper_numbers(cfg.name) if comparable else {}
     rows = [["ours", *(f"{value:.1f}" for value in result.values())]]
     if paper:
         rows += [["paper", *(f"{paper[k]:.1f}" for k in result)]]

@@ -6,12 +6,12 @@ import re
 
 import pytest
 import torch
-import yaml
 from safetensors.torch import save_file
 
 from be import report
 from be.page import as_html, as_markdown
 from be.plots import per_class
+from be.runs import read_results
 
 
 def result(experiment="table1-moco-be", dataset="ucf101", subset="test", split=1, seed=0, top1=50.0, **more):
@@ -114,7 +114,6 @@ def finished(out, name, answers, labels, ok, seed=0, classes=("jump", "run", "wa
     path.mkdir(parents=True)
     hit = [a == label and good for a, label, good in zip(answers, labels, ok, strict=True)]
     (path / "result-test.json").write_text(json.dumps(result(name, seed=seed, top1=100 * sum(hit) / len(hit), **more)))
-    (path / "config.yaml").write_text(yaml.safe_dump({"synthetic": False, "select": "last"}))
     kept = {"probabilities": torch.eye(len(classes))[answers], "label": torch.tensor(labels), "ok": torch.tensor(ok)}
     save_file(kept, path / "probabilities-test.safetensors")
     about = {"classes": list(classes), "git_sha": "abc123", "device": "8 x H100", "manifest_hash": "feed5"}
@@ -126,7 +125,7 @@ def finished(out, name, answers, labels, ok, seed=0, classes=("jump", "run", "wa
 def test_confusion_by_hand(tmp_path):
     finished(tmp_path, "demo-moco", [0, 1, 1, 2, 0], [0, 0, 1, 2, 2], [True, True, True, True, False])
     finished(tmp_path, "demo-moco", [0, 0, 0, 0, 0], [0, 0, 1, 2, 2], [True] * 5, seed=1)
-    matrix, classes = report.confusion(report.read(tmp_path, "result"))
+    matrix, classes = report.confusion(read_results(tmp_path))
     assert matrix.tolist() == [[3, 1, 0, 0], [1, 1, 0, 0], [2, 0, 1, 1]] and classes == ["jump", "run", "walk"]
     assert per_class(matrix).tolist() == pytest.approx([75, 50, 25])
     assert report.confusion([result(path=str(tmp_path))]) is None  # the answers were not kept
