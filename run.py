@@ -26,12 +26,14 @@ VERBS = {
     "steps": ("be.targets", "steps", None, "run.py steps target=table1-moco-be splits=[1] synth=true"),
     "synth": ("be.synthetic", "synth", None, "run.py synth root=data/demo scene_bias=0.9"),
     "prepare": ("be.prepare", "prepare", None, "run.py prepare dataset=ucf101 data=data"),
+    "actors": ("be.actors", "actors", None, "run.py actors data=data"),
     "plan": ("be.plan", "plan", "pretrain,finetune", "run.py plan --cfg table1-moco-be batch_size=32"),
     "pretrain": ("be.train", "pretrain", "pretrain", "run.py pretrain --cfg demo-moco-be seed=1"),
     "finetune": ("be.finetune", "finetune", "finetune", "run.py finetune --cfg table1-moco-be dataset=hmdb51 split=1"),
     "evaluate": ("be.evaluate", "evaluate", "finetune", "run.py evaluate --cfg demo-moco-be subset=swapped"),
     "retrieve": ("be.retrieve", "retrieve", "retrieve", "run.py retrieve --cfg table3-moco-be-i3d protocol=paper"),
     "bench data": ("be.bench_data", "bench", None, "run.py bench data rounds=9"),
+    "bench train": ("be.bench_train", "bench", None, "run.py bench train backbones=r3d18 clips=8"),
     "bench retrieve": ("be.retrieve", "bench", None, "run.py bench retrieve queries=1000 gallery=2136"),
     "robustness": ("be.robustness", "robustness", "runs",
                    "run.py robustness --cfg runs/A/finetune-ucf101-split1-seed0,runs/B/finetune-ucf101-split1-seed0"),
@@ -44,6 +46,8 @@ VERBS = {
     "status": ("be.status", "status", None, "run.py status"),
     "export": ("be.weights", "export", None, "run.py export run=runs/table1-moco-be/pretrain-seed0 to=exported"),
     "report": ("be.report", "report", None, "run.py report out=runs"),
+    "scenebias": ("be.synthetic", "scenebias", None, "run.py scenebias data=data size=tiny"),
+    "evidence": ("be.evidence", "evidence", None, "run.py evidence question=gamma size=tiny abreast=2"),
 }
 
 

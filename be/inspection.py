@@ -151,6 +151,8 @@ def plot_features(path, z, labels, explained, title):
         axis.set_ylabel(f"component 2 ({100 * share[1]:.0f} %)", fontsize=8)
         axis.tick_params(labelsize=7)
         axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
-        axis.set_title(f"by {what}, which explains {100 * explained[what]:.0f} % of all variance", fontsize=9)
+        chance = (len(label.unique()) - 1) / max(1, len(label) - 1)  # of groups that mean nothing
+        axis.set_title(f"by {what}, which explains {100 * explained[what]:.0f} % of all variance "
+                       f"(chance {100 * chance:.0f} %)", fontsize=9)
     figure.suptitle(title, fontsize=9)
     save(figure, path)

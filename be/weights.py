@@ -293,7 +293,7 @@ def _from_torchvision(name: str) -> Path:
         raise WeightsError(f"torchvision has no model {name!r}; googlenet and r2plus1d_18 fit backbones here") from None
     except OSError as error:
         raise WeightsError(f"{weights.url} cannot be fetched ({error}); fetch it elsewhere and put it at {path}, or "
-                           f"name the file itself: pretrained={path.name}") from None
+                           f"name the file itself") from None
 
 
 # ---- out

@@ -13,7 +13,8 @@ ROWS = [
     ["probe"],
     ["train"],
     ["finetune", "prepare", "plan", "report"],
-    ["bench_data", "retrieve", "robustness", "cam", "figures", "inspection"],
+    ["bench_data", "bench_train", "retrieve", "robustness", "cam", "actors", "figures", "inspection"],
+    ["evidence"],
 ]
 ROW = {module: row for row, modules in enumerate(ROWS) for module in modules}
 BE = Path(__file__).parents[1] / "be"
