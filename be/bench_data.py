@@ -9,6 +9,7 @@ frames 250 apart, three of five pictures B), two like UCF101 (320 x 240, XviD in
 """
 
 import contextlib
+import gc
 import io
 import math
 import os
@@ -274,17 +275,19 @@ def bench(rounds: int = 5, draws: int = 2, short_side: int = 128, gop: int = 16,
         raise ConfigError(f"rounds={rounds} and draws={draws} must be at least 1, samples={samples} at least 100")
     threads, data = torch.get_num_threads(), Path(tempfile.mkdtemp(prefix="bench-data-"))
     torch.set_num_threads(1)
+    gc.freeze()  # as a worker of the loader does
     try:
         print(f"{processor()}, {os.cpu_count()} cores, Python {platform.python_version()}, PyAV {version('av')}")
         make(data, short_side, gop)
         compare(data, short_side, rounds, draws)
         recommend_workers(data, short_side)
         worker, process = memory_slope(datasets.load("plain", data, "copy"), short_side, samples)
-        print(f"memory over {samples:,} samples: {worker:+.2f} MiB in a worker and {process:+.2f} MiB in this process for "
-              "every 1,000")
+        print(f"memory over {samples:,} samples: {worker:+.2f} MiB for every 1,000 in a worker, {process:+.2f} MiB in "
+              "this process")
     finally:
         shutil.rmtree(data)
         torch.set_num_threads(threads)
+        gc.unfreeze()
 
 
 def processor() -> str:

@@ -13,6 +13,7 @@ many workers or processes decode it nor on what they decoded before.
 
 import csv
 import errno
+import gc
 import json
 import os
 import re
@@ -95,6 +96,7 @@ class Source:
     name: str
     parse: Callable
     page: str  # the official page, by name: addresses move
+    licence: str  # what its authors say of its use
     layout: str  # the expected files, a line each
     lists: str  # a pattern for the paths of its lists, that tells their subset and split where the name does
     group: Callable[[str], str]  # path -> the source video it was cut from
@@ -174,8 +176,8 @@ class Source:
 
     def missing(self, root, looked_for) -> str:
         tree = "\n".join(f"    {line}" for line in self.layout.splitlines())
-        return (f"{looked_for} does not exist.\n{self.name} is {self.page}. It should stand like this:\n"
-                f"  {Path(root).expanduser().absolute()}\n{tree}\nTo try the code without any data: make demo")
+        return (f"{looked_for} does not exist.\n{self.name} is {self.page}; {self.licence}.\n"
+                f"It should stand like this:\n  {Path(root).expanduser().absolute()}\n{tree}\nTo try the code without any data: make demo")
 
 
 DATASETS: dict[str, Source] = {}
@@ -232,6 +234,7 @@ def fields(where: str, line: str, pattern: str, form: str) -> tuple:
 
 @register(
     page="'UCF101 - Action Recognition Data Set' (CRCV, University of Central Florida)",
+    licence="no licence is stated, the videos are YouTube's users'",
     layout="UCF-101/CLASS/v_CLASS_gNN_cNN.avi\n"
            "ucfTrainTestlist/classInd.txt, trainlist01.txt, testlist01.txt ... testlist03.txt",
     lists=r"ucfTrainTestlist/(?:classInd|(?P<subset>.+)list(?P<split>\d\d))\.txt",
@@ -279,6 +282,7 @@ def hmdb_source(path):
 
 
 HMDB = dict(
+    licence="Creative Commons BY 4.0, the films belong to their makers",
     lists=r"testTrainMulti_7030_splits/.+_(?P<subset>[^_]+)_split(?P<split>\d)\.txt",
     group=hmdb_source,
     classes=51,
@@ -301,6 +305,7 @@ def actor_hmdb51(root, subset, split):
 
 @register(
     page="the 'Diving48 Dataset' (RESOUND, SVCL, UC San Diego), V2 annotations",
+    licence="no licence is stated, the videos are the broadcasters'",
     layout="rgb/NAME.mp4\nDiving48_vocab.json, Diving48_V2_train.json, Diving48_V2_test.json",
     lists=r"Diving48_(?:vocab|V2_(?P<subset>.+))\.json",
     group=lambda path: path.rpartition("_")[0] or path,  # the broadcast a dive was cut from
@@ -329,6 +334,7 @@ def diving48(root, subset, split):
 
 @register(
     page="'kinetics-dataset' (cvdfoundation on GitHub)",
+    licence="the annotations are Creative Commons BY 4.0, the videos are YouTube's users'",
     layout="train/ID_000010_000020.mp4   (or train/CLASS/ID_000010_000020.mp4), and so val/\n"
            "annotations/train.csv, val.csv",
     lists=r"annotations/(?P<subset>.+)\.csv",
@@ -360,6 +366,7 @@ def kinetics400(root, subset, split):
 
 @register(
     page="your own: any videos, listed in plain text",
+    licence="yours",
     layout="SUBSET.txt    'PATH LABEL' for each video, PATH relative to this folder, LABEL from 0\n"
            "classes.txt   the names of the classes, a line each, that of label 0 first",
     lists=r"(?:classes|(?P<subset>(?!prepare-report).+))\.txt",
@@ -528,12 +535,18 @@ def loader(clips: Clips, batches: Iterable[list[tuple[int, int]]], workers: int 
         clips, batch_sampler=batches, collate_fn=collate, num_workers=workers, persistent_workers=workers > 0,
         prefetch_factor=2 if workers else None, pin_memory=torch.device(device).type == "cuda",
         generator=torch.Generator().manual_seed(clips.seed),  # or it would draw from the global one
-        worker_init_fn=_outlive_one_signal,
+        worker_init_fn=_begin,
     )
 
 
-def _outlive_one_signal(_):
-    """Ctrl-C, and a cluster's SIGTERM, reach the workers too, but the training process still needs their batches to
+def _begin(_):
+    """What a worker does first.
+
+    Of the objects that came with it, nothing will be freed: a garbage collector that keeps looking at them takes a
+    twentieth of the time, and memory, as it makes copies of their pages.
+
+    Ctrl-C, and a cluster's SIGTERM, reach the workers too, but the training process still needs their batches to
     finish its step and write a checkpoint. So the first SIGTERM is let pass; a second one ends a worker."""
+    gc.freeze()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))

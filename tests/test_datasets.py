@@ -274,7 +274,7 @@ def test_missing_root_is_explained(tmp_path, monkeypatch, dataset):
         DATASETS[dataset]("nowhere", "train", 1)
     first, text = str(error.value).splitlines()[0], str(error.value)
     assert isinstance(error.value, FileNotFoundError) and first.startswith(str(tmp_path / "nowhere"))
-    assert DATASETS[dataset].page in text and "make demo" in text
+    assert DATASETS[dataset].page in text and DATASETS[dataset].licence in text and "make demo" in text
     assert all(line in text for line in DATASETS[dataset].layout.splitlines())
 
 
@@ -388,6 +388,18 @@ def test_draws_follow_seed_epoch_and_index(videos):
     for seed, epoch, i in [(5, 0, 0), (5, 0, 1), (5, 1, 0), (6, 0, 0), (5, 0, 0)]:
         make(videos, sampler, seed)[epoch, i]
     assert seen[0] == seen[4] and len(set(seen[:4])) == 4
+
+
+class Frozen(Clips):
+    """Tells, in place of the label, how many objects its garbage collector passes over."""
+
+    def item(self, *args, **named):
+        return super().item(*args, **named)._replace(label=gc.get_freeze_count())
+
+
+def test_what_a_worker_was_born_with_is_not_collected(videos):
+    (batch,) = loader(Frozen(videos, SAMPLER, 16, 5, train=True), [[(0, 0)]], workers=1)
+    assert batch.label.item() > 1000 and gc.get_freeze_count() == 0
 
 
 def test_a_video_is_opened_once(videos, monkeypatch):
