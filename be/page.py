@@ -14,10 +14,11 @@ STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #1c1c1c; background: #fff; max-width: 76rem; margin: 0 auto;
        padding: 1rem; }
 h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.5rem; border-bottom: 1px solid #ccc; }
-img { max-width: 100%; height: auto; } figure { margin: 1rem 0; } figcaption { color: #555; font-size: .85rem; }
+img { max-width: 100%; height: auto; display: block; margin: .5rem 0; }
 table { border-collapse: collapse; font-size: .85rem; width: 100%; }
 th, td { text-align: left; padding: .3rem .6rem; border-bottom: 1px solid #ddd; vertical-align: top; }
 th { color: #555; font-weight: 600; } .number { text-align: right; white-space: nowrap; }
+tr:hover td { background: #f6f6f6; }
 td:first-child { font-weight: 600; overflow-wrap: anywhere; }
 details { margin: .5rem 0; } summary { cursor: pointer; font-weight: 600; padding: .3rem 0; }
 @media (max-width: 46rem) { /* a row becomes a card, each cell with the name of its column */
@@ -27,7 +28,7 @@ details { margin: .5rem 0; } summary { cursor: pointer; font-weight: 600; paddin
                 border: 0; padding: .1rem 0; }
   td::before { content: attr(data-name); color: #555; font-weight: 400; text-align: left; flex-shrink: 0; }
   td:first-child { display: block; text-align: left; } td:first-child::before { content: none; }
-  td:empty { display: none; }
+  td:empty, .none { display: none; }
 }
 """
 
@@ -71,7 +72,7 @@ def _element(kind: str, *parts) -> str:
         return _table(*parts)
     if kind == "image":
         data, what = base64.b64encode(Path(parts[0]).read_bytes()).decode(), html.escape(parts[1])
-        return f'<figure><img src="data:image/png;base64,{data}" alt="{what}"><figcaption>{what}</figcaption></figure>'
+        return f'<img src="data:image/png;base64,{data}" alt="{what}">'
     if kind == "fold":
         return f"<details><summary>{html.escape(parts[0])}</summary>\n{_body(parts[1])}\n</details>"
     tag = {"title": "h1", "section": "h2", "text": "p"}[kind]
@@ -80,9 +81,9 @@ def _element(kind: str, *parts) -> str:
 
 def _table(head, rows) -> str:
     numeric = [all(re.fullmatch(r"[-+±\d./, ]*", row[i]) for row in rows) for i in range(len(head))]
-    kinds = [' class="number"' if right else "" for right in numeric]
-    top = "".join(f"<th{kind}>{html.escape(name)}</th>" for name, kind in zip(head, kinds, strict=True))
+    kinds = ["number" if right else "text" for right in numeric]
+    top = "".join(f'<th class="{kind}">{html.escape(name)}</th>' for name, kind in zip(head, kinds, strict=True))
     body = "\n".join("<tr>" + "".join(
-        f'<td{kind} data-name="{html.escape(name)}">{html.escape(cell)}</td>'
+        f'<td class="{kind}{" none" * (cell == "-")}" data-name="{html.escape(name)}">{html.escape(cell)}</td>'
         for name, kind, cell in zip(head, kinds, row, strict=True)) + "</tr>" for row in rows)  # fmt: skip
     return f"<table>\n<thead><tr>{top}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>"

@@ -21,6 +21,7 @@ TITLES = {
     "table2": "Table 2: fine-tuned on Diving48",
     "table3": "Table 3: retrieval on HMDB51",
     "table4": "Table 4: what distracts",
+    "figure4": "Figure 4: a network without motion",
     "figure5": "Figure 5: HMDB51 with and without its background",
     "sweep": "Sweeps of gamma and of the temporal stride",
     "more": "Methods beyond the paper",
@@ -51,7 +52,7 @@ def report(out: str = "runs", names: str = "*"):
     blocks = [
         ("title", "Results"),
         ("text", "Top-1 in %: the mean over the splits, and ± the standard deviation over seeds, if there are several. "
-         "A video that cannot be read counts as wrong; `scored` says how many were read, of how many."),
+         "A video that cannot be read counts as wrong; the column 'scored' says how many were read, of how many."),
         *said, *curves(out, ours), *by_class(out, results), *pictures(out, recalls),
         *provenance(out, ours, results + recalls),
         ("text", f"Written by run.py report, code {git_sha()}."),
@@ -125,6 +126,8 @@ def table(names: list[str], results: list[dict]) -> tuple | None:
                       if n == name and (d, s) not in lists and (n, d) not in others]
         for dataset, subset in lists:
             cell, theirs = summary.get((runs, dataset, subset)), paper.get(dataset) if subset == "test" else None
+            if cell is None and theirs is None:
+                continue
             rows.append([name, entry.get("about", ""), f"{dataset} {subset}", number(cell),
                          "-" if theirs is None else f"{theirs:.1f}", delta(cell, theirs), *counts(cell, dataset)])
     head = ["experiment", "what", "tested on", "top-1 %", "paper", "delta", "splits", "seeds", "scored", "note"]
@@ -223,7 +226,7 @@ def curves(out: Path, names: list[str]) -> list[tuple]:
     """A picture per stage: every logged quantity that changes, over the epochs, a colour per experiment, all seeds."""
     from be.runs import read_metrics
 
-    blocks = []
+    blocks, names = [], [name for name in names if any((out / name).glob("*/metrics.jsonl"))]
     for stage in config.STAGES:
         runs = [(name, read_metrics(path)) for name in names for path in sorted((out / name).glob(f"{stage}-*"))]
         runs = [(name, metrics) for name, metrics in runs if metrics]

@@ -78,8 +78,9 @@ def test_rows_that_share_runs():
 def test_what_the_paper_has_no_number_for():
     (row,) = rows(report.table(["demo-moco"], [result("demo-moco", subset="swapped")]))
     assert (row["tested on"], row["paper"], row["delta"]) == ("ucf101 swapped", "-", "-")
-    first, _ = rows(report.table(["sweep-gamma-0.1"], [result("sweep-gamma-0.1")]))
+    (first,) = rows(report.table(["sweep-gamma-0.1"], [result("sweep-gamma-0.1")]))
     assert (first["top-1 %"], first["paper"], first["delta"]) == ("50.0", "-", "-")
+    assert report.table(["sweep-gamma-0.1"], []) is None
 
 
 def test_reliance_is_biased_minus_swapped():
