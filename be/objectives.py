@@ -432,7 +432,11 @@ OBJECTIVES = {
 
 def build(method: str, backbone: nn.Module, options: dict) -> Objective:
     """The objective of that name; of `options` it gets those that the signatures of its class and bases name."""
-    make = choose(OBJECTIVES, method, "method")
+    return construct(choose(OBJECTIVES, method, "method"), backbone, options)
+
+
+def construct(make, backbone: nn.Module, options: dict) -> Objective:
+    """`make`, a class or a partial of one, called as `build` does."""
     bases = [c for c in getattr(make, "func", make).__mro__ if issubclass(c, Objective)]
     known = {name for c in bases for name in inspect.signature(c.__init__).parameters} - {"backbone", "task"}
     return make(backbone, **{name: options[name] for name in known & options.keys()})
