@@ -69,6 +69,22 @@ $(DEMO_SEEDS:%=demo-seed-%): demo-seed-%:
 	  $(RUN) evaluate --cfg $$name $(DEMO) seed=$* $(DEMO_SIZE) subset=test,swapped; \
 	done ) 2>&1 | sed -u 's/^/seed $* | /'
 
+# ---- the evidence: when does BE help? Questions put to the benchmark scenebias, see EVIDENCE.md. QUESTION=gamma asks
+# another one than `methods`; called again, it goes on where it was stopped.
+
+QUESTION ?= methods
+.PHONY: evidence-tiny evidence-small evidence-full
+
+evidence-tiny:   ## when does BE help? Measured on two CPU cores in half an hour (EVIDENCE.md)
+evidence-small:  ## the same with more videos, in two hours
+evidence-full:   ## the same with C3D at 112 pixels, for a GPU
+
+evidence-tiny evidence-small: evidence-%: $(READY)
+	OMP_NUM_THREADS=1 $(RUN) evidence question=$(QUESTION) size=$* abreast=2
+
+evidence-full: $(READY)
+	$(RUN) evidence question=$(QUESTION) size=full
+
 # ---- the paper. A target is an experiment, or all of a table: `make list`. What is finished is not done again.
 #
 #   make table1-moco-be DATA=/datasets GPUS=8     one row; SPLIT="1 2 3" SEED="0 1 2" for splits and seeds

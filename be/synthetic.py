@@ -28,14 +28,14 @@ import os
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from be.config import ConfigError
+from be.config import ConfigError, choose
 from be.jobs import watch
 from be.video import encode
 
@@ -57,8 +57,10 @@ CYCLE = 32  # frames of a cycle, on average: one in a clip of 16 frames with str
 
 # Lengths in short sides of the frame.
 RADIUS, SWELL = 0.2, 0.3  # of the actor, and the part of it that a pulse adds and takes away
+STRAY = 0.12  # radius of a stray
 ORBIT = 0.13  # radius of an orbit
 MARGIN = 0.2  # between the frame and the stage, on which the centres of orbits lie
+REACH = 2  # standard deviations of the camera's trembling that it never passes
 
 
 # Textures: (rng, height, width, period in px) -> field (height, width) in [-1, 1]
@@ -100,6 +102,25 @@ def clouds(rng, *shape):
     return np.tanh(noise(rng, *shape, slope=1.5))
 
 
+# What the textures become in `natural` videos: (slope of the amplitude spectrum, and for each of the layers how much
+# longer its structures are than high). Photographs have slopes about 1, and more energy along the two axes, the
+# horizon's or a building's, each kind of scene its own (Torralba & Oliva 2003, Network 14, 391).
+NATURAL = {stripes: (1.0, (4,)), checks: (1.0, (4, 1 / 4)), blobs: (0.8, (1,)), clouds: (1.2, (1,))}
+
+
+def landscape(rng, height, width, texture):
+    """Gaussian noise of variance 1 with a spectrum like that of a photograph, at all scales."""
+    slope, layers = NATURAL[texture]
+    f_y, f_x = np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)
+    field = 0.0
+    for longer in layers:
+        f = np.hypot(f_y * longer**-0.5, f_x * longer**0.5)
+        gain = 1 / np.maximum(f, 1 / max(height, width)) ** slope
+        gain[0, 0] = 0
+        field = field + np.fft.irfft2(gain * np.fft.rfft2(rng.standard_normal((height, width))), s=(height, width))
+    return field / field.std()
+
+
 class Scene(NamedTuple):
     """A family of scenes. Its instances differ in direction, phase, noise, brightness and a little in hue."""
 
@@ -136,6 +157,14 @@ class Spec:
     height: int  # px, as width and drift
     width: int
     drift: float  # the longest pan from the first frame to the last
+    # What the demo leaves out and the benchmark has, see SCENEBIAS
+    shake: float = 0.0  # px, how far the camera trembles, standard deviation
+    zoom: float = 0.0  # the longest zoom over the video: by a factor of up to 1 + zoom, in or out
+    actors: int = 1  # up to so many, all in the same motion, each with a look, a place and a speed of its own
+    strays: int = 0  # up to so many others, smaller, which move without meaning
+    tempo: float = 0.0  # speeds vary within a video by up to this part of their mean, 0 to 1
+    natural: bool = False  # scenes with the spectra of photographs
+    show: str = "all"  # static: one frame of it, all the time; background: without actors
 
     @property
     def short(self):
@@ -148,25 +177,55 @@ def render(spec: Spec):
     Returns frames, uint8 (T, H, W, 3); mask, bool (T, H, W), true where the actor covers at least half of a
     pixel; background, uint8 (T, H, W, 3), the same video without the actor.
     """
-    background, actor = film_scene(spec), film_actor(spec)
-    colours, opacity = actor[..., :3], actor[..., 3:]
-    frames = background + opacity * (colours - background)
-    return np.rint(frames).astype(np.uint8), opacity[..., 0] >= 0.5, np.rint(background).astype(np.uint8)
+    actors, strays = cast(spec)
+    background, covered = film_scene(spec), 0.0
+    for k in strays:
+        background = over(background, film_actor(spec, k))
+    frames = background
+    for k in actors:
+        layer = film_actor(spec, k)
+        frames, covered = over(frames, layer), np.maximum(covered, layer[..., 3])
+    frames, background = np.rint(frames).astype(np.uint8), np.rint(background).astype(np.uint8)
+    mask = covered >= 0.5
+    if spec.show == "static":
+        still = stream(spec.path_seed, 1).integers(spec.frames)
+        frames, mask, background = (np.repeat(part[still][None], spec.frames, 0) for part in (frames, mask, background))
+    elif spec.show == "background":
+        frames, mask = background, np.zeros_like(mask)
+    return frames, mask, background
+
+
+def stream(seed, *keys):
+    """Random numbers apart from those of default_rng(seed), others for all keys; keys count from 1."""
+    return np.random.default_rng((seed, *keys))
+
+
+def cast(spec):
+    """The numbers of the actors, from 0, and of the strays, from -1 down."""
+    rng = stream(spec.path_seed, 2)
+    return range(1 + rng.integers(spec.actors)), range(-1, -1 - rng.integers(spec.strays + 1), -1)
+
+
+def over(picture, layer):
+    return picture + layer[..., 3:] * (layer[..., :3] - picture)
 
 
 def film_scene(spec):
     """What the camera sees of the scene: (T, H, W, 3) in [0, 255]."""
-    y, x = (pan[:, None, None] for pan in camera(spec))
-    return sample(canvas(spec), y + np.arange(spec.height)[:, None], x + np.arange(spec.width))
+    pans, shakes, pixels = camera(spec), tremble(spec), magnify(spec)
+    y, x = (pixel + (pan + shake + REACH * spec.shake)[:, None, None]
+            for pan, shake, pixel in zip(pans, shakes, pixels, strict=True))
+    return sample(canvas(spec), y, x)
 
 
-def film_actor(spec):
-    """What the camera sees of the actor: (T, H, W, 4), colours in [0, 255] and opacity in [0, 1]."""
-    y, x, angle, radius = (pose[:, None, None] for pose in poses(spec))
-    dy, dx = (np.arange(spec.height)[:, None] - y) / radius, (np.arange(spec.width) - x) / radius
+def film_actor(spec, k=0):
+    """What the camera sees of an actor or stray: (T, H, W, 4), colours in [0, 255] and opacity in [0, 1]."""
+    y, x, angle, radius = (pose[:, None, None] for pose in poses(spec, k))
+    row, column = magnify(spec)
+    dy, dx = (row - y) / radius, (column - x) / radius
     c, s = np.cos(angle), np.sin(angle)
     v, u = c * dy - s * dx, c * dx + s * dy  # each pixel's place on the sprite, which spans [-1, 1]
-    near, look = np.maximum(abs(v), abs(u)) < 1, sprite(spec)
+    near, look = np.maximum(abs(v), abs(u)) < 1, sprite(spec, k)
     layer, half = np.zeros((*near.shape, 4), np.float32), (len(look) - 1) / 2
     layer[near] = sample(look, (v[near] + 1) * half, (u[near] + 1) * half)
     return layer
@@ -179,13 +238,38 @@ def camera(spec):
     return tuple(pan - pan.min() for pan in (way * math.sin(angle), way * math.cos(angle)))
 
 
-def poses(spec):
-    """The actor in each frame: centre y, x (px), angle (radians, clockwise) and radius (px), each (T,)."""
-    rng = np.random.default_rng(spec.path_seed)
+def tremble(spec):
+    """How far the camera is off its pan: y, x, each (T,) px, within +-REACH * shake. Half of it outlasts a frame."""
+    noise = stream(spec.camera_seed, 1).standard_normal((2, spec.frames + 1))
+    return tuple((spec.shake * (noise[:, 1:] + noise[:, :-1]) / math.sqrt(2)).clip(-REACH * spec.shake,
+                                                                                   REACH * spec.shake))
+
+
+def magnify(spec):
+    """The pixels of each frame, in those of a camera without zoom: rows (T, H, 1) and columns (T, 1, W)."""
+    rng = stream(spec.camera_seed, 2)
+    factor = np.linspace(1, 1 + rng.uniform(0, spec.zoom), spec.frames)[:: rng.choice((-1, 1)), None]
+    row, column = ((n - 1) / 2 + (np.arange(n) - (n - 1) / 2) / factor for n in (spec.height, spec.width))
+    return row[:, :, None], column[:, None]
+
+
+def swing(rng, frames):
+    """Something that changes within a video: a sine of a period of 1 to 2 times 40 frames, (T,) in [-1, 1]."""
+    return np.sin(2 * math.pi * (np.arange(frames) / rng.uniform(40, 80) + rng.random()))
+
+
+def poses(spec, k=0):
+    """Actor k in each frame, or a stray: centre y, x (px), angle (radians, clockwise) and radius (px), each (T,)."""
+    rng = np.random.default_rng(spec.path_seed) if k == 0 else stream(spec.path_seed, 3, k % 1000)
     state = {name: np.full(spec.frames, rng.random()) for name in STATE}
-    cycles = np.arange(spec.frames) * rng.uniform(0.75, 1.25) / CYCLE
-    for name, moved in MOTIONS[spec.motion](cycles).items():
-        state[name] = state[name] + moved
+    speed, lively = rng.uniform(0.75, 1.25) / CYCLE, stream(spec.path_seed, 4, 1 + k % 1000)
+    if k >= 0:
+        pace = 1 + spec.tempo * swing(lively, spec.frames)
+        for name, moved in MOTIONS[spec.motion]((pace.cumsum() - pace[0]) * speed).items():
+            state[name] = state[name] + moved
+    else:
+        for name in ("y", "x", "turn"):
+            state[name] = state[name] + 1.4 * speed * swing(lively, spec.frames).cumsum()
     turn, pulse, orbit = (2 * math.pi * state[name] for name in ("turn", "pulse", "orbit"))
 
     def on_stage(place, pan, side):  # the pan moves the actor just as it moves the scene
@@ -193,24 +277,29 @@ def poses(spec):
         return MARGIN * spec.short + (place * stage - pan) % stage
 
     pan_y, pan_x = camera(spec)
-    y = on_stage(state["y"], pan_y, spec.height) + ORBIT * spec.short * np.sin(orbit)
-    x = on_stage(state["x"], pan_x, spec.width) + ORBIT * spec.short * np.cos(orbit)
-    return y, x, turn, RADIUS * spec.short * (1 + SWELL * np.sin(pulse))
+    shake_y, shake_x = tremble(spec)
+    y = on_stage(state["y"], pan_y, spec.height) + ORBIT * spec.short * np.sin(orbit) - shake_y
+    x = on_stage(state["x"], pan_x, spec.width) + ORBIT * spec.short * np.cos(orbit) - shake_x
+    return y, x, turn, (RADIUS if k >= 0 else STRAY) * spec.short * (1 + SWELL * np.sin(pulse))
 
 
 def canvas(spec):
     """The scene as far as the camera may come: float32 (height + drift, width + drift, 3) in [0, 255]."""
     rng, family = np.random.default_rng(spec.scene_seed), SCENES[spec.scene]
-    height, width = (side + math.ceil(spec.drift) + 1 for side in (spec.height, spec.width))
-    field = 0.8 * family.texture(rng, height, width, family.period * spec.short)
-    field += 0.15 * noise(rng, height, width, 2, slope=1)  # the grain that all families share
+    height, width = (side + math.ceil(spec.drift + 2 * REACH * spec.shake) + 1 for side in (spec.height, spec.width))
+    if spec.natural:
+        field = 0.5 * landscape(rng, height, width, family.texture)
+    else:
+        field = 0.8 * family.texture(rng, height, width, family.period * spec.short)
+        field += 0.15 * noise(rng, height, width, 2, slope=1)  # the grain that all families share
     hue, dark, bright = rng.uniform(-0.03, 0.03), rng.uniform(0.25, 0.4), rng.uniform(0.7, 0.9)
     return paint(field.clip(-1, 1), (family.dark + hue, 0.7, dark), (family.bright + hue, 0.55, bright))
 
 
-def sprite(spec):
-    """The look of the actor: float32 (n, n, 4), colours and opacity, about twice as fine as a frame."""
-    rng, radius = np.random.default_rng(spec.actor_seed), RADIUS * spec.short
+def sprite(spec, k=0):
+    """The look of actor k: float32 (n, n, 4), colours and opacity, about twice as fine as a frame."""
+    rng = np.random.default_rng(spec.actor_seed) if k == 0 else stream(spec.actor_seed, k % 1000)
+    radius = (RADIUS if k >= 0 else STRAY) * spec.short
     n = 4 * math.ceil(radius) + 1
     y, x = np.mgrid[-1 : 1 : n * 1j, -1 : 1 : n * 1j]
     angle, outline = np.arctan2(y, x), 1.0
@@ -242,7 +331,8 @@ def sample(image, y, x):
 
 
 class Video(NamedTuple):
-    """One file. A group is a biased take (c01 in UCF101) and, if a split tests it, its swapped twin (c02)."""
+    """One file. A group is a biased take (c01 in UCF101), if a split tests it its swapped twin (c02), and with
+    `stills`, if split 1 tests it, the biased take again as one still frame (c03) and without its actors (c04)."""
 
     path: str  # relative to the root
     label: int  # from 0, in alphabetical order of the motions
@@ -255,8 +345,11 @@ SPLITS = (1, 2, 3)
 
 
 def subset_of(video, split, *, train, test):
-    """'train', 'test', 'swapped' or None. Split k tests the k-th run of `test` groups, in a circle."""
+    """'train', 'test', 'swapped', 'static', 'background' or None. Split k tests the k-th run of `test` groups, in a
+    circle; what needs `stills` is tested in split 1 alone."""
     tested = (video.group - (split - 1) * test) % (train + test) < test
+    if video.spec.show != "all":
+        return video.spec.show if split == 1 else None
     if video.swapped:
         return "swapped" if tested else None
     return "test" if tested else "train"
@@ -265,9 +358,9 @@ def subset_of(video, split, *, train, test):
 # A layout is two functions: where a video lies (tested: whether split 1 tests its group), and all its lists
 
 
-def ucf101_path(motion, group, swapped, tested):
+def ucf101_path(motion, group, take, tested):
     name = motion.title().replace("_", "")
-    return f"UCF-101/{name}/v_{name}_g{group + 1:02d}_c{swapped + 1:02d}.avi"
+    return f"UCF-101/{name}/v_{name}_g{group + 1:02d}_c{take + 1:02d}.avi"
 
 
 def ucf101_lists(videos, subset):
@@ -279,7 +372,8 @@ def ucf101_lists(videos, subset):
         for video in videos:
             if wanted := subset(video, split):
                 label = f" {video.label + 1}" if wanted == "train" else ""
-                lists[f"{wanted}list{split:02d}"].append(video.path.removeprefix("UCF-101/") + label)
+                line = video.path.removeprefix("UCF-101/") + label
+                lists.setdefault(f"{wanted}list{split:02d}", []).append(line)
     return {f"ucfTrainTestlist/{k}.txt": "".join(f"{line}\r\n" for line in v) for k, v in lists.items()}
 
 
@@ -342,8 +436,9 @@ LAYOUTS = {
 }
 
 
-def plan(layout, *, train, test, scene_bias, seed, **shape) -> list[Video]:
-    """The videos by class, group and take. Each is a function of its (seed, motion, group, take) alone."""
+def plan(layout, *, train, test, scene_bias, seed, stills=False, **shape) -> list[Video]:
+    """The videos by class, group and take. Each is a function of its (seed, motion, group, take) alone, and all but
+    its scene does not depend on `scene_bias`."""
     path, scenes, videos = LAYOUTS[layout][0], list(SCENES)[: len(MOTIONS)], []
     for label, motion in enumerate(sorted(MOTIONS)):
         for group in range(train + test):
@@ -355,11 +450,15 @@ def plan(layout, *, train, test, scene_bias, seed, **shape) -> list[Video]:
                 scene = scenes[label if own else rng.integers(len(scenes))]
                 spec = Spec(motion, scene, *shared, int(rng.integers(2**53)), **shape)
                 videos.append(Video(path(motion, group, swapped, group < test), label, group, swapped, spec))
+            if stills and group < test:
+                biased = videos[-2].spec
+                videos += [Video(path(motion, group, take, True), label, group, False, replace(biased, show=show))
+                           for take, show in ((2, "static"), (3, "background"))]
     return videos
 
 
 def make(root, layout="ucf101", *, train=60, test=20, frames=64, height=40, width=48, fps=25, scene_bias=0.9,
-         drift=24, seed=0, workers=None) -> Path:
+         drift=24, seed=0, stills=False, workers=None, **look) -> Path:
     """Write a dataset below `root`, and return `root`.
 
     layout: one of LAYOUTS, the dataset to pass for.
@@ -369,6 +468,8 @@ def make(root, layout="ucf101", *, train=60, test=20, frames=64, height=40, widt
         that own ones have a share of scene_bias + (1 - scene_bias) / len(MOTIONS).
     drift: px, the longest pan of the camera over the video.
     seed: the same values give the same decoded frames, whatever `workers`.
+    stills: two more test lists, of layout ucf101 in split 1, `static` and `background`, see `Video`.
+    look: what else a Spec can hold, shake to natural.
     workers: processes that render, None for one per core, 1 for this one. They are spawned, so a script that
         asks for more keeps its call under `if __name__ == "__main__":`.
 
@@ -382,18 +483,19 @@ def make(root, layout="ucf101", *, train=60, test=20, frames=64, height=40, widt
         raise ValueError(f"layout {layout!r} is not one of {', '.join(LAYOUTS)}")
     for fits, rule in (
         (len(SCENES) >= len(MOTIONS), f"{len(MOTIONS)} MOTIONS need as many SCENES, not {len(SCENES)}"),
-        (min(train, test, frames) > 0, f"train, test, frames must be above 0, not {train}, {test}, {frames}"),
+        (min(train, frames) > 0 <= test, f"train, frames > 0 and test >= 0, not {train}, {frames}, {test}"),
         (min(height, width) >= 16, f"height and width must be at least 16, not {height}, {width}"),
         (height % 2 == width % 2 == 0, f"height and width must be even, not {height}, {width}"),
         (0 <= scene_bias <= 1, f"scene_bias must be in [0, 1], not {scene_bias}"),
         (fps > 0 and drift >= 0 and seed >= 0, f"fps > 0, drift >= 0, seed >= 0, not {fps}, {drift}, {seed}"),
+        (layout == "ucf101" or not stills, f"stills are for layout ucf101, not {layout}"),
     ):
         if not fits:
             raise ValueError(rule)
 
     root, counts = Path(root), dict(train=train, test=test)
-    shape = dict(frames=frames, height=height, width=width, drift=drift)
-    values = dict(scene_bias=scene_bias, seed=seed, **counts, **shape)
+    shape = dict(frames=frames, height=height, width=width, drift=drift, **look)
+    values = dict(scene_bias=scene_bias, seed=seed, **counts, **shape, **{"stills": True} if stills else {})
     claim(root, dict(layout=layout, motions=list(MOTIONS), scenes=list(SCENES), fps=fps, **values))
     videos = plan(layout, **values)
 
@@ -468,3 +570,51 @@ def synth(root: str, layout: str = "ucf101", train: int = 96, test: int = 16, fr
     except ValueError as error:
         raise ConfigError(str(error)) from None
     print(f"{len(load(root))} videos in {root}")
+
+
+# ---- the benchmark
+
+# In short sides of the frame, speeds and counts. A change that changes a frame is a new VERSION.
+VERSION = "v1"
+LOOK = dict(drift=0.6, shake=0.0125, zoom=0.25, actors=2, strays=2, tempo=0.8, natural=True)
+SIZES = {  # videos per class; the demo's pictures, the same twice as large, those of C3D
+    "tiny": dict(pretrain=64, train=64, test=16, frames=64, height=40, width=48),
+    "small": dict(pretrain=256, train=128, test=32, frames=64, height=40, width=48),
+    "full": dict(pretrain=1000, train=500, test=100, frames=128, height=128, width=160),
+}
+BIASES = (0.9, 0.5, 0.0)  # of the fine-tuning sets
+
+
+def scenebias(data: str = "data", size: str = "tiny", biases: list[float] = BIASES, pretrain_bias: float = 0.9,
+              drift: float = LOOK["drift"]) -> dict[str, str]:
+    """scenebias: write the benchmark of background reliance, in DATA/scenebias-VERSION-SIZE
+
+    size            tiny, small or full
+    biases          scene bias of the fine-tuning sets
+    pretrain_bias   scene bias of the pre-training set and the list `test`
+    drift           the camera's longest pan over a video, in short sides of the picture
+
+    Folders in the layout of UCF101: `pretrain` holds the list to pre-train on (`train`, labels not to be looked at) and
+    the test lists `test` (biased as pre-training), `swapped`, `static` and `background`; `bias0.9`, `bias0.5` and
+    `bias0` those to fine-tune on: the same actors, motions and cameras, before other scenes. EVIDENCE.md says what each
+    property stands for. Other values than the defaults make another folder, beside. Returns {part: its folder}.
+    """
+    shape = dict(choose(SIZES, size, "size"))
+    pretrain, train, test = (shape.pop(part) for part in ("pretrain", "train", "test"))
+    short, roots = min(shape["height"], shape["width"]), {}
+    look = LOOK | shape | {"drift": drift * short, "shake": LOOK["shake"] * short}
+    for part, bias, values in (("pretrain", pretrain_bias, dict(train=pretrain, test=test, seed=0, stills=True)),
+                               *(("bias", bias, dict(train=train, test=0, seed=1)) for bias in biases)):
+        root = Path(data) / f"scenebias-{VERSION}-{size}" / part_name(part, bias, drift)
+        try:
+            make(root / "ucf101", scene_bias=bias, **values, **look)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+        roots[part if part == "pretrain" else f"bias{bias:g}"] = str(root)
+    return roots
+
+
+def part_name(part: str, bias: float, drift: float) -> str:
+    """Of a folder of the benchmark; what is as in the benchmark itself is not said."""
+    name = part if part == "pretrain" and bias == 0.9 else f"{part}{bias:g}"
+    return name if drift == LOOK["drift"] else f"{name}-drift{drift:g}"

@@ -1,6 +1,7 @@
 """Synthetic videos: what the class says moves, no single frame betrays it, the files are as official ones."""
 
 
+import hashlib
 import json
 import math
 import re
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from be import datasets, synthetic, video
+from be.config import ConfigError
 from be.synthetic import MOTIONS, SCENES, Spec, camera, load, make, plan, poses, render
 
 SMALL = dict(train=3, test=2, frames=6, height=24, width=32, workers=1)
@@ -352,7 +354,9 @@ def test_a_folder_of_something_else_is_left_alone(dataset, tmp_path):
         (dict(height=41), "even, not 41, 32"),
         (dict(width=8), "at least 16, not 24, 8"),
         (dict(scene_bias=1.1), r"in \[0, 1\], not 1\.1"),
-        (dict(test=0), "not 3, 0, 6"),
+        (dict(train=0), "not 0, 6, 2"),
+        (dict(test=-1), "not 3, 6, -1"),
+        (dict(stills=True, layout="hmdb51"), "stills are for layout ucf101"),
         (dict(drift=-1), "drift >= 0"),
     ],
 )
@@ -360,3 +364,123 @@ def test_values_out_of_range(tmp_path, wrong, told):
     with pytest.raises(ValueError, match=told):
         make(tmp_path / "none", **SMALL | wrong)
     assert not (tmp_path / "none").exists()
+
+
+# ---- the benchmark
+
+
+def bench(motion="orbit", seed=0, **look):
+    return spec(motion, seed=seed, **dict(synthetic.LOOK, drift=24.0, shake=0.5) | look)
+
+
+def test_the_demo_is_drawn_as_ever():
+    """Frames of the demo are part of what it measured; a change here is a change there."""
+    digest = hashlib.sha256()
+    for v in plan("ucf101", train=2, test=1, scene_bias=0.7, seed=0, frames=16, height=40, width=48, drift=24.0):
+        digest.update(render(v.spec)[0])
+    assert digest.hexdigest()[:16] == "923ad80e5cd6f1d3"
+
+
+def test_scenes_have_the_spectra_of_photographs():
+    f = np.hypot(np.fft.fftfreq(128)[:, None], np.fft.fftfreq(128))
+    for scene, family in SCENES.items():
+        slopes = []
+        for seed in range(8):
+            one = replace(spec(scene=scene, seed=seed, frames=1, height=128, width=128, drift=0.0), natural=True)
+            grey = synthetic.canvas(one)[:128, :128].mean(-1)
+            window = np.outer(np.hanning(128), np.hanning(128))
+            amplitude = np.abs(np.fft.fft2((grey - grey.mean()) * window))
+            bands = [(f >= low) & (f < 1.4 * low) for low in 0.03 * 1.4 ** np.arange(7)]
+            where, size = [f[band].mean() for band in bands], [amplitude[band].mean() for band in bands]
+            slopes.append(-np.polyfit(np.log(where), np.log(size), 1)[0])
+        assert np.mean(slopes) == pytest.approx(synthetic.NATURAL[family.texture][0], abs=0.2), scene
+
+
+def test_speed_varies_within_a_video_and_the_way_does_not():
+    paces = []
+    for seed in range(20):
+        x = poses(bench("translate_right", seed, drift=0.0, shake=0.0))[1]
+        steps = np.diff(x)
+        steps = steps[np.abs(steps) < 10]  # but for re-entries
+        assert (steps > 0).all()
+        paces.append(steps.max() / steps.min())
+    assert min(paces) > 2 and max(paces) < 1.8 / 0.2 + 0.1
+
+
+def test_the_camera_shakes_and_zooms_over_scene_and_actor_alike(monkeypatch):
+    one = bench("pulse", 3, drift=0.0, shake=2.0, zoom=0.0, strays=0, actors=1)
+    shake_y, shake_x = synthetic.tremble(one)
+    assert np.abs([shake_y, shake_x]).max() <= 4 and 1.3 < np.std([shake_y, shake_x]) < 2.2
+    y, x = poses(one)[:2]
+    assert np.allclose(y + shake_y, y[0] + shake_y[0]) and np.allclose(x + shake_x, x[0] + shake_x[0])
+    monkeypatch.setattr(synthetic, "tremble", lambda spec: (np.arange(64) % 3.0, np.zeros(64)))
+    background, canvas = render(one)[2], np.rint(synthetic.canvas(one)).astype(np.uint8)
+    assert all(np.array_equal(background[t], canvas[4 + t % 3 : 44 + t % 3, 4:52]) for t in range(64))
+    monkeypatch.setattr(synthetic, "tremble", lambda spec: np.zeros((2, spec.frames)))
+    ways = set()
+    for seed in range(12):
+        closer = replace(one, zoom=1.0, frames=6, height=120, width=120, camera_seed=seed)
+        row, column = synthetic.magnify(closer)
+        factor = 1 / np.diff(row, axis=1)[:, 0, 0]
+        assert factor.min() == pytest.approx(1) and factor.max() <= 2
+        assert np.allclose(np.diff(column), 1 / factor[:, None, None])
+        ways.add(factor[-1] > factor[0])
+        for t in (0, 4):  # a zoom is a crop, enlarged
+            seen, whole = render(closer)[0][t], render(replace(closer, zoom=0.0))[0][t].astype(float)
+            crop = synthetic.sample(whole, row[t] + 0 * column[t], column[t] + 0 * row[t])
+            assert np.abs(crop - seen).mean() < 2
+    assert ways == {True, False}
+
+
+def test_actors_move_alike_and_strays_mean_nothing():
+    casts = [tuple(map(len, synthetic.cast(bench(seed=seed)))) for seed in range(200)]
+    assert {n for n, _ in casts} == {1, 2} and {n for _, n in casts} == {0, 1, 2}
+    ways = []
+    for seed in range(60):
+        one = bench("translate_down", seed, drift=0.0, shake=0.0)
+        down = [np.diff(poses(one, k)[0]) for k in (0, 1)]
+        assert all((steps[np.abs(steps) < 10] > 0).all() for steps in down)
+        assert not np.allclose(*(poses(one, k)[1] for k in (0, 1)))
+        stray = bench("translate_up", seed, drift=0.0, shake=0.0)
+        assert all(np.array_equal(a, b) for a, b in zip(poses(one, -1), poses(stray, -1), strict=True))  # of any class
+        steps = np.diff(poses(one, -1)[0])
+        ways.append(np.sign(steps[np.abs(steps) < 10]).mean())
+    assert abs(np.mean(ways)) < 4 * np.std(ways) / math.sqrt(60)
+    crowd = next(one for one in map(lambda seed: bench("orbit", seed), range(99)) if len(synthetic.cast(one)[1]) == 2)
+    assert not np.array_equal(render(crowd)[2], render(replace(crowd, strays=0))[2])  # strays belong to the background
+    assert np.array_equal(render(crowd)[1], render(replace(crowd, strays=0))[1])
+
+
+def test_stills_and_backgrounds():
+    one = bench("orbit", 4)
+    frames, mask, background = render(one)
+    still, still_mask, _ = render(replace(one, show="static"))
+    assert (still == still[0]).all() and any(np.array_equal(still[0], frame) for frame in frames)
+    assert (still_mask == still_mask[0]).all() and still_mask.any()
+    empty, no_mask, _ = render(replace(one, show="background"))
+    assert np.array_equal(empty, background) and not no_mask.any()
+
+
+def test_scenebias_is_what_its_name_says(tmp_path, monkeypatch):
+    monkeypatch.setitem(synthetic.SIZES, "tiny", dict(pretrain=3, train=4, test=2, frames=2, height=24, width=24))
+    monkeypatch.setattr(synthetic.os, "cpu_count", lambda: 1)
+    roots, tested = synthetic.scenebias(str(tmp_path), biases=[0.9, 0.0]), None
+    assert set(roots) == {"pretrain", "bias0.9", "bias0"}
+    videos = {v.path: v for v in load(Path(roots["pretrain"]) / "ucf101")}
+    for subset, count in ("train", 3), ("test", 2), ("swapped", 2), ("static", 2), ("background", 2):
+        samples = datasets.load("ucf101", roots["pretrain"], subset)
+        specs = [videos[p.decode()].spec for p in samples.paths]
+        assert len(samples) == 8 * count and all(Path(samples.path(i)).exists() for i in range(len(samples)))
+        assert {s.show for s in specs} == {subset if subset in ("static", "background") else "all"}
+        assert [videos[p.decode()].label for p in samples.paths] == samples.labels.tolist()
+        if subset != "train":  # all test lists show the same events
+            tested = tested or [s.path_seed for s in specs]
+            assert [s.path_seed for s in specs] == tested
+    biased, free = ([v.spec for v in load(Path(roots[name]) / "ucf101")] for name in ("bias0.9", "bias0"))
+    biased, free = ([replace(s, scene="", scene_seed=0) for s in specs] for specs in (biased, free))
+    assert biased == free  # but for the scenes
+    assert not {s.path_seed for s in biased} & {v.spec.path_seed for v in videos.values()}
+    other = synthetic.scenebias(str(tmp_path), biases=[0.0], drift=0.0)
+    assert set(other.values()).isdisjoint(roots.values())
+    with pytest.raises(ConfigError, match="unknown size"):
+        synthetic.scenebias(str(tmp_path), size="tinny")

@@ -1,0 +1,435 @@
+"""Verb `evidence`: when does BE help, by how much, and why? Questions put to the benchmark `scenebias`.
+
+A question is a list of arms. An arm pre-trains a backbone (or does not), fine-tunes it on labelled videos whose scenes
+betray the class to a known degree, and is measured where they do not; the same for every seed. What an arm changes
+stands here as keys of the config, all else in evidence/SIZE.yaml. What is measured of each run, in %:
+
+    test, swapped       top-1 with scenes as in pre-training, and with any scene: the twins of the same videos
+    reliance            test - swapped: what is lost when the scene stops telling the class
+    static, background  top-1 on one frame repeated, and without actors: what looks alone are good for
+    knn_, linear_       (motion, scene) what the frozen backbone knows before fine-tuning: nearest neighbours and a
+                        linear layer taught on `bias0`, where motion and scene are independent, asked on `swapped`
+    actor_              (frozen, tuned) share of the last feature map on the true actors, over their share of the
+                        area: 1 is a map that does not care. At tiny's size that map is 2 x 2: see EVIDENCE.md
+
+and `curve`: (step, test, swapped) along fine-tuning, one clip a video. All runs of a question lie below
+OUT/scenebias-VERSION-SIZE, pre-trainings are shared between questions; killed and called again, it goes on.
+"""
+
+import copy
+import dataclasses
+import json
+import math
+import time
+from collections import defaultdict
+from collections.abc import Iterable
+from contextlib import closing, redirect_stderr, redirect_stdout
+from functools import partial
+from itertools import product
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from be import datasets, jobs, manipulate, objectives, synthetic
+from be.cam import activation, share
+from be.config import Config, choose, load
+from be.evaluate import accuracy, classify, load_backbone, over_videos
+from be.objectives import global_pool
+from be.page import markdown
+from be.plots import COLOURS, pyplot, save
+from be.probe import knn, linear
+from be.runs import Run, RunError, git_sha, make_accelerator, run_dir, write_text
+from be.train import fit, pretrain
+from be.video import even_clips
+
+TESTS = ("test", "swapped", "static", "background")
+MEASURES = (*TESTS, "reliance", "knn_motion", "knn_scene", "linear_motion", "linear_scene", "actor_frozen",
+            "actor_tuned")
+TUNES = {"tiny": 1, "small": 3, "full": 3}  # fine-tuning seeds per pre-trained network
+BIAS = 0.5  # of the fine-tuning set, where the question does not say otherwise
+TESTED = 0.9  # of the test lists, always
+
+
+class Arm(NamedTuple):
+    label: str
+    pretrain: dict[str, Any] | None  # keys in which pre-training differs from MoCo + BE; None: random init
+    bias: float = BIAS  # of the fine-tuning set
+    fraction: float = 1.0  # of its labels, the number of steps stays
+    drift: float = synthetic.LOOK["drift"]  # of the camera, in all sets
+    pretrain_bias: float = TESTED
+
+
+class Question(NamedTuple):
+    about: str
+    baselines: tuple[str, ...]  # labels of the arms that the others are compared with
+    arms: list[Arm]
+
+
+MOCO = {"erase": "none", "hard_negative": False}
+METHODS = {"random init": None, "MoCo": MOCO, "MoCo + hard negative": {"erase": "none"},
+           "BE without hard negative": {"hard_negative": False}, "MoCo + BE": {},
+           "supervised": {"method": "classify", "erase": "none", "lr": 0.05}}
+THREE = {name: METHODS[name] for name in ("random init", "MoCo", "MoCo + BE")}
+TASKS = {"rotnet": {}, "puzzles": {"frames": 48, "stride": 1}, "clip_order": {"frames": 16, "stride": 1}}
+RELEASED = {"erase": "intra-video-frame-batch-lam", "erase_side": "query", "hard_negative_encoder": "query",
+            "jitter_ops": "one", "bn_group": 0, "weight_decay": 1e-4}  # what does not depend on the size
+
+
+def sweep(key: str, values) -> list[Arm]:
+    """The three methods at each value of a field of Arm."""
+    return [Arm(f"{name}, {key} {value:g}", settings, **{key: value})
+            for value, (name, settings) in product(values, THREE.items())]
+
+
+QUESTIONS = {
+    "methods": Question("which part of MoCo + BE does what?", ("random init", "MoCo"),
+                        [Arm(name, settings) for name, settings in METHODS.items()]),
+    "erase": Question("what distracts (Table 4)", ("none",),
+                      [Arm(name, {"erase": name} if name != "intra-video-frame" else {}) for name in
+                       ("none", "gaussian-noise", "video-mixup", "video-cutmix", "inter-video-frame",
+                        "intra-video-frame")]),
+    "gamma": Question("how strongly to distract: lam ~ U[0, gamma]", ("gamma 0",),
+                      [Arm(f"gamma {g:g}", {"erase": "none"} if g == 0 else {"gamma": g} if g != 0.3 else {})
+                       for g in (0, 0.1, 0.3, 0.5, 0.7, 1)]),
+    "pretext": Question("BE as a regulariser of pretext tasks (Eq. 3-5)", ("random init",),
+                        [Arm("random init", None)]
+                        + [Arm(task + " + BE" * be, {"method": task, **shape, **({} if be else {"erase": "none"})})
+                           for task, shape in TASKS.items() for be in (False, True)]),
+    "scene-bias": Question("scene bias of the fine-tuning set, pre-training on 0.9", ("MoCo, bias 0.5",),
+                           sweep("bias", (0.0, 0.25, 0.5, 0.75, 0.9, 1.0))),
+    "pretrain-bias": Question("scene bias of the pre-training set", ("MoCo, pretrain_bias 0.9",),
+                              sweep("pretrain_bias", (0.0, 0.5, 0.9, 1.0))),
+    "camera": Question("the camera's longest pan, in short sides of the picture", ("MoCo, drift 0.6",),
+                       sweep("drift", (0.0, 0.3, 0.6, 1.2))),
+    "labels": Question("how many labels to fine-tune on", ("MoCo, fraction 1",),
+                       sweep("fraction", (0.125, 0.25, 0.5, 1.0))),
+    "recipe": Question("the paper's values or the released code's", ("paper",),
+                       [Arm("paper", {}), Arm("released", RELEASED)]),
+    "erase-side": Question("which side of the positive pair is distracted", ("key",),
+                           [Arm("key", {}), Arm("query", {"erase_side": "query"})]),
+    "hard-negative": Question("which encoder embeds the hard negative", ("momentum",),
+                              [Arm("momentum", {}), Arm("query", {"hard_negative_encoder": "query"})]),
+}
+
+
+def evidence(question: str = "methods", size: str = "tiny", seeds: list[int] = (0, 1, 2, 3, 4), data: str = "data",
+             out: str = "runs", to: str = "runs/evidence", abreast: int = 1):
+    """evidence: put a question to the benchmark scenebias: tables, a figure, and all numbers
+
+    question   methods, erase, gamma, pretext, scene-bias, pretrain-bias, camera, labels, recipe, erase-side or
+               hard-negative
+    size       tiny, small or full: evidence/SIZE.yaml
+    seeds      of everything that is random, except the videos
+    data, out  the folders of videos and of runs
+    to         the folder for QUESTION-SIZE.json, .md and .png
+    abreast    runs side by side, on a CPU; 1: one after the other
+
+    Called again, it goes on where it was stopped.
+    """
+    asked = choose(QUESTIONS, question, "question")
+    choose(synthetic.SIZES, size, "size")
+    bench = Bench(size, data, Path(out) / f"scenebias-{synthetic.VERSION}-{size}", abreast > 1)
+    for bias, pretrain_bias, drift in sorted({(arm.bias, b, arm.drift) for arm in asked.arms
+                                              for b in (arm.pretrain_bias, TESTED)}):
+        synthetic.scenebias(data, size, sorted({0.0, bias}), pretrain_bias, drift)
+    tunes = [(seed, tune) for seed in seeds for tune in range(TUNES[size])]
+    first = {pretrain_name(arm): arm for arm in asked.arms if arm.pretrain is not None}.values()
+    for what, work in (("pre-training", [("pretrain", arm, seed, 0) for seed in seeds for arm in first]),
+                       ("fine-tuning", [("finetune", arm, *tune) for tune in tunes for arm in asked.arms])):
+        missing = [item for item in work if not bench.end(*item).exists()]
+        print(f"{question}, {size}: {what} of {len(missing)} networks, {len(work) - len(missing)} are done", flush=True)
+        run_all(bench, missing, what, abreast)
+
+    record = {"question": question, "about": asked.about, "size": size, "version": synthetic.VERSION,
+              "baselines": asked.baselines, "git_sha": git_sha(), "torch": torch.__version__,
+              "pretrain_cpu_s": {arm.label: [bench.cost(arm, seed) for seed in seeds] for arm in first},
+              "runs": {arm.label: [{"seed": seed, "tune": tune, **bench.measured(arm, seed, tune)}
+                                   for seed, tune in tunes] for arm in asked.arms}}
+    path = Path(to) / f"{question}-{size}"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = "\n".join(tables(record))
+    write_text(path.with_suffix(".json"), json.dumps(record, indent=1) + "\n")
+    write_text(path.with_suffix(".md"), text + "\n")
+    plot(path.with_suffix(".png"), record)
+    print(f"{text}\n\nwritten to {path}.json, .md, .png")
+
+
+# ---- running
+
+
+def run_all(bench: "Bench", items: list, what: str, abreast: int):
+    if abreast == 1:
+        for _ in jobs.watch(map(bench, items), len(items), what):
+            pass
+    elif items:
+        with closing(jobs.run(bench, items, abreast, limit=lambda item: 86400)) as work:
+            for item, _, problem in jobs.watch(work, len(items), what):
+                if problem:
+                    raise RunError(f"{item[1].label}, seed {item[2]}: {problem}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Bench:
+    """Called with (stage, arm, seed, tune), it runs that; what is said goes to a log beside the run."""
+
+    size: str
+    data: str
+    out: Path
+    abreast: bool  # others run beside this one: take one thread, decode in this process
+
+    def __call__(self, item):
+        if self.abreast:
+            torch.set_num_threads(1)
+        stage, arm, seed, _ = item
+        end, began = self.end(*item), time.process_time()
+        end.parent.mkdir(parents=True, exist_ok=True)
+        with open(end.parent / "log.txt", "a") as log, redirect_stdout(log), redirect_stderr(log):
+            if stage == "pretrain":
+                pretrain(self.config(*item))
+                found, end = {}, end.with_name("cost.json")
+            else:
+                tests, bias0 = self.root(arm, "pretrain", TESTED), self.root(arm, "bias", 0.0)
+                found = measure(self.config(*item), arm, tests, bias0, seed)
+            found["cpu_s"] = round(time.process_time() - began, 1)
+            write_text(end, json.dumps(found) + "\n")
+
+    def root(self, arm: Arm, part: str, bias: float | None = None) -> str:
+        """Where the videos lie: part `pretrain`, or `bias`, the arm's own or another."""
+        bias = bias if bias is not None else arm.pretrain_bias if part == "pretrain" else arm.bias
+        name = synthetic.part_name(part, bias, arm.drift)
+        return str(Path(self.data) / f"scenebias-{synthetic.VERSION}-{self.size}" / name)
+
+    def end(self, *item) -> Path:
+        """The file that is there when the work is done."""
+        name = "backbone.safetensors" if item[0] == "pretrain" else "measured.json"
+        return run_dir(self.config(*item), item[0]) / name
+
+    def measured(self, arm: Arm, seed: int, tune: int) -> dict:
+        return json.loads(self.end("finetune", arm, seed, tune).read_text())
+
+    def cost(self, arm: Arm, seed: int) -> float:
+        """CPU seconds of a pre-training, in one go."""
+        return json.loads(self.end("pretrain", arm, seed, 0).with_name("cost.json").read_text())["cpu_s"]
+
+    def config(self, stage: str, arm: Arm, seed: int, tune: int) -> Config:
+        words = {"out": str(self.out), "name": pretrain_name(arm), "seed": seed, "data": self.root(arm, "pretrain")}
+        if self.abreast:
+            words["workers"] = 0
+        if stage == "pretrain":
+            words |= arm.pretrain or {}
+        else:
+            words |= {"name": tune_name(arm), "seed": seed + 1000 * tune,
+                      "pretrained": "none" if arm.pretrain is None else pretrain_name(arm),
+                      "data": self.root(arm, "bias")}
+        where = Path(__file__).parent.parent / "evidence" / f"{self.size}.yaml"
+        cfg = load(str(where), [f"{key}={json.dumps(value)}" for key, value in words.items()], stage)
+        if stage == "finetune" and arm.fraction != 1:  # as many steps as with all labels
+            more = 1 / arm.fraction
+            cfg = dataclasses.replace(cfg, epochs=round(cfg.epochs * more), lr_steps=[e * more for e in cfg.lr_steps])
+        return cfg
+
+
+def pretrain_name(arm: Arm) -> str:
+    """Of the run: arms of any question that pre-train alike share it."""
+    if arm.pretrain is None:
+        return "random-init" + changed(arm, "drift")
+    known = next((name for name, settings in METHODS.items() if settings == arm.pretrain), None)
+    name = known or "-".join(f"{key}-{value}" for key, value in sorted(arm.pretrain.items()))
+    return name.replace(" + ", "-").replace(" ", "-").lower() + changed(arm, "drift", "pretrain_bias")
+
+
+def tune_name(arm: Arm) -> str:
+    return f"{pretrain_name(arm)}-on-bias{arm.bias:g}{changed(arm, 'fraction')}"
+
+
+def changed(arm: Arm, *keys: str) -> str:
+    return "".join(f"-{key}{getattr(arm, key):g}" for key in keys if getattr(arm, key) != Arm._field_defaults[key])
+
+
+def measure(cfg, arm: Arm, tests: str, bias0: str, seed: int) -> dict:
+    """Fine-tunes the backbone of `arm` and takes all MEASURES.
+
+    tests, bias0: the folders of the test lists, and of the list that the probes are taught on.
+    seed: of the pre-training, that of `cfg` is of the fine-tuning.
+    """
+    accelerator = make_accelerator(cfg)
+    lists = {name: datasets.load(cfg.dataset, tests, name, cfg.split) for name in TESTS}
+    samples = datasets.load(cfg.dataset, cfg.data, "train", cfg.split)
+    samples = fewer(samples, arm.fraction, cfg.seed)
+    backbone = load_backbone(cfg if arm.pretrain is None else dataclasses.replace(cfg, seed=seed))
+    torch.manual_seed(cfg.seed)  # of the head: the same for all arms
+    frozen = copy.deepcopy(backbone).to(accelerator.device).eval()
+    options = {**dataclasses.asdict(cfg), "classes": len(samples.classes)}
+    objective = objectives.build("classify", backbone, options)
+    run, one = Run(run_dir(cfg, "finetune"), cfg), dataclasses.replace(cfg, test_clips=1)
+
+    def top1(name, cfg):
+        probabilities, ok = classify(objective, lists[name], cfg, accelerator)
+        return accuracy(probabilities, torch.from_numpy(lists[name].labels), ok)["top1"]
+
+    def at_epoch(epoch):
+        if epoch % max(1, cfg.epochs // 6) == 0:
+            return {f"{name}_top1": top1(name, one) for name in ("test", "swapped")}
+        return {}
+
+    fit(objective, samples, cfg, run, accelerator, at_epoch)
+    run.save_weights("model", objective, classes=samples.classes, backbone=cfg.backbone, width=cfg.width)
+    curve = [(line["step"], line["test_top1"], line["swapped_top1"]) for line in run.metrics() if "test_top1" in line]
+    found = {name: top1(name, cfg) for name in TESTS}
+    found["reliance"] = found["test"] - found["swapped"]
+    taught = datasets.load(cfg.dataset, bias0, "train", cfg.split)
+    found |= probe(frozen, taught, lists["swapped"], one, accelerator)
+    found |= looks({"frozen": frozen, "tuned": objective.backbone.eval()}, lists["swapped"], one, accelerator)
+    run.close()
+    return {**found, "curve": curve, "n_expected": len(lists["test"])}
+
+
+def fewer(samples, fraction: float, seed: int):
+    """The first part of each class in a random order: smaller fractions are parts of larger ones."""
+    if fraction == 1:
+        return samples
+    order = np.random.default_rng((seed, len(samples))).permutation(len(samples))
+    kept = [order[samples.labels[order] == label] for label in range(len(samples.classes))]
+    return samples.take(np.sort(np.concatenate([part[: round(fraction * len(part))] for part in kept])))
+
+
+def probe(backbone, taught, asked, cfg, accelerator) -> dict[str, float]:
+    """What frozen features of one central clip tell of motion and of scene, in % of `asked`; unreadable is wrong."""
+    sampler = partial(even_clips, K=1, T=cfg.frames, stride=cfg.stride)
+    (x, known), (y, ok) = (over_videos(lambda clip, i: global_pool(backbone(clip), cfg.pool)[0], samples, sampler, cfg,
+                                       accelerator, "probe") for samples in (taught, asked))
+    found, families = {}, list(synthetic.SCENES)
+    for what in ("motion", "scene"):
+        label, answer = (torch.from_numpy(samples.labels) if what == "motion" else torch.tensor(
+            [families.index(manipulate.specs(samples.root)[path].scene) for path in samples.paths])
+            for samples in (taught, asked))
+        for name, guess in ("knn", knn), ("linear", linear):
+            right = (guess(x[known], label[known], y) == answer) & ok
+            found[f"{name}_{what}"] = 100 * right.float().mean().item()
+    return found
+
+
+def looks(networks: dict, samples, cfg, accelerator) -> dict[str, float]:
+    """Share of each network's last feature map on the true actors, over that of the area; mean over videos."""
+    sampler = partial(even_clips, K=1, T=cfg.frames, stride=cfg.stride)
+    truth = manipulate.taker(samples, sampler, cfg.short_side, True)
+
+    def compute(x, i):
+        mask = truth(x, i, None, None).actor[:, 0]  # (1, T, S, S)
+        area = mask.float().mean().clamp(min=1e-6)
+        return torch.stack([share(activation(net(x), *x.shape[2:4]), mask) / area for net in networks.values()])
+
+    found, ok = over_videos(compute, samples, sampler, cfg, accelerator, "actor")
+    return {f"actor_{name}": value for name, value in zip(networks, found[ok].mean(0).tolist(), strict=True)}
+
+
+# ---- statistics
+
+
+def paired(a: Iterable[float], b: Iterable[float]) -> dict[str, float]:
+    """Is a - b, paired by seed, other than 0? Of n >= 2 pairs: the mean, half the width of its 95 % interval and p of
+    the t-test (differences are normal), p_flip of the exact sign-flip test (symmetric; it is never below 2 / 2^n)."""
+    differences = [x - y for x, y in zip(a, b, strict=True)]
+    n, middle = len(differences), mean(differences)
+    error = stdev(differences) / math.sqrt(n)
+    t = abs(middle) / error if error else math.inf if middle else 0.0
+    flips = [abs(sum(s * d for s, d in zip(signs, differences, strict=True))) for signs in product((1, -1), repeat=n)]
+    p_flip = sum(flip >= abs(sum(differences)) - 1e-9 for flip in flips) / len(flips)
+    return {"mean": middle, "half": critical(n - 1) * error, "p": t_tail(t, n - 1), "p_flip": p_flip}
+
+
+def t_tail(t: float, df: int) -> float:
+    """P(|T| > t) for t >= 0 and Student's T, df whole: a finite sum (Abramowitz & Stegun 26.7.3 and 26.7.4)."""
+    if math.isinf(t):
+        return 0.0
+    theta = math.atan(t / math.sqrt(df))
+    s, c = math.sin(theta), math.cos(theta)
+    term, total = (1.0, 1.0) if df % 2 == 0 else (c, c)
+    for k in range(2 + df % 2, df, 2):
+        term *= c * c * (k - 1) / k
+        total += term
+    if df % 2 == 0:
+        return 1 - s * total
+    return 1 - 2 / math.pi * (theta + (s * total if df > 1 else 0))
+
+
+def critical(df: int, level: float = 0.05) -> float:
+    """t with P(|T| > t) = level, by bisection."""
+    low, high = 0.0, 1e3
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if t_tail(middle, df) > level else (low, middle)
+    return high
+
+
+# ---- what is shown
+
+
+def by_seed(runs: list[dict], measure: str) -> list[float]:
+    """Mean over fine-tunings for each seed, in the order of the seeds."""
+    values = defaultdict(list)
+    for run in runs:
+        values[run["seed"]].append(run[measure])
+    return [mean(v) for _, v in sorted(values.items())]
+
+
+def tables(record: dict) -> list[str]:
+    """What came out of a question, mean and sd over seeds, and what each arm changes against the baselines."""
+    runs = record["runs"]
+    seeds = len({run["seed"] for run in next(iter(runs.values()))})
+    def cell(label, measure):
+        values = by_seed(runs[label], measure)
+        digits = 2 if measure.startswith("actor") else 1
+        return f"{mean(values):.{digits}f}" + (f" ± {stdev(values):.{digits}f}" if seeds > 1 else "")
+    text = [f"scenebias {record['version']} {record['size']}: {record['about']} In %, mean ± sd of {seeds} seeds; "
+            f"chance is 12.5, for the map on actors 1.", ""]
+    for columns in (("test", "swapped", "reliance", "static", "background"), MEASURES[5:]):
+        head = ["", *(name.replace("_", " ") for name in columns)]
+        text += [*markdown(head, [[label, *(cell(label, m) for m in columns)] for label in runs]), ""]
+    for baseline in record["baselines"] if seeds > 1 else ():
+        lines, head = [], [f"minus {baseline}, paired by seed: mean ± 95 %"]
+        for measure in ("swapped", "reliance", "linear_motion", "linear_scene"):
+            head += [measure.replace("_", " "), "p: t / flip"]
+        for label in runs:
+            if label != baseline:
+                lines.append([label])
+                for measure in ("swapped", "reliance", "linear_motion", "linear_scene"):
+                    d = paired(by_seed(runs[label], measure), by_seed(runs[baseline], measure))
+                    lines[-1] += [f"{d['mean']:+.1f} ± {d['half']:.1f}", f"{d['p']:.3f} / {d['p_flip']:.3f}"]
+        text += [*markdown(head, lines), ""]
+    return text[:-1]
+
+
+def plot(path: Path, record: dict):
+    """A panel for each measure, a row for each arm: a dot per seed, a bar at the mean; and fine-tuning's course."""
+    plt, runs = pyplot(), record["runs"]
+    panels = {"swapped": "top-1, swapped scenes", "reliance": "reliance: biased - swapped",
+              "linear_motion": "linear probe: motion", "linear_scene": "linear probe: scene",
+              "actor_frozen": "map on actors / area"}
+    figure, axes = plt.subplots(1, len(panels) + 1, figsize=(16, 1.4 + 0.32 * len(runs)), layout="constrained",
+                                width_ratios=[1] * len(panels) + [1.5])
+    for axis, (name, title) in zip(axes, panels.items(), strict=False):
+        for row, of_arm in enumerate(runs.values()):
+            values = by_seed(of_arm, name)
+            colour = COLOURS[row % len(COLOURS)]
+            axis.plot(values, [row] * len(values), "o", ms=4, alpha=0.55, color=colour, mew=0)
+            axis.plot([mean(values)] * 2, [row - 0.3, row + 0.3], color=colour, lw=2.5)
+        axis.axvline({"reliance": 0, "actor_frozen": 1}.get(name, 12.5), color="0.4", lw=1, ls="--", zorder=0)
+        axis.set_yticks(range(len(runs)), list(runs) if axis is axes[0] else [""] * len(runs), fontsize=8)
+        axis.set_ylim(len(runs) - 0.5, -0.5)
+        axis.set_title(title, fontsize=9)
+    for row, of_arm in enumerate(runs.values()):
+        points = np.array([run["curve"] for run in of_arm], float)  # (runs, points, 3)
+        axes[-1].plot(*points.mean(0)[:, [0, 2]].T, color=COLOURS[row % len(COLOURS)], lw=1.5,
+                      ls=("-", "--", ":")[row // len(COLOURS) % 3])
+    axes[-1].set_title("swapped scenes, along fine-tuning (steps)", fontsize=9)
+    for axis in axes:
+        axis.tick_params(labelsize=8)
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(f"scenebias {record['version']} {record['size']}: {record['about']} Dots: seeds. Dashed: chance.",
+                    fontsize=10)
+    save(figure, path)

@@ -1,0 +1,96 @@
+"""Evidence: the benchmark is what it says it is, the statistics are right, and a question runs, stops and goes on."""
+
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from be import evidence, synthetic
+from be.evidence import QUESTIONS, Arm, Bench, Question, paired, pretrain_name, t_tail, tune_name
+
+
+def test_t_against_the_integral_of_its_density():
+    for df in range(1, 12):
+        x = np.linspace(0, 3000, 6_000_001) if df == 1 else np.linspace(0, 400, 2_000_001)
+        scale = math.gamma((df + 1) / 2) / math.sqrt(df * math.pi) / math.gamma(df / 2)
+        density = scale * (1 + x**2 / df) ** (-(df + 1) / 2)
+        for t in (0.0, 0.3, 1.0, 2.776, 6.0):
+            inside = 2 * np.trapezoid(np.where(x <= t, density, 0), x) if t else 0.0
+            assert t_tail(t, df) == pytest.approx(1 - inside, abs=2e-3), (t, df)
+    for df, t in (1, 12.706), (2, 4.303), (4, 2.776), (9, 2.262), (30, 2.042):  # 97.5 % quantiles, of any table
+        assert evidence.critical(df) == pytest.approx(t, abs=1e-3)
+
+
+def test_paired_differences():
+    d = paired([3.0, 5.0, 4.0, 6.0], [1.0, 2.0, 3.0, 4.0])  # 2, 3, 1, 2: t = 2 / (0.8165 / 2) = 4.899
+    assert (d["mean"], d["p_flip"]) == (2.0, 2 / 16)
+    assert d["p"] == pytest.approx(t_tail(4.89898, 3)) and d["half"] == pytest.approx(3.18245 * 0.408248, rel=1e-4)
+    assert paired([1.0, 2.0], [1.0, 2.0]) == {"mean": 0, "half": 0, "p": 1, "p_flip": 1}
+    assert paired([2.0, 3.0], [1.0, 2.0])["p"] == 0
+    assert paired([1.0, 5.0, 2.0], [2.0, 3.0, 2.0])["p_flip"] == 1.0  # -1, 2, 0: by hand, 8 of 8 sums reach 1
+    rng, rejected = np.random.default_rng(0), 0
+    for _ in range(2000):  # under equality p < 0.1 comes in a tenth of all cases
+        rejected += paired(rng.normal(size=6), rng.normal(size=6))["p"] < 0.1
+    assert abs(rejected - 200) < 4 * math.sqrt(180)
+
+
+def test_arms_of_one_pretraining_share_it_and_others_do_not(tmp_path):
+    settings, tuned = {}, {}
+    for question in QUESTIONS.values():
+        assert {arm.label for arm in question.arms} >= set(question.baselines)
+        assert len({arm.label for arm in question.arms}) == len(question.arms)
+        for arm in question.arms:
+            bench = Bench("tiny", "data", tmp_path, True)
+            for stage, name, known in ("pretrain", pretrain_name(arm), settings), ("finetune", tune_name(arm), tuned):
+                if stage == "finetune" or arm.pretrain is not None:
+                    cfg = bench.config(stage, arm, 0, 0)
+                    assert known.setdefault(name, cfg) == cfg, name
+    assert len(settings) == len({str(replace(cfg, name="")) for cfg in settings.values()})
+
+
+def test_fewer_labels_are_parts_of_more_and_the_steps_stay():
+    labels = np.repeat(np.arange(8), 16)
+    samples = synthetic_samples(labels)
+    kept = [set(evidence.fewer(samples, f, 3).paths.tolist()) for f in (0.125, 0.5, 1.0)]
+    assert kept[0] < kept[1] < kept[2] and [len(k) for k in kept] == [16, 64, 128]
+    assert np.bincount(evidence.fewer(samples, 0.125, 3).labels).tolist() == [2] * 8
+    assert set(evidence.fewer(samples, 0.5, 4).paths.tolist()) != kept[1]
+    bench, arm = Bench("tiny", "data", None, True), Arm("x", None)
+    all_of_it, part = (bench.config("finetune", arm._replace(fraction=f), 0, 0) for f in (1.0, 0.25))
+    assert part.epochs == 4 * all_of_it.epochs and part.lr_steps == [4 * e for e in all_of_it.lr_steps]
+
+
+def synthetic_samples(labels):
+    from be.datasets import Samples
+
+    n = len(labels)
+    return Samples("/", np.array([b"%d" % i for i in range(n)]), labels, np.arange(n), [str(i) for i in range(8)])
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """The benchmark with 4 videos a class, 1 to test on."""
+    monkeypatch.setattr(synthetic.os, "cpu_count", lambda: 1)
+    shape = dict(pretrain=4, train=4, test=1, frames=40, height=40, width=48)
+    monkeypatch.setitem(synthetic.SIZES, "tiny", shape)
+    monkeypatch.setitem(QUESTIONS, "two", Question("Does it run?", ("random",), [Arm("random", None), Arm("BE", {})]))
+
+
+def test_a_question_from_videos_to_table_and_again(small, tmp_path, capsys, monkeypatch):
+    where = dict(data=str(tmp_path / "data"), out=str(tmp_path / "runs"), to=str(tmp_path / "to"))
+    evidence.evidence("two", seeds=[0], **where)
+    record = json.loads((tmp_path / "to" / "two-tiny.json").read_text())
+    assert set(record["runs"]) == {"random", "BE"} and record["pretrain_cpu_s"]["BE"][0] > 0
+    for runs in record["runs"].values():
+        (run,) = runs
+        assert run["reliance"] == pytest.approx(run["test"] - run["swapped"]) and run["n_expected"] == 8
+        assert all(0 <= run[m] <= 100 for m in evidence.MEASURES[:4] + evidence.MEASURES[5:9])
+        assert 0 < run["actor_frozen"] < 20 and len(run["curve"]) == 6
+    assert (tmp_path / "to" / "two-tiny.png").stat().st_size > 10_000
+    monkeypatch.setattr(evidence, "pretrain", None)  # nothing is done twice
+    monkeypatch.setattr(evidence, "measure", None)
+    capsys.readouterr()
+    evidence.evidence("two", seeds=[0], **where)
+    assert "pre-training of 0 networks, 1 are done" in capsys.readouterr().out
