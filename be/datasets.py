@@ -176,8 +176,9 @@ class Source:
 
     def missing(self, root, looked_for) -> str:
         tree = "\n".join(f"    {line}" for line in self.layout.splitlines())
-        return (f"{looked_for} does not exist.\n{self.name} is {self.page}; {self.licence}.\nIt should stand like this:\n"
-                f"  {Path(root).expanduser().absolute()}\n{tree}\nTo try the code without any data: make demo")
+        return (f"{looked_for} does not exist.\n{self.name} is {self.page}; {self.licence}.\n"
+                f"It should stand like this:\n  {Path(root).expanduser().absolute()}\n{tree}\n"
+                "To try the code without any data: make demo")
 
 
 DATASETS: dict[str, Source] = {}
