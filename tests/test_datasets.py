@@ -3,6 +3,7 @@ import itertools
 import json
 import os
 import pickle
+import re
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -11,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from be import datasets, video
-from be.config import ConfigError
+from be import datasets, prepare, video
+from be.config import ConfigError, arguments
 from be.datasets import (
     DATASETS,
     Clips,
@@ -554,3 +555,14 @@ def test_bug_in_a_worker_propagates(videos, i):
 def test_batches_for_cuda_are_pinned(videos):
     (batch,) = loader(make(videos), [[(0, 0)]], workers=1, device="cuda")
     assert all(tensor.is_pinned() for tensor in batch)
+
+
+def test_data_md_knows_every_dataset():
+    text = (Path(__file__).parents[1] / "DATA.md").read_text()
+    for name, source in DATASETS.items():
+        assert f"| `{name}` |" in text and f"DATA/{name}/" in text
+        assert all(f"{count:,}" in text for count in source.expected.values())
+        files = [word for line in source.layout.splitlines() for word in line.split() if re.search(r"\.\w{3,4}$", word)]
+        assert files and all(word in text for word in files if name != "plain"), files
+    for words in re.findall(r"run\.py prepare (.*)", text):
+        assert arguments(prepare.prepare, words.split())["dataset"] in DATASETS
