@@ -26,8 +26,8 @@ def gain(out: str = "runs", dataset: str = "hmdb51", static: str = "figure4-stat
     dataset, subset the list they were tested on; all splits and seeds that are there count
 
     The relative gain is 100 (better - base) / base, in % of the accuracy of `base`. It has no value for a class of
-    which `base` knows nothing: that is left out and named. Pearson's r with its two-sided p value, a table and a
-    scatter plot go to OUT/gain-DATASET-SUBSET.json, .md and .png.
+    which `base` knows nothing: that is left out and named. Pearson's r (none of less than 3 classes) with its two-sided
+    p value, a table and a scatter plot go to OUT/gain-DATASET-SUBSET.json, .md and .png.
     """
     results = [r for r in read_results(Path(out)) if (r["dataset"], r["subset"]) == (dataset, subset)]
     top1, splits = {}, {}
@@ -42,14 +42,12 @@ def gain(out: str = "runs", dataset: str = "hmdb51", static: str = "figure4-stat
         raise RunError(f"{out}: the three were not tested on the same splits of {dataset}: {splits}")
     kept = (top1[base] > 0).nonzero().flatten().tolist()  # NaN, a class without videos, is not
     left_out = [name for c, name in enumerate(classes) if c not in kept]
-    if len(kept) < 3:
-        raise RunError(f"{base} knows {len(kept)} of {len(classes)} classes of {dataset}: a correlation needs 3")
     x = top1[static][kept]
     y = 100 * (top1[better] - top1[base])[kept] / top1[base][kept]
     r, p = pearson(x, y)
     paper = paper_numbers(static)
     result = {"dataset": dataset, "subset": subset, "static": static, "base": base, "better": better,
-              "splits": splits[base], "pearson_r": r, "p_value": p, "classes": len(kept), "left_out": left_out,
+              "splits": splits[base], "pearson_r": None if r != r else r, "p_value": None if p != p else p, "classes": len(kept), "left_out": left_out,
               "git_sha": git_sha(),
               "per_class": {classes[c]: {"static": top1[static][c].item(), "base": top1[base][c].item(),
                                          "better": top1[better][c].item()} for c in kept}}  # fmt: skip
@@ -67,11 +65,13 @@ def gain(out: str = "runs", dataset: str = "hmdb51", static: str = "figure4-stat
 
 
 def pearson(x, y) -> tuple[float, float]:
-    """Pearson's r of x and y (n,), n > 2, and the two-sided p value: how often |r| is as large without correlation.
+    """Pearson's r of x and y (n,), and the two-sided p value: how often |r| is as large without correlation.
 
     For normal x or y, r = sin(a) has the density cos(a)^(n - 3) / B(1/2, n/2 - 1) in a under the null hypothesis (R. A.
-    Fisher 1915). Its tail is integrated by Gauss and Legendre. NaN if x or y is constant.
+    Fisher 1915). Its tail is integrated by Gauss and Legendre. NaN if x or y is constant, or n < 3.
     """
+    if len(x) < 3:
+        return math.nan, math.nan
     x, y = (np.asarray(v, np.float64) - np.mean(np.asarray(v, np.float64)) for v in (x, y))
     norm, n = math.sqrt((x @ x) * (y @ y)), len(x)
     if norm == 0:
@@ -88,15 +88,16 @@ def scatter(path, x, y, names, head, static, base, better):
     """A labelled dot per class and the least-squares line. x (n,): top-1 of `static`, y (n,): relative gain, both %."""
     plt = pyplot()
     figure, axis = plt.subplots(figsize=(8, 5.5), layout="constrained")
-    slope, start = np.polyfit(x.numpy(), y.numpy(), 1)
-    ends = np.array([x.min(), x.max()])
-    axis.plot(ends, start + slope * ends, color=COLOURS[1], lw=1.5, label="least squares")
+    if len(x) and x.min() < x.max():
+        slope, start = np.polyfit(x.numpy(), y.numpy(), 1)
+        ends = np.array([x.min(), x.max()])
+        axis.plot(ends, start + slope * ends, color=COLOURS[1], lw=1.5, label="least squares")
+        axis.legend(fontsize=8, frameon=False)
     axis.axhline(0, color="0.6", lw=0.8, zorder=0)
     axis.scatter(x, y, s=22, color=COLOURS[0], zorder=3)
     axis.margins(0.08)
     axis.set_xlabel(f"top-1 of static videos ({static}), %")
     axis.set_ylabel(f"relative gain of {better}\nover {base}, %")
-    axis.legend(fontsize=8, frameon=False)
     axis.grid(alpha=0.25)
     axis.spines[["top", "right"]].set_visible(False)
     axis.set_title(head, fontsize=10)

@@ -102,7 +102,7 @@ def plot_classes(path, top1, videos, classes, title):
     """A bar per class, sorted, and how many videos it is of. top1 (C,) %, NaN of a class without; videos (C,)."""
     plt, order = pyplot(), top1.nan_to_num(-1).argsort().tolist()
     figure, axis = plt.subplots(figsize=(6.5, max(2.5, 0.17 * len(classes) + 1.2)), layout="constrained")
-    axis.barh([f"{classes[c]} ({int(videos[c])})" for c in order], top1[order].nan_to_num(), color=COLOURS[0])
+    axis.barh([f"{classes[c]} ({int(videos[c])})" for c in order], top1[order].nan_to_num().numpy(), color=COLOURS[0])
     axis.axvline(mean := top1.nanmean().item(), color="0.3", lw=1, ls="--", label=f"mean of the classes {mean:.1f}")
     axis.axvline(100 / len(classes), color=COLOURS[1], lw=1, ls=":", label=f"chance {100 / len(classes):.1f}")
     axis.set(xlim=(0, 100), xlabel="top-1, % (in brackets: videos)")
@@ -117,7 +117,7 @@ def plot_classes(path, top1, videos, classes, title):
 
 def plot_calibration(path, bins, error, title):
     """Above, accuracy over confidence; below, how many videos have it. bins: see `calibration`."""
-    plt, n = pyplot(), len(bins)
+    plt, n, bins = pyplot(), len(bins), bins.numpy()
     figure, (axis, below) = plt.subplots(2, 1, sharex=True, figsize=(4.5, 5.2), layout="constrained",
                                          height_ratios=(3, 1))
     place, full = (np.arange(n) + 0.5) / n, bins[:, 0] > 0

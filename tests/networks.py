@@ -1,0 +1,37 @@
+"""Classifiers without training, for tests of verbs that look at finished runs of `tiny`."""
+
+import torch
+from conftest import TINY
+
+from be import backbones, config, datasets, objectives
+from be.augment import eval_view
+from be.probe import regress
+from be.runs import Run
+from be.video import decode, even_clips
+
+
+def tuned(tiny, out, seed=0, **more):
+    """A run directory: a random backbone, and a head that knows the swapped list by heart -> path, config, model."""
+    words = [*TINY, f"data={tiny}", f"out={out}", f"seed={seed}", *(f"{k}={v}" for k, v in more.items())]
+    cfg = config.load("demo-random", words, "finetune")
+    torch.manual_seed(seed)
+    model = objectives.Classify(backbones.build("c3d", 4), 8, pool=cfg.pool, frames=cfg.frames, stride=cfg.stride)
+    samples = datasets.load("ucf101", tiny, "swapped", 1)
+    with torch.no_grad():
+        z = torch.cat([model.eval().backbone(clips(samples, i)[0]).mean((2, 3, 4)) for i in range(len(samples))])
+    scale = z.std(0).clamp(min=1e-6)
+    weight, bias = regress((z - z.mean(0)) / scale, torch.from_numpy(samples.labels).repeat_interleave(3), 1e-4)
+    model.head.weight.data, model.head.bias.data = weight / scale, bias - (weight / scale) @ z.mean(0)
+    run = Run(config.run_dir(cfg, "finetune"), cfg)
+    classes = datasets.load("ucf101", tiny, "test", 1).classes
+    run.save_weights("model", model, classes=classes, experiment=cfg.name)
+    run.save_weights("backbone", model.backbone)
+    run.close()
+    return run.path, cfg, model
+
+
+def clips(samples, i, K=3):
+    """What a network is shown of a video in the test: (K, 3, 8, 16, 16), and which frames that is (K, 8)."""
+    frames = even_clips(24, K=K, T=8, stride=2)
+    stored = torch.from_numpy(decode(samples.path(i), frames, 24))
+    return eval_view(stored, torch.tensor(stored.shape[2:4]).expand(K, 2), 16), frames
