@@ -47,8 +47,8 @@ def gain(out: str = "runs", dataset: str = "hmdb51", static: str = "figure4-stat
     r, p = pearson(x, y)
     paper = paper_numbers(static)
     result = {"dataset": dataset, "subset": subset, "static": static, "base": base, "better": better,
-              "splits": splits[base], "pearson_r": None if r != r else r, "p_value": None if p != p else p, "classes": len(kept), "left_out": left_out,
-              "git_sha": git_sha(),
+              "splits": splits[base], "classes": len(kept), "left_out": left_out, "git_sha": git_sha(),
+              "pearson_r": None if r != r else r, "p_value": None if p != p else p,
               "per_class": {classes[c]: {"static": top1[static][c].item(), "base": top1[base][c].item(),
                                          "better": top1[better][c].item()} for c in kept}}  # fmt: skip
     head = f"Pearson r = {r:.2f}, p = {p:.2g}, {len(kept)} of {len(classes)} classes of {dataset} {subset}"
