@@ -19,7 +19,8 @@ the published network and the parameter counts above, 8 or 16 suits a laptop. A 
 map is 1, 1 cannot be trained alone, since BatchNorm then sees one value per channel.
 
 Any floating dtype, autocast, channels_last_3d and torch.compile work. Keep bfloat16 to the GPU: on
-CPUs with native bfloat16, PyTorch's Conv3d (2.15, oneDNN) returns wrong gradients of its weights.
+CPUs with native bfloat16, PyTorch's Conv3d (2.15, oneDNN) returns wrong gradients of its weights
+where the map has two frames, and may corrupt memory where it is small (BENCHMARKS.md).
 """
 
 from collections.abc import Callable

@@ -25,7 +25,7 @@ from be.augment import Draws
 from be.config import Config, choose, experiments
 from be.runs import make_accelerator, run_dir
 from be.status import duration, look
-from be.train import check_batch, make_views
+from be.train import check_batch, make_views, place
 
 GIB = 2**30
 # Dense 16-bit peak in TFLOP/s, as the makers state it. 3-D networks of small channels reach some part of it: the
@@ -213,7 +213,7 @@ def measure(cfg: Config, classes: int, clips: int, accelerator: Accelerator, cos
 def timed(cfg: Config, classes: int, clips: int, accelerator: Accelerator) -> tuple[float, float]:
     """(seconds, FLOP) of a step of `clips`, augmentation to optimizer: the best of those after the first."""
     objective, arguments = prepare(cfg, classes, clips)
-    objective.to(accelerator.device)
+    place(objective, cfg, accelerator.device)
     learned = [p for p in objective.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(learned, lr=1e-6, momentum=cfg.momentum, weight_decay=cfg.weight_decay)
 

@@ -59,7 +59,7 @@ def make_accelerator(cfg: Config) -> Accelerator:
     kwargs = DistributedDataParallelKwargs(broadcast_buffers=False)
     precision = cfg.precision
     if precision != "fp32" and PartialState().device.type == "cpu":
-        # oneDNN's bfloat16 weight gradients of Conv3d are wrong (seen with torch 2.15 on a native-bf16 CPU), some NaN
+        # oneDNN's bfloat16 weight gradients of Conv3d are wrong, and some write where they should not: BENCHMARKS.md
         PartialState().print(f"precision={precision} is for GPUs (on CPUs Conv3d's gradients are wrong): using fp32")
         precision = "fp32"
     if cfg.tracker != "none" and cfg.tracker not in map(str, get_available_trackers()):
