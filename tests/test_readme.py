@@ -58,3 +58,10 @@ def test_make_targets_and_experiments_exist():
 def test_links_lead_somewhere():
     for link in re.findall(r"\]\(([^)#]+)\)", README):
         assert link.startswith("http") or (ROOT / link).exists(), link
+
+
+def test_every_room_has_a_line():
+    modules = {path.stem for path in (ROOT / "be").glob("*.py")} - {"__init__"}
+    rooms = README.split("| room | holds |")[1].split("\n\n")[0]
+    named = {name for line in rooms.splitlines()[2:] for name in re.findall(r"`(\w+)`", line.split("|")[1])}
+    assert named == modules
