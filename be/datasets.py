@@ -69,10 +69,16 @@ class Samples:
         return replace(self, **columns)
 
     def index(self, i: int) -> Index | None:
-        """Which packet of video i holds which frame, if the manifest knows the file as it is."""
+        """Which packet of video i holds which frame, if the manifest knows the file as it is.
+
+        Raises VideoError if `prepare` lost a process to that file: training would lose a worker, and end.
+        """
         if self.manifest is None or self.rows[i] < 0:
             return None
-        known = self.manifest.frame_index(self.rows[i], self.path(i))
+        row, path = self.rows[i], self.path(i)
+        if self.manifest.deadly[row] and self.manifest.knows(row, path):
+            raise VideoError(f"{path}: `prepare` found that it crashes, or halts, the process that reads it")
+        known = self.manifest.frame_index(row, path)
         return known and Index(*known)
 
     @property

@@ -27,6 +27,7 @@ class Manifest:
     mtime: np.ndarray  # (V,) int64, ns
     digest: np.ndarray  # (V, 16) uint8, BLAKE2b of the content
     frames: np.ndarray  # (V,) int32; 0: cannot be read
+    deadly: np.ndarray  # (V,) bool: the process that read it crashed, or got no further
     packed: np.ndarray  # (bytes,) uint8, the frame indices, one behind the other
     end: np.ndarray  # (V,) int64, where each of those ends
 
@@ -46,13 +47,17 @@ class Manifest:
         at = np.searchsorted(self.path, paths).clip(max=len(self.path) - 1)
         return np.where(self.path[at] == paths, at, -1)
 
-    def frame_index(self, row: int, path) -> tuple | None:
-        """(order, pts, key) of `video.Index`; None if the file cannot be read, or is not the one of the table."""
+    def knows(self, row: int, path) -> bool:
+        """Whether the file is the one of the table, by size and time."""
         try:
             stat = os.stat(path)
         except OSError:
-            return None
-        if not self.frames[row] or (stat.st_size, stat.st_mtime_ns) != (self.size[row], self.mtime[row]):
+            return False
+        return (stat.st_size, stat.st_mtime_ns) == (self.size[row], self.mtime[row])
+
+    def frame_index(self, row: int, path) -> tuple | None:
+        """(order, pts, key) of `video.Index`; None if the file cannot be read, or is not the one of the table."""
+        if not self.frames[row] or not self.knows(row, path):
             return None
         start = self.end[row - 1] if row else 0
         return unpack(self.packed[start : self.end[row]], self.frames[row])

@@ -81,6 +81,7 @@ class Record:
     height: int = 0
     codec: str = ""
     index: str = ""  # packed, in base64
+    deadly: bool = False  # the process that read it crashed, or got no further
     problem: str = ""
 
 
@@ -106,7 +107,8 @@ def look(root, paths, check, workers) -> list[Record]:
     work = run(partial(examine, root, check), todo, workers, partial(patience, root))
     with open(root / JOURNAL, "a") as journal, closing(work):
         for path, record, problem in watch(work, len(todo), f"looking at {root.name}"):
-            records[path] = record or Record(path, size=os.path.getsize(root / path), problem=problem)
+            stat = os.stat(root / path)
+            records[path] = record or Record(path, stat.st_size, stat.st_mtime_ns, problem=problem, deadly=True)
             if record:  # otherwise let it try again next time; the line break comes first, to end a line that was cut
                 journal.write("\n" + json.dumps(asdict(record)))
                 journal.flush()
@@ -250,7 +252,7 @@ def write_manifest(root, records, lists):
     """The columns of `Manifest` and, for people, those of Record, classes and the rows and labels of each list."""
     packed = [base64.b64decode(r.index) for r in records]
     columns = {name: np.array([getattr(r, name) for r in records])
-               for name in ("size", "mtime", "fps", "width", "height", "codec")}
+               for name in ("size", "mtime", "fps", "width", "height", "codec", "deadly")}
     columns |= dict(
         path=np.array([os.fsencode(r.path) for r in records]),
         problem=np.array([os.fsencode(r.problem) for r in records]),

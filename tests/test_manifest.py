@@ -34,6 +34,7 @@ def table(root, names):
         mtime=np.array([stat.st_mtime_ns for stat in stats]),
         digest=np.arange(16 * n, dtype=np.uint8).reshape(n, 16),
         frames=np.ones(n, np.int32),
+        deadly=np.zeros(n, bool),
         packed=np.frombuffer(index * n, np.uint8),
         end=np.cumsum([len(index)] * n),
     )

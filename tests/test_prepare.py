@@ -13,7 +13,7 @@ import pytest
 from be import datasets, manifest, video
 from be.config import ConfigError
 from be.datasets import DATASETS, Clips, DatasetMissing, load
-from be.prepare import JOURNAL, REPORT, cut_short, prepare
+from be.prepare import JOURNAL, REPORT, cut_short, examine, prepare
 
 ROOT = Path(__file__).parents[1]
 
@@ -172,7 +172,7 @@ def test_damage_inside_needs_decoding(data):
 
 
 def test_only_what_is_new_is_looked_at(data, capsys):
-    prepare("ucf101", str(data))
+    prepare("ucf101", str(data), workers=1)  # the journal is in the order of the paths, then
     capsys.readouterr()
     journal = data / "ucf101" / JOURNAL
     before = journal.read_text()
@@ -181,6 +181,29 @@ def test_only_what_is_new_is_looked_at(data, capsys):
     prepare("ucf101", str(data))
     assert "looking at ucf101: 2/2" in capsys.readouterr().err
     assert report(data)[-1] == "nothing is amiss"
+
+
+def examine_or_die(root, check, path):
+    if "v_C0_g00" in path:
+        os.kill(os.getpid(), signal.SIGSEGV)  # as a bug of FFmpeg might
+    return examine(root, check, path)
+
+
+def test_a_file_that_kills_its_reader_is_not_read_in_training(data, monkeypatch, capfd):
+    monkeypatch.setattr("be.prepare.examine", examine_or_die)
+    for _ in range(2):  # it is tried again, lest something else was at fault
+        prepare("ucf101", str(data), check="packets", accept=1, workers=2)
+        lines = report(data)
+        assert lines[lines.index("unreadable: 1") + 1].startswith("  UCF-101/C0/v_C0_g00_c01.avi: crashes the process")
+    samples, opened = load("ucf101", data, "train"), []
+    reader = datasets.Reader
+    monkeypatch.setattr(datasets, "Reader", lambda path, index: opened.append(path) or reader(path, index))
+    item = Clips(samples, lambda n, rng: np.arange(n)[None], 16, 0, train=True)[0, 0]
+    assert (item.skipped, item.index, opened) == (1, 1, [samples.path(1)])
+    assert not Clips(samples, lambda n, rng: np.arange(n)[None], 16, 0, train=False)[0, 0].ok and len(opened) == 1
+    assert "`prepare` found that it crashes" in capfd.readouterr().err
+    os.utime(samples.path(0))  # another file may be better
+    assert Clips(samples, lambda n, rng: np.arange(n)[None], 16, 0, train=True)[0, 0].skipped == 0
 
 
 KILLED = """
