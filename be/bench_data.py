@@ -141,8 +141,10 @@ def make(data: Path, short_side: int, gop: int):
     (root / "classes.txt").write_text("one\n")
     for name, pattern in FILES.items():
         (root / f"{name}.txt").write_text("".join(f"{pattern.format(i)} 0\n" for i in range(2)))
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        prepare.prepare("plain", str(data), check="packets", workers=1)
+    with contextlib.redirect_stdout(said := io.StringIO()), contextlib.redirect_stderr(said):
+        _, amiss = prepare.survey(datasets.DATASETS["plain"], root, "packets", 16, 1)
+    if amiss:
+        raise RuntimeError(said.getvalue())
 
 
 # ---- measuring
