@@ -10,8 +10,11 @@ from be.runs import Run
 from be.video import decode, even_clips
 
 
-def tuned(tiny, out, seed=0, **more):
-    """A run directory: a random backbone, and a head that knows the swapped list by heart -> path, config, model."""
+def tuned(tiny, out, seed=0, knows=None, **more):
+    """A run directory: a random backbone, and a head that knows a label of the swapped list by heart.
+
+    knows: samples -> label (N,); by default the class. Returns path, config, model.
+    """
     words = [*TINY, f"data={tiny}", f"out={out}", f"seed={seed}", *(f"{k}={v}" for k, v in more.items())]
     cfg = config.load("demo-random", words, "finetune")
     torch.manual_seed(seed)
@@ -20,7 +23,8 @@ def tuned(tiny, out, seed=0, **more):
     with torch.no_grad():
         z = torch.cat([model.eval().backbone(clips(samples, i)[0]).mean((2, 3, 4)) for i in range(len(samples))])
     scale = z.std(0).clamp(min=1e-6)
-    weight, bias = regress((z - z.mean(0)) / scale, torch.from_numpy(samples.labels).repeat_interleave(3), 1e-4)
+    label = knows(samples) if knows else torch.from_numpy(samples.labels)
+    weight, bias = regress((z - z.mean(0)) / scale, label.repeat_interleave(3), 1e-4)
     model.head.weight.data, model.head.bias.data = weight / scale, bias - (weight / scale) @ z.mean(0)
     run = Run(config.run_dir(cfg, "finetune"), cfg)
     classes = datasets.load("ucf101", tiny, "test", 1).classes

@@ -220,3 +220,11 @@ def test_features_that_are_not_finite_stop_it(tiny, tmp_path, monkeypatch):
     backbone = type("Broken", (torch.nn.Module,), {"forward": lambda self, x: broken()})()
     with pytest.raises(RunError, match="not finite"):
         retrieve.extract(tmp_path / "z", backbone, samples, PROTOCOLS["gap"], cfg, make_accelerator(cfg))
+
+
+def test_the_benchmark_runs(capsys):
+    retrieve.bench(queries=30, gallery=50, numbers=300, memory_gb=1e-3, rounds=2)
+    lines = capsys.readouterr().out.splitlines()
+    assert "30 x 50 x 300" in lines[0] and "in 2 rounds" in lines[1] and "CPU time" in lines[2]
+    ratios = [float(line.split("ratio ")[1].split(";")[0]) for line in lines[1:3]]
+    assert all(0 < ratio < 3 for ratio in ratios) and "peak memory" in lines[3]
