@@ -55,6 +55,8 @@ def fit(objective, samples: datasets.Samples, cfg: Config, run: Run, accelerator
         optimizer.load_state_dict(checkpoint["optimizer"])
         start, skipped, recent = checkpoint["step"], checkpoint["skipped"], checkpoint["recent"]
         accelerator.print(f"{run.path}: going on from step {start} of {total}")
+    if accelerator.gather(torch.tensor([start], device=device)).unique().numel() > 1:
+        raise RunError(f"{run.path}: the machines do not see the same checkpoints; out=... must be a folder they share")
     run.forget_metrics_after(start)
     model, optimizer = accelerator.prepare(objective, optimizer)
     if checkpoint and accelerator.scaler is not None:
@@ -194,11 +196,14 @@ def say(accelerator, bar, done, total, loss, lr, rate, shares, began, start):
                           f"{left / 60:.1f} min left", flush=True)
 
 
+PATIENCE = 3  # seconds; what comes sooner is the same request, that a launcher passes on to its whole group
+
+
 class Interrupt:
     """Turns SIGTERM and SIGINT (Ctrl-C) into a request that the loop honours after the running step."""
 
     def __enter__(self):
-        self.signal, self.before = None, {}
+        self.signal, self.since, self.before = None, 0.0, {}
         for number in (signal.SIGTERM, signal.SIGINT):
             self.before[number] = signal.signal(number, self._remember)
         return self
@@ -208,9 +213,10 @@ class Interrupt:
             signal.signal(number, handler)
 
     def _remember(self, number, _):
-        if self.signal == number:  # asked twice: do not wait for the step
+        if self.signal is None:
+            self.signal, self.since = signal.Signals(number), time.monotonic()
+        elif time.monotonic() - self.since > PATIENCE:  # asked again: do not wait for the step
             raise SystemExit(128 + number)
-        self.signal = signal.Signals(number)
 
     def agreed(self, accelerator) -> signal.Signals | None:
         """The signal that any process got: all must stop at the same step, or the others wait for ever."""
@@ -257,6 +263,9 @@ def pretrain(cfg: Config):
     if cfg.method == "moco" and len(samples) < cfg.K:
         accelerator.print(f"  warning  the queue of K={cfg.K} is longer than the list of {len(samples)} videos: it "
                           f"holds several keys of each, the old ones stale; K <= {len(samples)} avoids that")
+    if cfg.method == "moco" and cfg.bn_group == cfg.batch_size // cfg.accumulate:
+        accelerator.print(f"  warning  a part of {cfg.bn_group} clips is a single BatchNorm group: MoCo's shuffle has "
+                          f"nothing to mix, and a query may know its key by their statistics; lower accumulate")
     probe = Probe(objective, samples, cfg, accelerator) if cfg.probe_every else None
     fit(objective, samples, cfg, run, accelerator, probe)
     run.save_weights("backbone", objective.backbone, backbone=cfg.backbone, width=cfg.width, experiment=cfg.name,

@@ -1,0 +1,106 @@
+"""CLUSTER.md keeps its word: its commands and its SLURM script run, here on two "machines" of one CPU process each."""
+
+import os
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT, TINY
+
+from be import config, train
+from be.runs import RunError, read_metrics
+
+TEXT = (ROOT / "CLUSTER.md").read_text()
+COMMANDS = [line for block in re.findall(r"```\n(.*?)```", TEXT, re.S) for line in block.splitlines()]
+SCRIPT = re.search(r"```bash\n(.*?)```", TEXT, re.S)[1]
+CPU = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+
+
+def words(tiny, out):
+    return ["pretrain", "--cfg", "demo-moco-be", f"data={tiny}", f"out={out}", *TINY]
+
+
+def free_port():
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def losses(out):
+    return [line["loss"] for line in read_metrics(out / "demo-moco-be/pretrain-seed0")]
+
+
+def test_settings_of_the_commands_are_settings():
+    found = [line.split(" #")[0].split("run.py ")[1].split() for line in COMMANDS if "run.py " in line]
+    assert len(found) == 6
+    for verb, _, name, *overrides in found:
+        cfg = config.load(name, overrides, verb)
+        train.check_batch(cfg, 9537, 1)
+
+
+def test_parts_of_one_group_are_warned_of(tiny, tmp_path, capsys):
+    for parts, warned in (2, True), (1, False):
+        train.pretrain(config.load("demo-moco-be", [*words(tiny, tmp_path / str(parts))[3:], f"accumulate={parts}"]))
+        assert ("nothing to mix" in capsys.readouterr().out) == warned  # 8 clips, bn_group=4
+
+
+def test_slurm_script_on_two_machines(tiny, tmp_path):
+    """srun and scontrol are played by scripts of two lines, the machines by two launchers on this one."""
+    fake = tmp_path / "bin"
+    fake.mkdir()
+    tools = {"scontrol": "echo localhost; echo other",
+             "srun": 'for id in 0 1; do SLURM_NODEID=$id "$@" & done; wait -n && wait -n',
+             "accelerate": f'exec {sys.executable} -m accelerate.commands.accelerate_cli "$@"'}  # fmt: skip
+    for name, text in tools.items():
+        (fake / name).write_text(f"#!/bin/bash\n{text}\n")
+        (fake / name).chmod(0o755)
+    (tmp_path / "slurm.sh").write_text(SCRIPT)
+    job = {"SLURM_JOB_NODELIST": "machine[1-2]", "SLURM_JOB_ID": str(free_port() - 20000 + 40000), "SLURM_NNODES": "2",
+           "SLURM_GPUS_ON_NODE": "1", "PATH": f"{fake}:{os.environ['PATH']}"}  # fmt: skip
+    done = subprocess.run(["bash", str(tmp_path / "slurm.sh"), *words(tiny, tmp_path)], cwd=ROOT, env={**CPU, **job},
+                          capture_output=True, text=True, check=False)  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "8 = 2 device(s) x 1 part(s) x 4 clips" in done.stdout
+    train.pretrain(config.load("demo-moco-be", words(tiny, tmp_path / "alone")[3:]))
+    assert losses(tmp_path)[:5] == pytest.approx(losses(tmp_path / "alone")[:5], rel=1e-3)  # then rounding grows
+    assert len(losses(tmp_path)) == 8
+
+
+def test_the_script_asks_slurm_for_what_it_says():
+    options = [shlex.split(line.removeprefix("#SBATCH ")) for line in SCRIPT.splitlines() if line.startswith("#SBATCH")]
+    options = dict(option.split("=", 1) for line in options for option in line)
+    assert (options["--nodes"], options["--gpus-per-node"], options["--ntasks-per-node"]) == ("2", "8", "1")
+    assert options["--signal"] == "TERM@120"
+
+
+def test_a_folder_that_is_not_shared_is_noticed(tiny, tmp_path, monkeypatch):
+    """The second machine sees no checkpoint where the first goes on from step 3: stop, or they would wait for ever."""
+    cfg = config.load("demo-moco-be", words(tiny, tmp_path)[3:])
+    make = train.make_accelerator
+    def accelerator(cfg):
+        made = make(cfg)
+        made.gather = lambda mine: torch.cat([mine, mine + 3])  # what a machine that is elsewhere would say
+        return made
+    monkeypatch.setattr(train, "make_accelerator", accelerator)
+    with pytest.raises(RunError, match="do not see the same checkpoints; out=... must be"):
+        train.pretrain(cfg)
+
+
+def test_a_signal_that_is_passed_on_twice_is_one_request(monkeypatch):
+    """Ctrl-C and schedulers signal a whole group, and the launcher passes it on to the same processes again."""
+    now = [100.0]
+    monkeypatch.setattr(train.time, "monotonic", lambda: now[0])
+    with train.Interrupt() as interrupt:
+        for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
+            signal.raise_signal(number)
+            now[0] += 1
+        assert interrupt.signal == signal.SIGTERM
+        now[0] += train.PATIENCE
+        with pytest.raises(SystemExit) as end:  # a person who asks again does not want to wait
+            signal.raise_signal(signal.SIGINT)
+        assert end.value.code == 128 + signal.SIGINT
