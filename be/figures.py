@@ -51,8 +51,11 @@ def gain(out: str = "runs", dataset: str = "hmdb51", static: str = "figure4-stat
               "pearson_r": None if r != r else r, "p_value": None if p != p else p,
               "per_class": {classes[c]: {"static": top1[static][c].item(), "base": top1[base][c].item(),
                                          "better": top1[better][c].item()} for c in kept}}  # fmt: skip
-    head = f"Pearson r = {r:.2f}, p = {p:.2g}, {len(kept)} of {len(classes)} classes of {dataset} {subset}"
-    theirs = f"; the paper: r = {paper['pearson_r']}, p = {paper['p_value']}" if "pearson_r" in paper else ""
+    synthetic = any(row.get("synthetic") for row in results)
+    head = (f"Pearson r = {r:.2f}, p = {p:.2g}" if r == r else "No correlation to be had") + (
+        f", {len(kept)} of {len(classes)} classes of {dataset} {subset}" + ", synthetic videos" * synthetic)
+    comparable = "pearson_r" in paper and not synthetic
+    theirs = f"; the paper: r = {paper['pearson_r']}, p = {paper['p_value']}" if comparable else ""
     left = f"Left out, for {base} knows nothing of them: {', '.join(left_out)}." if left_out else ""
     rows = [[classes[c], *(f"{top1[n][c]:.1f}" for n in (static, base, better)), f"{v:+.1f}"]
             for c, v in sorted(zip(kept, y.tolist(), strict=True), key=lambda pair: -pair[1])]
@@ -147,6 +150,7 @@ def bars(names: str, out: str = "runs"):
     cells = {(name, d): summary.get((runs_of(name), d, "test")) for name in known for d in datasets}
     if not any(cells.values()):
         raise RunError(f"{out}: no test of any of {names}: {', '.join(known) or 'no experiment has such a name'}")
+    notes = sorted({note for c in cells.values() if c for note in c["notes"]})
     plt = pyplot()
     figure, axis = plt.subplots(figsize=(2.2 + 1.1 * len(known) * len(datasets), 4), layout="constrained")
     width, marked = 0.8 / len(known), False
@@ -157,7 +161,7 @@ def bars(names: str, out: str = "runs"):
                        label=name, yerr=[(c and c["sd"]) or 0 for c in ours], error_kw={"lw": 1, "ecolor": "0.3"})
         axis.bar_label(bar, [number(c) for c in ours], fontsize=8, padding=2)
         for place, d in zip(x, datasets, strict=True):
-            if (theirs := paper_numbers(name).get(d)) is not None:
+            if (theirs := paper_numbers(name).get(d)) is not None and "synthetic videos" not in notes:
                 axis.hlines(theirs, place - width * 0.46, place + width * 0.46, color="k", lw=1.5, ls=":",
                             label=None if marked else "the paper's")
                 marked = True
@@ -168,7 +172,6 @@ def bars(names: str, out: str = "runs"):
     axis.set_axisbelow(True)
     axis.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
-    notes = sorted({note for c in cells.values() if c for note in c["notes"]})
     axis.set_title("; ".join([f"{names}: mean over splits, sd over seeds", *notes]), fontsize=9)
     path = Path(out) / f"bars-{names.strip('*').strip('-') or 'all'}.png"
     save(figure, path)
