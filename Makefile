@@ -76,7 +76,7 @@ QUESTION ?= methods
 .PHONY: evidence-tiny evidence-small evidence-full
 
 evidence-tiny:   ## when does BE help? Measured on two CPU cores in half an hour (EVIDENCE.md)
-evidence-small:  ## the same with more videos, in two hours
+evidence-small:  ## the same with more videos, in 70 minutes
 evidence-full:   ## the same with C3D at 112 pixels, for a GPU
 
 evidence-tiny evidence-small: evidence-%: $(READY)

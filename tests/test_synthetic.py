@@ -13,6 +13,7 @@ import pytest
 
 from be import datasets, synthetic, video
 from be.config import ConfigError
+from be.datasets import DatasetMissing
 from be.synthetic import MOTIONS, SCENES, Spec, camera, load, make, plan, poses, render
 
 SMALL = dict(train=3, test=2, frames=6, height=24, width=32, workers=1)
@@ -382,9 +383,10 @@ def test_the_demo_is_drawn_as_ever():
 
 
 def test_scenes_have_the_spectra_of_photographs():
+    assert all(0.7 <= slope <= 1.3 for slope, _ in synthetic.NATURAL.values())
     f = np.hypot(np.fft.fftfreq(128)[:, None], np.fft.fftfreq(128))
     for scene, family in SCENES.items():
-        slopes = []
+        slopes, along = [], np.zeros(2)
         for seed in range(8):
             one = replace(spec(scene=scene, seed=seed, frames=1, height=128, width=128, drift=0.0), natural=True)
             grey = synthetic.canvas(one)[:128, :128].mean(-1)
@@ -393,7 +395,10 @@ def test_scenes_have_the_spectra_of_photographs():
             bands = [(f >= low) & (f < 1.4 * low) for low in 0.03 * 1.4 ** np.arange(7)]
             where, size = [f[band].mean() for band in bands], [amplitude[band].mean() for band in bands]
             slopes.append(-np.polyfit(np.log(where), np.log(size), 1)[0])
+            along += [np.square(np.diff(grey, axis=axis)).mean() for axis in (0, 1)]  # down, and to the right
         assert np.mean(slopes) == pytest.approx(synthetic.NATURAL[family.texture][0], abs=0.2), scene
+        assert (along[0] > 1.5 * along[1]) == (family.texture is synthetic.stripes), scene  # longer than high
+        assert along[1] < 1.5 * along[0], scene
 
 
 def test_speed_varies_within_a_video_and_the_way_does_not():
@@ -473,6 +478,9 @@ def test_scenebias_is_what_its_name_says(tmp_path, monkeypatch):
         assert len(samples) == 8 * count and all(Path(samples.path(i)).exists() for i in range(len(samples)))
         assert {s.show for s in specs} == {subset if subset in ("static", "background") else "all"}
         assert [videos[p.decode()].label for p in samples.paths] == samples.labels.tolist()
+        if subset in ("static", "background"):
+            with pytest.raises(DatasetMissing):
+                datasets.DATASETS["ucf101"](Path(roots["pretrain"]) / "ucf101", subset, 2)
         if subset != "train":  # all test lists show the same events
             tested = tested or [s.path_seed for s in specs]
             assert [s.path_seed for s in specs] == tested
