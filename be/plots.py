@@ -59,7 +59,8 @@ def plot_confusion(path: Path, matrix, classes: list[str], title: str):
     names = [*classes, *(["unreadable"] if matrix[:, C].any() else [])]
     side = min(15, max(4.5, 0.16 * C + 2))
     figure, axis = plt.subplots(figsize=(side + 1, side), layout="constrained")
-    image = axis.imshow(share[:, : len(names)], cmap="Blues", vmin=0, vmax=100)
+    norm = plt.matplotlib.colors.PowerNorm(0.5, 0, 100)  # what is seldom is to be seen, too
+    image = axis.imshow(share[:, : len(names)], cmap="Blues", norm=norm)
     size = 8 if C <= 20 else 5
     axis.set_xticks(range(len(names)), names, rotation=90, fontsize=size)
     axis.set_yticks(range(C), classes, fontsize=size)
@@ -68,7 +69,7 @@ def plot_confusion(path: Path, matrix, classes: list[str], title: str):
         for i, row in enumerate(share[:, : len(names)].tolist()):
             for j, value in enumerate(row):
                 if value:
-                    colour = "w" if value > 50 else "k"
+                    colour = "w" if value > 40 else "k"
                     axis.text(j, i, f"{value:.0f}", ha="center", va="center", fontsize=7, color=colour)
     figure.colorbar(image, shrink=0.6, label="% of the class's videos")
     axis.set_title(title, fontsize=9, wrap=True)

@@ -197,26 +197,27 @@ def number(cell: dict | None) -> str:
 def provenance(out: Path, names: list[str], results: list[dict]) -> list[tuple]:
     """Every finished stage: what it gave, on which data, by which code, where and in what time."""
     from be.runs import read_about, read_metrics
+    from be.status import duration
 
     rows = []
     for folder in sorted(path for name in names for path in (out / name).glob("*-seed*")):
         weights = next((path for n in ("model", "backbone") if (path := folder / f"{n}.safetensors").exists()), None)
-        about, spent = read_about(weights) if weights else {}, hours(read_metrics(folder))
+        about, spent = read_about(weights) if weights else {}, seconds(read_metrics(folder))
         found = [r for r in results if r["path"] == str(folder)]
         for r in found or ([{}] if weights else []):
             top = f"top-1 {r['top1']:.2f}" if "top1" in r else f"R@1 {r['R@1']:.2f}" if r else ""
             said = {**about, **{k: v for k, v in r.items() if v is not None}}
             rows.append([f"{folder.parent.name}/{folder.name}", r.get("subset", "train"), top,
                          f"{r['n_scored']}/{r['n_expected']}" if r else "", said.get("manifest_hash") or "not prepared",
-                         said.get("git_sha", "-"), said.get("device", "-"), f"{spent:.2f}" if spent else "-"])
-    head = ["run", "list", "result", "scored", "manifest", "code", "device", "hours of training"]
+                         said.get("git_sha", "-"), said.get("device", "-"), duration(spent) if spent else "-"])
+    head = ["run", "list", "result", "scored", "manifest", "code", "device", "time to train"]
     return [("section", "What was run"), ("table", head, rows)] if rows else []
 
 
-def hours(lines: list[dict]) -> float:
+def seconds(lines: list[dict]) -> float:
     """Wall time of training, of all processes that worked on it one after the other: each counts from 0."""
-    seconds = [line["seconds"] for line in lines if "seconds" in line] + [0]
-    return sum(a for a, b in pairwise(seconds) if b < a) / 3600
+    told = [line["seconds"] for line in lines if "seconds" in line] + [0]
+    return sum(a for a, b in pairwise(told) if b < a)
 
 
 # ---- pictures

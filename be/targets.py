@@ -172,7 +172,8 @@ def figure(target: str, typed: list[str], splits, synth: bool) -> Iterator[Step]
                   for one in pretraining(name, typed, synth)]  # fmt: skip
         yield from (supervised, *others)
         runs = ",".join(str(one.end.parent) for one in (supervised, *others))
-        words = ("cam", "--cfg", runs, *where, "dataset=hmdb51", "split=1", *rendered)
+        larger = ("size=96", "short_side=120") if synth else ()  # at the demo's 32 pixels I3D's map has but one place
+        words = ("cam", "--cfg", runs, *where, "dataset=hmdb51", "split=1", *rendered, *larger)
         yield Step(words, out / "cam-hmdb51-test.json", "hmdb51")
 
 
