@@ -192,17 +192,18 @@ SMALL = "fasterrcnn_mobilenet_v3_large_320_fpn"
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    """A file of random weights that see persons here and there, and the network."""
+    """A file of random weights that see persons here and bicycles there, and the network."""
     torch.manual_seed(0)
     model = get_model(SMALL, weights=None, weights_backbone=None)
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.momentum = 1.0
     model.backbone(torch.rand(4, 3, 160, 224))  # statistics, or every place would look the same
-    score = model.eval().roi_heads.box_predictor.cls_score
-    score.weight.data[1] /= 20
-    score.weight.data[[0, *range(2, 91)]] = 0
-    score.bias.data[1] = 8
+    score, place = (getattr(model.eval().roi_heads.box_predictor, part) for part in ("cls_score", "bbox_pred"))
+    place.weight.data[8:12] = place.weight.data[4:8]  # bicycles where persons are
+    person = score.weight.data[1].clone() / 20
+    score.weight.data.zero_()
+    score.weight.data[1], score.weight.data[2], score.bias.data[1] = person, -person, 8
     file = tmp_path_factory.mktemp("weights") / "detector.pth"
     torch.save(model.state_dict(), file)
     return file, model
@@ -218,6 +219,7 @@ def test_torchvisions_detector_from_a_file(weights):
     score = (persons[-4] + persons[-3]) / 2
     found = torchvision_detector(SMALL, str(file), score, "cpu")(frames, np.arange(3), b"a.avi")
     assert len(found) == 3 and sum(map(len, found)) == 3 < len(persons)
+    assert any(((one["labels"] == 2) & (one["scores"] >= score)).any() for one in said)  # bicycles are left out
     for boxes, one in zip(found, said, strict=True):
         keep = [i for i in range(len(one["boxes"])) if one["labels"][i] == 1 and one["scores"][i] >= score]
         np.testing.assert_allclose(boxes, one["boxes"][keep].numpy(), atol=1e-3)
