@@ -482,8 +482,9 @@ def test_scenebias_is_what_its_name_says(tmp_path, monkeypatch):
             with pytest.raises(DatasetMissing):
                 datasets.DATASETS["ucf101"](Path(roots["pretrain"]) / "ucf101", subset, 2)
         if subset != "train":  # all test lists show the same events
-            tested = tested or [s.path_seed for s in specs]
-            assert [s.path_seed for s in specs] == tested
+            tested = tested or specs
+            assert [s.path_seed for s in specs] == [s.path_seed for s in tested]
+            assert (subset == "swapped") != ([s.scene_seed for s in specs] == [s.scene_seed for s in tested])
     biased, free = ([v.spec for v in load(Path(roots[name]) / "ucf101")] for name in ("bias0.9", "bias0"))
     biased, free = ([replace(s, scene="", scene_seed=0) for s in specs] for specs in (biased, free))
     assert biased == free  # but for the scenes
