@@ -103,14 +103,13 @@ class Step:
         self.optimizer = torch.optim.SGD(learned, lr=1e-3, momentum=cfg.momentum, weight_decay=cfg.weight_decay)
         clips = datasets.Clips(samples, self.objective.sampler, cfg.short_side, 0, train=True)
         batches = ([(n, (n * cfg.batch_size + i) % len(samples)) for i in range(cfg.batch_size)]
-                   for n in itertools.count())  # fmt: skip
+                   for n in itertools.count())
         self.stream = iter(datasets.loader(clips, batches, workers, device))
 
         self()  # to warm up, and to make all that stays
         with FlopCounterMode(display=False) as flops, Live() as live:
-            kept = (*self.objective.parameters(), *self.objective.buffers())
-            for tensor in (*kept, *(state["momentum_buffer"] for state in self.optimizer.state.values())):
-                live.hold(tensor)
+            live.hold(*self.objective.parameters(), *self.objective.buffers(),
+                      *(state["momentum_buffer"] for state in self.optimizer.state.values()))
             self()
         self.flop, self.memory = flops.get_total_flops(), live.peak
         if device.type == "cuda":
@@ -168,7 +167,7 @@ def erasing(clips, frames, size, device) -> dict[str, float]:
     """Seconds of BE on a batch, and of the same by loops; half of them under autocast, as they stand in `forward`."""
     x = torch.randn(clips, 3, frames, size, size, device=device)
     return fastest({"be": lambda: intra_video_frame(x, Draws(0, 0, device=device), 0.3),
-                    "loops": lambda: erase_by_loops(x, Draws(0, 0, device=device), 0.3)}, device, 20)  # fmt: skip
+                    "loops": lambda: erase_by_loops(x, Draws(0, 0, device=device), 0.3)}, device, 20)
 
 
 # ---- the verb
@@ -205,10 +204,10 @@ def bench(backbones: str = "c3d,r3d18,r3d34,r2plus1d18,i3d", clips: int = 2, fra
         for backbone in backbones.split(","):
             cfg = config.load("table1-moco-be", [f"backbone={backbone}", f"batch_size={clips}", f"frames={frames}",
                                                  f"size={size}", f"short_side={short_side}", f"width={width}",
-                                                 "bn_group=0"])  # fmt: skip
+                                                 "bn_group=0"])
             steps = {(method, way): Step(replace(cfg, **change), way, samples, workers, device)
                      for method, change in METHODS.items() for way in (*ways, "released")
-                     if way != "released" or method == "MoCo+BE"}  # fmt: skip
+                     if way != "released" or method == "MoCo+BE"}
             tell(backbone, *measure(steps, device, rounds, cuda), clips, be)
 
 
@@ -233,11 +232,11 @@ def tell(backbone: str, measured: dict, rates: dict, clips: int, be: dict):
         rate = step.flop / total[key]
         rows.append([*key, f"{clips / total[key]:.3g}", *(f"{parts[part] / total[key]:.1%}" for part in PARTS),
                      f"{step.memory / GIB:.2f}", f"{step.flop / clips / 1e9:.0f}", f"{rate / 1e9:.0f}",
-                     f"{rate / top:.0%}"])  # fmt: skip
+                     f"{rate / top:.0%}"])
     said = ", ".join(f"{name} {rate / 1e9:.0f} GFLOP/s" for name, rate in rates.items())
     print(f"\n{backbone}; ceilings: {said}\n")
     print("\n".join(markdown(["method", "way", "clips/s", *PARTS, "GiB", "GFLOP a clip", "GFLOP/s", "of the ceiling"],
-                             rows)))  # fmt: skip
+                             rows)))
     moco, ours = total["MoCo", "be"], total["MoCo+BE", "be"]
     print(f"\nMoCo+BE over MoCo {ours / moco:.2f}; released over be {total['MoCo+BE', 'released'] / ours:.2f}; BE "
           f"{be['be'] / ours:.2%} of the step, by loops {be['loops'] / be['be']:.1f} times as long")

@@ -144,12 +144,16 @@ def count(cfg: Config, classes: int, clips: int) -> Cost:
     objective, arguments = prepare(cfg, classes, clips)
     half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(cfg.precision)
     learned = sum(p.numel() for p in objective.parameters() if p.requires_grad)
-    with (FakeTensorMode(allow_non_fake_inputs=True) as fake, FlopCounterMode(display=False) as flops,
-          Live() as live, torch.autocast("cpu", half or torch.bfloat16, enabled=half is not None)):  # fmt: skip
-        tensors = {**dict(objective.named_parameters()), **dict(objective.named_buffers())}
-        tensors = {name: live.hold(fake.from_tensor(tensor)) for name, tensor in tensors.items()}
-        weights = live.now
-        functional_call(objective, tensors, arguments())[0].backward()
+    flops, live = FlopCounterMode(display=False), Live()
+    for watch in (flops, live):  # one after the other: the counter of FLOP keeps what checkpointing would free
+        with (FakeTensorMode(allow_non_fake_inputs=True) as fake, watch,
+              torch.autocast("cpu", half or torch.bfloat16, enabled=half is not None)):
+            tensors = {**dict(objective.named_parameters()), **dict(objective.named_buffers())}
+            tensors = {name: fake.from_tensor(tensor) for name, tensor in tensors.items()}
+            if watch is live:
+                live.hold(*tensors.values())
+                weights = live.now
+            functional_call(objective, tensors, arguments())[0].backward()
     momentum = 4 * learned  # of SGD; gradients have been counted
     return Cost(flops.get_total_flops(), live.peak + momentum, weights + momentum)
 
@@ -164,19 +168,17 @@ class Live(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(out):
-            if isinstance(tensor, torch.Tensor):
-                self.hold(tensor)
+        self.hold(*(tensor for tensor in tree_leaves(out) if isinstance(tensor, torch.Tensor)))
         return out
 
-    def hold(self, tensor):
-        storage = tensor.untyped_storage()
-        key, nbytes = storage._cdata, storage.nbytes()
-        if key not in self.storages:
-            self.storages[key] = weakref.ref(storage, lambda _: self.drop(key, nbytes))
-            self.now += nbytes
-            self.peak = max(self.peak, self.now)
-        return tensor
+    def hold(self, *tensors):
+        for tensor in tensors:
+            storage = tensor.untyped_storage()
+            key, nbytes = storage._cdata, storage.nbytes()
+            if key not in self.storages:
+                self.storages[key] = weakref.ref(storage, lambda _, key=key, nbytes=nbytes: self.drop(key, nbytes))
+                self.now += nbytes
+                self.peak = max(self.peak, self.now)
 
     def drop(self, key: int, nbytes: int):
         del self.storages[key]

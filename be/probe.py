@@ -39,7 +39,7 @@ class Probe:
         if specs := manipulate.specs(samples.root):
             family = list(synthetic.SCENES)
             self.labels["_scene"] = [torch.tensor([family.index(specs[path].scene) for path in part.paths])
-                                     for part in self.lists]  # fmt: skip
+                                     for part in self.lists]
 
     def __call__(self, epoch: int) -> dict[str, float]:
         if epoch % self.cfg.probe_every:

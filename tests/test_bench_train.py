@@ -45,7 +45,7 @@ def test_a_small_one(capsys):
     said = capsys.readouterr().out
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in said.splitlines() if line.startswith("|")][2:]
     assert [row[:2] for row in rows] == [["MoCo", "be"], ["MoCo+BE", "be"], ["MoCo+BE", "released"],
-                                         ["fine-tuning", "be"]]  # fmt: skip
+                                         ["fine-tuning", "be"]]
     for row in rows:
         shares = [float(cell.rstrip("%")) for cell in row[3:8]]
         assert sum(shares) == pytest.approx(100, abs=0.3) and min(shares) > 0 and float(row[2]) > 0

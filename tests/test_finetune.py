@@ -36,11 +36,11 @@ def stub(monkeypatch, tops):
 def test_the_epoch_that_is_kept(tiny, tmp_path, monkeypatch, select, epoch):
     seen = stub(monkeypatch, [0.25, 0.75, 0.75, 0.5])  # of equals, the first
     finetune.finetune(config.load("demo-random", [*TINY, f"data={tiny}", f"out={tmp_path}", f"select={select}"],
-                                  "finetune"))  # fmt: skip
+                                  "finetune"))
     path = tmp_path / "demo-random/finetune-ucf101-split1-seed0"
     about = runs.read_about(path / "model.safetensors")
     model = finetune.objectives.build("classify", finetune.load_backbone(config.load(
-        "demo-random", TINY, "finetune")), {"frames": 8, "stride": 2, "classes": 8})  # fmt: skip
+        "demo-random", TINY, "finetune")), {"frames": 8, "stride": 2, "classes": 8})
     runs.load_weights(path / "model.safetensors", model)
     assert all((p == epoch).all() for p in model.parameters())
     assert not (path / "best.safetensors").exists()

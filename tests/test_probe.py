@@ -80,7 +80,7 @@ def test_motion_and_scene(tiny, monkeypatch, what):
     names = {"motion": sorted(synthetic.MOTIONS), "scene": list(synthetic.SCENES)}
     samples = datasets.load("ucf101", tiny, "train")
     specs = {path: replace(spec, scene=names["scene"][n // 3 % 8])  # in the list, classes follow each other by fours
-             for n, (path, spec) in enumerate(manipulate.specs(samples.root).items())}  # fmt: skip
+             for n, (path, spec) in enumerate(manipulate.specs(samples.root).items())}
     monkeypatch.setattr(manipulate, "specs", lambda root: specs)
     one = make(tiny)
     def features(part):
@@ -124,7 +124,7 @@ def test_pre_training_does_not_notice(tiny, tmp_path, monkeypatch):
     lines, weights = [], []
     for every in (0, 2):
         cfg = config.load("demo-moco-be", [*TINY, f"data={tiny}", f"out={tmp_path}", f"name=every{every}", "epochs=4",
-                                           f"probe_every={every}", "log_every=3"])  # fmt: skip
+                                           f"probe_every={every}", "log_every=3"])
         train.pretrain(cfg)
         path = tmp_path / f"every{every}/pretrain-seed0"
         lines.append(read_metrics(path))

@@ -76,7 +76,7 @@ def assert_equal(one, two):
 def load(tiny, out, *words, stage="pretrain", name="demo-moco-be"):
     """20 steps; nothing falls together: parts of a step, lines of the log, checkpoints, epochs, probes."""
     return config.load(name, [*TINY, f"data={tiny}", f"out={out}", "epochs=5", "accumulate=2", "log_every=3",
-                              "save_every=2", "probe_every=3", *words], stage)  # fmt: skip
+                              "save_every=2", "probe_every=3", *words], stage)
 
 
 def killed(cfg, calls: int, saving: list[bool], seed: int):

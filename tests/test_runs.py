@@ -140,7 +140,7 @@ def test_weights_load_strictly(tmp_path, capsys):
     torch.testing.assert_close(other.state_dict(), net.state_dict())
     for layers, said in [([nn.Linear(3, 4)], "5 unexpected: 1.bias"),
                          ([nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1)], "2 missing: 2.bias, 2.weight"),
-                         ([nn.Linear(2, 4), nn.BatchNorm1d(4)], r"0.weight \(4, 3\) for \(4, 2\)")]:  # fmt: skip
+                         ([nn.Linear(2, 4), nn.BatchNorm1d(4)], r"0.weight \(4, 3\) for \(4, 2\)")]:
         with pytest.raises(RunError, match=said):
             load_weights(path, nn.Sequential(*layers))
     with pytest.raises(RunError, match="does not exist"):

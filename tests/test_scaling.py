@@ -28,7 +28,7 @@ FIRST = {method: name for method, name in FIRST.items() if method == "moco" or m
 def member(rank, world, port, work):
     """One of `world` processes, all of which do the `work`: a list of (stage, config)."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1",
-                   "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}  # fmt: skip
+                   "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
     torch.set_num_threads(1)
     sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (for the life of the process)
     for stage, cfg in work:
@@ -54,7 +54,7 @@ def end(processes):
 def load(tiny, out, name, stage="pretrain", *words):
     """32 videos in batches of 12, so that 8 are left over; 12, 6 or 3 clips a process, in BatchNorm groups of 3."""
     return config.load(name, [*TINY, "synthetic=true", f"data={tiny}", f"out={out}", "batch_size=12", "bn_group=3",
-                              "backbone=c3d", *words], stage)  # fmt: skip
+                              "backbone=c3d", *words], stage)
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ def test_the_same_losses(spread, name):
 
 def test_the_same_queue_and_weights(spread):
     states = {world: runs.Run(folder / FIRST["moco"] / "pretrain-seed0", None, write=False).latest()["objective"]
-              for world, folder in spread.items()}  # fmt: skip
+              for world, folder in spread.items()}
     for world in (2, 4):
         assert torch.equal(states[world]["queue_index"], states[1]["queue_index"])
         for key, value in states[1].items():

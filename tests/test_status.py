@@ -32,7 +32,7 @@ def test_a_running_one(tmp_path):
     os.utime(run.checkpoints()[-1], (now - 300, now - 300))
     # 250 steps in all; the 210 left are 210 * 32 clips at 4 a second
     assert look(run.path, now) == ("demo-moco-be", "pretrain-seed0", "running", "40/250", "0.0250", "28 min",
-                                   "step 40, 5 min ago")  # fmt: skip
+                                   "step 40, 5 min ago")
     run.close()
 
 
@@ -104,6 +104,6 @@ def test_a_live_process_and_its_end(tiny, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("seconds, said", [(0.4, "0 s"), (89, "89 s"), (90, "2 min"), (5000, "83 min"), (5400, "1.5 h"),
-                                           (100_000, "27.8 h"), (200_000, "2.3 days")])  # fmt: skip
+                                           (100_000, "27.8 h"), (200_000, "2.3 days")])
 def test_duration(seconds, said):
     assert duration(seconds) == said

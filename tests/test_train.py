@@ -46,7 +46,7 @@ def test_batches_that_do_not_fit():
     cfg = config.load("demo-moco-be")
     for change, n, world, message in [({"batch_size": 30}, 500, 4, "batch_size=30 is global and does not divide by 4"),
                                       ({"accumulate": 3}, 500, 1, "accumulate=3"), ({}, 31, 1, "has 31 videos"),
-                                      ({"bn_group": 5}, 500, 1, "do not divide by bn_group=5")]:  # fmt: skip
+                                      ({"bn_group": 5}, 500, 1, "do not divide by bn_group=5")]:
         with pytest.raises(ConfigError, match=message):
             train.check_batch(replace(cfg, **change), n, world)
 
