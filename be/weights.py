@@ -366,7 +366,7 @@ def push_to_hub(folder, repo: str, private: bool = True) -> str:
     try:
         url = HfApi().create_repo(repo, private=private, exist_ok=True)
         HfApi().upload_folder(repo_id=repo, folder_path=folder, commit_message="backbone")
-    except (OSError, ValueError) as error:
+    except Exception as error:  # the client's, or of whichever HTTP library it uses
         raise WeightsError(f"hf:{repo} cannot be written ({error}); was there a `hf auth login`?") from None
     return str(url)
 
@@ -376,7 +376,7 @@ def _from_hub(repo: str) -> Path:
 
     try:
         return [Path(hf_hub_download(repo, name)).parent for name in ("config.json", "backbone.safetensors")][-1]
-    except (OSError, ValueError) as error:
+    except Exception as error:  # as above
         raise WeightsError(f"hf:{repo} cannot be fetched, and is not a folder here: {error}") from None
 
 

@@ -377,6 +377,17 @@ def test_the_hub(tmp_path, monkeypatch):
     with pytest.raises(WeightsError, match="hf:me/other cannot be fetched"):
         from_pretrained("me/other")
 
+    class ConnectError(Exception):
+        """As HTTP libraries have it: no OSError."""
+    def offline(*_, **__):
+        raise ConnectError("Name or service not known")
+    monkeypatch.setattr(hub.HfApi, "create_repo", offline)
+    monkeypatch.setattr(hub, "hf_hub_download", offline)
+    with pytest.raises(WeightsError, match="cannot be written .Name or service not known"):
+        weights.push_to_hub(store, "me/mine")
+    with pytest.raises(WeightsError, match="cannot be fetched.*Name or service not known"):
+        from_pretrained("me/mine")
+
 
 def test_from_a_run_to_a_folder_to_another_run(tiny, tmp_path, capsys):
     """pretrain -> export -> finetune from the folder; weights in mid-run; what is not a run."""
