@@ -16,12 +16,14 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
 from torchvision.models import detection, get_model, get_model_weights, list_models
 
 from be import datasets, manipulate, synthetic
@@ -50,7 +52,9 @@ def actors(data: str = "data", detector: str = "fasterrcnn_resnet50_fpn_v2", wei
     After a crash the same command goes on where it stopped. Under `accelerate launch` each process takes its share of
     the videos. What is done with a video without persons: be/actors.py.
     """
-    accelerator, root = Accelerator(), Path(data) / "hmdb51"
+    # Who has done his share waits for the others, as long as it takes
+    accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=2))])
+    root = Path(data) / "hmdb51"
     lists = [datasets.load("hmdb51", data, *which) for which in datasets.DATASETS["hmdb51"].subsets(root)]
     paths = sorted({path for samples in lists for path in samples.paths.tolist()})
     how = {"detector": detector, "weights": weights, "score": score}
