@@ -249,12 +249,15 @@ def resident() -> int:
 
 
 def memory_slope(samples, short_side, count, clips=Measured) -> list[float]:
-    """MiB that [a worker, this process] grow by in 1,000 samples: lines through all but the first quarter."""
+    """MiB that [a worker, this process] grow by in 1,000 samples: lines through `count`, after as many to warm up.
+
+    Of a batch's samples the one at which the worker holds least counts: batches under way come and go.
+    """
     seen = []  # (thousands of samples, KiB of the worker, KiB of this process)
     clips = clips(samples, moco, short_side, 0, train=True)
-    for batch in datasets.loader(clips, batches(samples, count), workers=1):
-        seen.append((len(batch.label) * len(seen) / 1000, batch.label.max().item(), resident()))
-    done, *both = np.array(seen[len(seen) // 4 :]).T
+    for batch in datasets.loader(clips, batches(samples, 2 * count), workers=1):
+        seen.append((len(batch.label) * len(seen) / 1000, batch.label.min().item(), resident()))
+    done, *both = np.array(seen[len(seen) // 2 :]).T
     return [float(np.polyfit(done, kib / 1024, 1)[0]) for kib in both]
 
 
@@ -268,7 +271,7 @@ def bench(rounds: int = 5, draws: int = 2, short_side: int = 128, gop: int = 16,
     draws        clips drawn for each of the two videos of a kind, in each round
     short_side   px, of the frames that all readers give out and of the copies
     gop          frames from one key frame of a copy to the next
-    samples      so many pass through the loader while its memory is watched
+    samples      while so many pass through the loader its memory is watched, after as many to warm up
 
     Everybody decodes on one thread, in this process, to the same size. CPU time is what counts, as other programs that
     run meanwhile change it little. The frames of each reader are checked to be the ones asked for.
