@@ -4,8 +4,8 @@
     load(find("torchvision:googlenet"), backbone)     ImageNet's GoogLeNet into I3D, inflated
     load(find("hf:USER/REPO"), backbone)              what `run.py export ... to=hf:USER/REPO` put on the Hub
 
-    save_pretrained("folder", backbone, backbone_name="i3d", width=64)     backbone.safetensors + config.json
-    backbone = from_pretrained("folder")                                   or from_pretrained("USER/REPO")
+    save_pretrained("folder", backbone, {"backbone": "i3d", "width": 64})     backbone.safetensors + config.json
+    backbone = from_pretrained("folder")                                      or from_pretrained("USER/REPO")
 
 Loading never goes half well in silence: every convolution must be found, and 9 of 10 tensors in all, or the error
 lists what is missing, and all that happens is said in one line. A published network was trained on pixels scaled in
