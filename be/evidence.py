@@ -384,7 +384,8 @@ def tables(record: dict) -> list[str]:
         values = by_seed(runs[label], measure)
         digits = 2 if measure.startswith("actor") else 1
         return f"{mean(values):.{digits}f}" + (f" ± {stdev(values):.{digits}f}" if seeds > 1 else "")
-    text = [f"scenebias {record['version']} {record['size']}: {record['about']} In %, mean ± sd of {seeds} seeds; "
+    spread = f"mean ± sd of {seeds} seeds" if seeds > 1 else "one seed"
+    text = [f"scenebias {record['version']} {record['size']}: {record['about']} In %, {spread}; "
             f"chance is 12.5, for the map on actors 1.", ""]
     for columns in (("test", "swapped", "reliance", "static", "background"), MEASURES[5:]):
         head = ["", *(name.replace("_", " ") for name in columns)]

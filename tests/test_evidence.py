@@ -3,12 +3,15 @@
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from be import evidence, synthetic
 from be.evidence import QUESTIONS, Arm, Bench, Question, paired, pretrain_name, t_tail, tune_name
+
+ROOT = Path(__file__).parents[1]
 
 
 def test_t_against_the_integral_of_its_density():
@@ -69,26 +72,50 @@ def synthetic_samples(labels):
     return Samples("/", np.array([b"%d" % i for i in range(n)]), labels, np.arange(n), [str(i) for i in range(8)])
 
 
-@pytest.fixture
-def small(monkeypatch):
-    """The benchmark with 4 videos a class, 1 to test on."""
+def test_the_page_says_what_the_records_say():
+    records = list((ROOT / "evidence").glob("*.json"))
+    page = (ROOT / "EVIDENCE.md").read_text()
+    assert records
+    for path in records:
+        lines = evidence.tables(json.loads(path.read_text()))
+        assert path.with_suffix(".md").read_text().splitlines() == lines
+        assert "\n".join(lines[2:]) in page, path
+
+
+def test_tables_of_several_seeds():
+    def runs(*swapped):
+        return [{**dict.fromkeys(evidence.MEASURES, 1.0), "seed": n // 2, "tune": n % 2, "swapped": value, "curve": []}
+                for n, value in enumerate(swapped)]
+
+    record = {"size": "tiny", "version": "v1", "about": "?", "baselines": ["a"],
+              "runs": {"a": runs(10.0, 20.0, 30.0, 40.0), "b": runs(20.0, 20.0, 50.0, 60.0)}}  # means 15, 35; 20, 55
+    text = "\n".join(evidence.tables(record))
+    assert "| a | 1.0 ± 0.0 | 25.0 ± 14.1 |" in text and "mean ± sd of 2 seeds" in text
+    assert "+12.5 ± 95.3" in text and "0.344 / 0.500" in text  # 5, 20: t = 12.5 / 7.5, df 1
+
+
+def test_a_question_from_videos_to_table_and_again(tmp_path, capsys, monkeypatch):
+    """And the benchmark's reason to be: who fine-tunes on biased videos loses before other scenes.
+
+    With seeds 0, 1 and 2 random init lost 38, 47 and 34 points here; among 32 videos the sampling error is 9.
+    """
     monkeypatch.setattr(synthetic.os, "cpu_count", lambda: 1)
-    shape = dict(pretrain=4, train=4, test=1, frames=40, height=40, width=48)
+    shape = dict(pretrain=4, train=16, test=4, frames=40, height=40, width=48)  # per class
     monkeypatch.setitem(synthetic.SIZES, "tiny", shape)
-    monkeypatch.setitem(QUESTIONS, "two", Question("Does it run?", ("random",), [Arm("random", None), Arm("BE", {})]))
-
-
-def test_a_question_from_videos_to_table_and_again(small, tmp_path, capsys, monkeypatch):
+    arms = [Arm("random", None, bias=0.9), Arm("BE", {}, bias=0.9)]
+    monkeypatch.setitem(QUESTIONS, "two", Question("Does it run?", ("random",), arms))
     where = dict(data=str(tmp_path / "data"), out=str(tmp_path / "runs"), to=str(tmp_path / "to"))
     evidence.evidence("two", seeds=[0], **where)
     record = json.loads((tmp_path / "to" / "two-tiny.json").read_text())
     assert set(record["runs"]) == {"random", "BE"} and record["pretrain_cpu_s"]["BE"][0] > 0
     for runs in record["runs"].values():
         (run,) = runs
-        assert run["reliance"] == pytest.approx(run["test"] - run["swapped"]) and run["n_expected"] == 8
+        assert run["reliance"] == pytest.approx(run["test"] - run["swapped"]) and run["n_expected"] == 32
         assert all(0 <= run[m] <= 100 for m in evidence.MEASURES[:4] + evidence.MEASURES[5:9])
         assert 0 < run["actor_frozen"] < 20 and len(run["curve"]) == 6
+    assert record["runs"]["random"][0]["reliance"] > 15
     assert (tmp_path / "to" / "two-tiny.png").stat().st_size > 10_000
+
     monkeypatch.setattr(evidence, "pretrain", None)  # nothing is done twice
     monkeypatch.setattr(evidence, "measure", None)
     capsys.readouterr()
