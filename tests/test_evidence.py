@@ -97,27 +97,24 @@ def test_tables_of_several_seeds():
 def test_a_question_from_videos_to_table_and_again(tmp_path, capsys, monkeypatch):
     """And the benchmark's reason to be: who fine-tunes on biased videos loses before other scenes.
 
-    With seeds 0, 1 and 2 random init lost 38, 47 and 34 points here; among 32 videos the sampling error is 9.
+    With seeds 0, 1 and 2 it lost 38, 38 and 41 points here, random init 38, 47 and 34. On 32 videos a list.
     """
     monkeypatch.setattr(synthetic.os, "cpu_count", lambda: 1)
-    shape = dict(pretrain=4, train=16, test=4, frames=40, height=40, width=48)  # per class
+    shape = dict(pretrain=4, train=16, test=4, frames=32, height=40, width=48)  # per class
     monkeypatch.setitem(synthetic.SIZES, "tiny", shape)
-    arms = [Arm("random", None, bias=0.9), Arm("BE", {}, bias=0.9)]
-    monkeypatch.setitem(QUESTIONS, "two", Question("Does it run?", ("random",), arms))
+    monkeypatch.setitem(QUESTIONS, "one", Question("Does it run?", (), [Arm("BE", {}, bias=0.9)]))
     where = dict(data=str(tmp_path / "data"), out=str(tmp_path / "runs"), to=str(tmp_path / "to"))
-    evidence.evidence("two", seeds=[0], **where)
-    record = json.loads((tmp_path / "to" / "two-tiny.json").read_text())
-    assert set(record["runs"]) == {"random", "BE"} and record["pretrain_cpu_s"]["BE"][0] > 0
-    for runs in record["runs"].values():
-        (run,) = runs
-        assert run["reliance"] == pytest.approx(run["test"] - run["swapped"]) and run["n_expected"] == 32
-        assert all(0 <= run[m] <= 100 for m in evidence.MEASURES[:4] + evidence.MEASURES[5:9])
-        assert 0 < run["actor_frozen"] < 20 and len(run["curve"]) == 6
-    assert record["runs"]["random"][0]["reliance"] > 15
-    assert (tmp_path / "to" / "two-tiny.png").stat().st_size > 10_000
+    evidence.evidence("one", seeds=[0], **where)
+    record = json.loads((tmp_path / "to" / "one-tiny.json").read_text())
+    (run,) = record["runs"]["BE"]
+    assert run["reliance"] == pytest.approx(run["test"] - run["swapped"]) and run["reliance"] > 15
+    assert all(0 <= run[m] <= 100 for m in evidence.MEASURES[:4] + evidence.MEASURES[5:9])
+    assert 0 < run["actor_frozen"] < 20 and len(run["curve"]) == 6 and run["n_expected"] == 32
+    assert record["pretrain_cpu_s"]["BE"][0] > 0
+    assert (tmp_path / "to" / "one-tiny.png").stat().st_size > 10_000
 
     monkeypatch.setattr(evidence, "pretrain", None)  # nothing is done twice
     monkeypatch.setattr(evidence, "measure", None)
     capsys.readouterr()
-    evidence.evidence("two", seeds=[0], **where)
+    evidence.evidence("one", seeds=[0], **where)
     assert "pre-training of 0 networks, 1 are done" in capsys.readouterr().out
