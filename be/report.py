@@ -121,9 +121,8 @@ def table(names: list[str], results: list[dict]) -> tuple | None:
     for name in names:
         paper, entry, runs = paper_numbers(name), experiments().get(name, {}), runs_of(name)
         lists = [(d, "test") for d in paper if d in VIDEOS]
-        if runs == name:  # what else was tested, if it is not another row's
-            lists += [(d, s) for n, d, s in sorted(summary, key=lambda cell: (cell[1], cell[2] != "test", cell[2]))
-                      if n == name and (d, s) not in lists and (n, d) not in others]
+        lists += [(d, s) for n, d, s in sorted(summary, key=lambda cell: (cell[1], cell[2] != "test", cell[2]))
+                  if n == name and (d, s) not in lists and (n, d) not in others]  # not another row's
         for dataset, subset in lists:
             cell, theirs = summary.get((runs, dataset, subset)), paper.get(dataset) if subset == "test" else None
             if cell is None and theirs is None:

@@ -132,7 +132,7 @@ def test_a_row_that_was_interrupted_goes_on_and_what_is_done_is_left(stand_ins, 
     assert [words_of(line)[0] for line in make(*settings)] == ["report"]
 
 
-@pytest.mark.parametrize("target", ["table2-moco", "figure4", "figure5", "figure6", "analyses"])
+@pytest.mark.parametrize("target", ["table2-moco", "figure4", "figure5", "figure6"])
 def test_rehearsals(target, stand_ins, tmp_path, monkeypatch):
     """A contrastive row whose pre-training is another's, and the figures."""
     monkeypatch.setattr("be.cam.draw", lambda *_: None)  # takes longer than all else; tests/test_cam.py looks at it
