@@ -56,7 +56,7 @@ def report(out: str = "runs", names: str = "*"):
         *said, *curves(out, ours), *by_class(out, results), *pictures(out, recalls),
         *provenance(out, ours, results + recalls),
         ("text", f"Written by run.py report, code {git_sha()}."),
-    ]  # fmt: skip
+    ]
     write_text(out / "report.md", as_markdown(blocks, out) + "\n")
     write_text(out / "report.html", as_html(blocks))
     print(as_markdown(said, out).strip())
@@ -92,7 +92,7 @@ def aggregate(results: list[dict], metric: str = "top1") -> dict:
         notes += [f"seed {seed} is incomplete, left out" for seed in splits_of if seed not in seeds]
         summary[cell] = {**spread(means), "values": means, "seeds": seeds, "splits": sorted(most), "notes": notes,
                          "n_scored": sum(r["n_scored"] for r in rows),
-                         "n_expected": sum(r["n_expected"] for r in rows)}  # fmt: skip
+                         "n_expected": sum(r["n_expected"] for r in rows)}
     return summary
 
 
@@ -293,7 +293,7 @@ def pictures(out: Path, recalls: list[dict]) -> list[tuple]:
         blocks += [("section", path.stem.replace("-", " ").capitalize()), ("image", path, path.stem.replace("-", " "))]
     sheets = [(r, Path(r["path"]) / f"nearest-{r['protocol']}-{r['subset']}.png") for r in recalls]
     folds = [("fold", what := f"{r['experiment']}: nearest neighbours on {r['dataset']} {r['subset']}, protocol "
-              f"{r['protocol']}", [("image", path, what)]) for r, path in sheets if path.exists()]  # fmt: skip
+              f"{r['protocol']}", [("image", path, what)]) for r, path in sheets if path.exists()]
     return [*blocks, *([("section", "Nearest neighbours"), *folds] if folds else [])]
 
 
@@ -325,7 +325,7 @@ def strip(cfg: config.Config):
 
     plt = pyplot()
     figure, axes = plt.subplots(*pixels.shape[:2], figsize=(1.1 * pixels.shape[1] + 1, 1.15 * len(pixels)),
-                                layout="constrained")  # fmt: skip
+                                layout="constrained")
     for i, row in enumerate(axes):
         for axis, frame in zip(row, pixels[i], strict=True):
             axis.imshow(frame)

@@ -169,7 +169,7 @@ def figure(target: str, typed: list[str], splits, synth: bool) -> Iterator[Step]
     if target in ("figure6", "figure7"):  # one command draws both: networks that know UCF101, shown HMDB51
         supervised = step("finetune", "table1-random", [*typed, "dataset=ucf101", "split=1"], "model.safetensors")
         others = [one for name in ("table2-moco-i3d-ucf101", "table1-moco-be-i3d-ucf101")
-                  for one in pretraining(name, typed, synth)]  # fmt: skip
+                  for one in pretraining(name, typed, synth)]
         yield from (supervised, *others)
         runs = ",".join(str(one.end.parent) for one in (supervised, *others))
         larger = ("size=96", "short_side=120") if synth else ()  # at the demo's 32 pixels I3D's map has but one place
@@ -201,13 +201,13 @@ def begun(folder: Path) -> float:
 ACTORS = 7.0  # GPU-hours of the detector on HMDB51's 640,000 frames
 FLOPS = 0.15 * 312e12  # of an A100: the share of its peak that be/plan.py assumes, too
 VIDEOS = {"ucf101": (9537, 3783), "hmdb51": (3570, 1530), "actor_hmdb51": (3570, 1530), "diving48": (15027, 1970),
-          "kinetics400": (246534, 19906)}  # fmt: skip; to train on, to test on
+          "kinetics400": (246534, 19906)}  # to train on, to test on
 FORWARD = {"c3d": 77e9, "i3d": 55.6e9, "r3d18": 65.7e9, "r3d34": 100.4e9}  # FLOP of 16 frames at the size below
 SIDE = {"c3d": 112}  # pixels; 224 for the others
 # Forward passes a clip in a step of training, a backward pass being two: (of the method, added by BE, by Eq. 7)
 PASSES = {"classify": (3, 0, 0), "moco": (4, 0, 1), "simclr": (6, 0, 3), "triplet": (6, 0, 3), "byol": (8, 0, 0),
           "rotnet": (12, 6, 0), "puzzles": (0.4, 6, 0), "clip_order": (9, 6, 0), "pace": (12, 6, 0),
-          "arrow_of_time": (6, 6, 0), "order_verification": (12, 6, 0)}  # fmt: skip
+          "arrow_of_time": (6, 6, 0), "order_verification": (12, 6, 0)}
 
 
 def cost(verb: str, cfg: Config) -> float:

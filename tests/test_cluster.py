@@ -55,15 +55,15 @@ def test_slurm_script_on_two_machines(tiny, tmp_path):
     fake.mkdir()
     tools = {"scontrol": "echo localhost; echo other",
              "srun": 'for id in 0 1; do SLURM_NODEID=$id "$@" & done; wait -n && wait -n',
-             "accelerate": f'exec {sys.executable} -m accelerate.commands.accelerate_cli "$@"'}  # fmt: skip
+             "accelerate": f'exec {sys.executable} -m accelerate.commands.accelerate_cli "$@"'}
     for name, text in tools.items():
         (fake / name).write_text(f"#!/bin/bash\n{text}\n")
         (fake / name).chmod(0o755)
     (tmp_path / "slurm.sh").write_text(SCRIPT)
     job = {"SLURM_JOB_NODELIST": "machine[1-2]", "SLURM_JOB_ID": str(free_port() - 20000 + 40000), "SLURM_NNODES": "2",
-           "SLURM_GPUS_ON_NODE": "1", "PATH": f"{fake}:{os.environ['PATH']}"}  # fmt: skip
+           "SLURM_GPUS_ON_NODE": "1", "PATH": f"{fake}:{os.environ['PATH']}"}
     done = subprocess.run(["bash", str(tmp_path / "slurm.sh"), *words(tiny, tmp_path)], cwd=ROOT, env={**CPU, **job},
-                          capture_output=True, text=True, check=False)  # fmt: skip
+                          capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "8 = 2 device(s) x 1 part(s) x 4 clips" in done.stdout
     train.pretrain(config.load("demo-moco-be", words(tiny, tmp_path / "alone")[3:]))

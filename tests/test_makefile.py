@@ -159,7 +159,7 @@ def test_stated_costs_are_what_plan_counts():
     """Passes and FLOP, within a fifth: good enough to choose what to run."""
     assert plan.SHARE * plan.GPUS["A100"] * 1e12 == targets.FLOPS
     for name, stage in (("table1-moco-be-i3d-ucf101", "pretrain"), ("table1-moco-c3d-ucf101", "pretrain"),
-                        ("table1-rotnet-be", "pretrain"), ("table2-moco-be-r3d18-ucf101", "finetune")):  # fmt: skip
+                        ("table1-rotnet-be", "pretrain"), ("table2-moco-be-r3d18-ucf101", "finetune")):
         cfg = config.load(name, ["batch_size=2", "bn_group=2"], stage)
         counted = plan.count(cfg, 101, 2).flop / 2 * cfg.epochs * targets.VIDEOS[cfg.dataset][0] / targets.FLOPS / 3600
         assert targets.cost(stage, cfg) == pytest.approx(counted, rel=1 / 5), name

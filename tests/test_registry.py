@@ -12,7 +12,7 @@ PAPER = yaml.safe_load((Path(__file__).parent / "paper_numbers.yaml").read_text(
 SHARED = Path(__file__).parents[2] / "shared/paper/tables.yaml"
 SUPERVISED = {"random-init": "none", "imagenet-supervised": "torchvision:googlenet"}
 METHODS = {"classify": "k400-supervised", "rotnet": "3d-rotnet", "puzzles": "st-puzzles", "clip_order": "clip-order",
-           "moco": "moco"}  # fmt: skip
+           "moco": "moco"}
 BACKBONES = {"c3d": "C3D-10", "i3d": "I3D-22", "r3d18": "R3D-18", "r3d34": "R3D-34"}
 DATASETS = {"ucf101": "UCF101", "kinetics400": "K400", "diving48": "Diving48"}
 
@@ -110,7 +110,7 @@ def test_the_copy_is_that_of_the_tables():
         return dict(zip(columns[table], row, strict=True))
     one = [take("table1", row) for row in theirs["table1"]["supervised"] + theirs["table1"]["reproduced"]]
     assert PAPER["table1"] == [[r["method"], r["be"], f"{r['backbone']}-{r['depth']}", r["pretrain"], r["frames"],
-                                r["resolution"], r["ucf101"], r["hmdb51"]] for r in one]  # fmt: skip
+                                r["resolution"], r["ucf101"], r["hmdb51"]] for r in one]
     two = [take("table2", row) for row in theirs["table2"]["reproduced"]]
     keys = ("method", "be", "backbone", "pretrain", "diving48")
     assert PAPER["table2"] == [[r[key] for key in keys] for r in two]

@@ -16,7 +16,7 @@ from be.runs import read_results
 
 def result(experiment="table1-moco-be", dataset="ucf101", subset="test", split=1, seed=0, top1=50.0, **more):
     return dict(experiment=experiment, dataset=dataset, subset=subset, split=split, seed=seed, top1=top1, top5=90.0,
-                n_scored=9, n_expected=10, **more)  # fmt: skip
+                n_scored=9, n_expected=10, **more)
 
 
 def recall(experiment="table3-moco-be-i3d", seed=0, protocol="paper", subset="test", **more):
@@ -67,7 +67,7 @@ def test_a_rehearsal_is_not_compared():
 def test_rows_that_share_runs():
     """Table 4's last row is Table 1's, and Figure 5 shows one run on two data sets: each number in its own row only."""
     results = [result("table1-moco-be-i3d-ucf101"), result("table1-k400", "hmdb51", top1=70.0),
-               result("table1-k400", "actor_hmdb51", top1=40.0)]  # fmt: skip
+               result("table1-k400", "actor_hmdb51", top1=40.0)]
     same, _ = rows(report.table(["table4-intra-video-frame"], results))
     assert (same["top-1 %"], same["paper"]) == ("50.0", "82.4")
     both = {row["tested on"]: row["delta"] for row in rows(report.table(["figure5-k400"], results))}
@@ -96,7 +96,7 @@ def test_retrieval():
     assert [(row["experiment"], row["protocol"], row["R@1 %"], row["scored"]) for row in found] == [
         ("table3-moco-c3d", "paper", "- (9.5)", "-"),
         ("table3-moco-be-i3d", "paper", "12.0 ± 1.4 (9.3)", "6/8"),
-        ("table3-moco-be-i3d", "gap", "11.0", "3/4")]  # fmt: skip
+        ("table3-moco-be-i3d", "gap", "11.0", "3/4")]
     (synthetic,) = rows(report.retrieval(names[1:], [recall(synthetic=True)]))
     assert synthetic["R@1 %"] == "11.0" and "synthetic" in synthetic["retrieved on"]
 
