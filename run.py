@@ -20,12 +20,12 @@ from pathlib import Path
 # verb, of one word or two: (module, function, stage of the config it runs under, an example). Modules are imported when
 # a verb runs, since torch takes seconds; a verb without a stage takes the arguments of its function as key=value. The
 # stage `runs` is for verbs that look at finished runs: --cfg names their directories, the function gets (directory,
-# config) of each.
+# config) of each. The stage `dataset`: --cfg names a data set, all else are arguments of the function.
 VERBS = {
     "list": ("be.targets", "show_list", None, "run.py list"),
     "steps": ("be.targets", "steps", None, "run.py steps target=table1-moco-be splits=[1] synth=true"),
     "synth": ("be.synthetic", "synth", None, "run.py synth root=data/demo scene_bias=0.9"),
-    "prepare": ("be.prepare", "prepare", None, "run.py prepare dataset=ucf101 data=data"),
+    "prepare": ("be.prepare", "prepare", "dataset", "run.py prepare --cfg ucf101 data=data"),
     "actors": ("be.actors", "actors", None, "run.py actors data=data"),
     "plan": ("be.plan", "plan", "pretrain,finetune", "run.py plan --cfg table1-moco-be batch_size=32"),
     "pretrain": ("be.train", "pretrain", "pretrain", "run.py pretrain --cfg demo-moco-be seed=1"),
@@ -76,6 +76,9 @@ def main(argv: list[str]) -> int:
         if stage == "runs":
             runs = [(Path(run), load(Path(run) / "config.yaml", overrides)) for run in cfg.split(",")]
             getattr(importlib.import_module(module), function)(*runs)
+        elif stage == "dataset":
+            call = getattr(importlib.import_module(module), function)
+            call(**arguments(call, [f"dataset={cfg}", *overrides]))
         elif stage:
             configs = [load(cfg, overrides, one) for one in stage.split(",")]  # wrong words are found before torch is
             getattr(importlib.import_module(module), function)(*configs)  # imported
@@ -116,7 +119,8 @@ def help_text(verb: str) -> str:
     first, rest, signature = docstring(verb)
     _, _, stage, example = VERBS[verb]
     keys = "[key=value ...]\n\nkeys and what they mean: experiments.yaml, block `defaults`"
-    keys = {None: f"[key=value ...]\n\narguments: {signature}", "runs": f"--cfg RUN[,RUN ...] {keys}"}.get(
+    own = f"[key=value ...]\n\narguments: {signature}"
+    keys = {None: own, "dataset": f"--cfg DATASET {own}", "runs": f"--cfg RUN[,RUN ...] {keys}"}.get(
         stage, f"--cfg NAME_OR_FILE {keys}; names: run.py list")
     return f"run.py {verb} {keys}\n\n{first}\n{rest}\n\nexample:\n  {example}"
 

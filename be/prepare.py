@@ -1,7 +1,7 @@
 """Look at every video of a dataset once, before the weeks of training: is it all there, and whole?
 
-    run.py prepare dataset=ucf101                                  a manifest and a report
-    run.py prepare dataset=ucf101 transcode=true short_side=128    and data-128/ucf101, a copy that decodes fast
+    run.py prepare --cfg ucf101                                    a manifest and a report
+    run.py prepare --cfg ucf101 transcode=true short_side=128    and data-128/ucf101, a copy that decodes fast
 
 In DATA/NAME this leaves `manifest.npz` (what is in it: be/manifest.py), `prepare-report.txt` and
 `prepare-journal.jsonl`, a line per file. Stop it, kill it, add files: the next run looks at what is new or changed.
@@ -31,13 +31,13 @@ REPORT, JOURNAL = "prepare-report.txt", "prepare-journal.jsonl"
 CHECKS = ("packets", "decode")  # the second finds all that the first does
 
 
-def prepare(dataset: str, data: str = "data", check: Literal["decode", "packets"] = "decode", accept: int = 0,
+def prepare(dataset: str, data: str = "data", check: Literal["decode", "packets"] = "decode", accept_missing: int = 0,
             shortest: int = 16, transcode: bool = False, short_side: int = 128, gop: int = 16,
             workers: int | None = None):
     """Checks every video of DATA/DATASET against the lists, writes manifest and report; makes a copy, if asked
 
     check: decode all frames; or only read the packets, which is many times faster, but blind to damage inside them.
-    accept: the exit code is 1 if more than so many things are amiss.
+    accept_missing: the exit code is 1 if more than so many things are amiss.
     shortest: frames; shorter videos are amiss.
     transcode: also write what can be read to DATA-SHORT_SIDE/DATASET, lists included, for use as data=DATA-SHORT_SIDE:
         H.264 with a key frame at every `gop`th frame, the short side at `short_side` px unless it is smaller.
@@ -58,7 +58,7 @@ def prepare(dataset: str, data: str = "data", check: Literal["decode", "packets"
         if error.errno not in (*FULL, errno.EACCES, errno.EROFS):
             raise
         raise UserError(f"{error.filename or root}: {error.strerror}") from error
-    if amiss > accept:
+    if amiss > accept_missing:
         raise SystemExit(1)
 
 
@@ -298,7 +298,7 @@ def report(root, records, notes, amiss, check) -> int:
                 yield from (f"  {line}" for line in found[:limit])
                 if len(found) > limit:
                     yield f"  ... and {len(found) - limit} more, see {REPORT}"
-        yield f"{total} amiss; to go on with that: accept={total}" if total else "nothing is amiss"
+        yield f"{total} amiss; to go on with that: accept_missing={total}" if total else "nothing is amiss"
 
     (root / REPORT).write_text("\n".join([*head, *text(total)]) + "\n", "utf-8", "surrogateescape")
     for line in [*head, *text(5)]:

@@ -138,19 +138,19 @@ def test_what_is_amiss(data, capsys):
         "  UCF-101/C1/v_C1_g02_c01.avi of test 1 is UCF-101/C1/v_C1_g00_c01.avi of train 1",
         "duplicates: 1",
         "  UCF-101/C0/again.avi = UCF-101/C0/v_C0_g02_c01.avi",
-        "7 amiss; to go on with that: accept=7",
+        "7 amiss; to go on with that: accept_missing=7",
     ]
     assert any(line.startswith("  test 2: not there, for want of ") for line in lines)
-    prepare("ucf101", str(data), shortest=15, accept=6)
+    prepare("ucf101", str(data), shortest=15, accept_missing=6)
     with pytest.raises(SystemExit):
-        prepare("ucf101", str(data), accept=6)
+        prepare("ucf101", str(data), accept_missing=6)
 
 
 @pytest.mark.parametrize("classes", [101, 100])
 def test_official_counts(tmp_path, classes, capsys):
     root = make(tmp_path, classes=1)
     (root / "ucfTrainTestlist/classInd.txt").write_text("".join(f"{i + 1} C{i}\n" for i in range(classes)))
-    prepare("ucf101", str(tmp_path), accept=2)
+    prepare("ucf101", str(tmp_path), accept_missing=2)
     wrong = ["train 1: 2 videos, the official list has 9537", "test 1: 1 videos, the official list has 3783"]
     assert [f"  {line}" in report(tmp_path) for line in wrong] == [classes == 101] * 2
     assert (report(tmp_path)[-1] == "nothing is amiss") == (classes == 100)
@@ -192,7 +192,7 @@ def examine_or_die(root, check, path):
 def test_a_file_that_kills_its_reader_is_not_read_in_training(data, monkeypatch, capfd):
     monkeypatch.setattr("be.prepare.examine", examine_or_die)
     for _ in range(2):  # it is tried again, lest something else was at fault
-        prepare("ucf101", str(data), check="packets", accept=1, workers=2)
+        prepare("ucf101", str(data), check="packets", accept_missing=1, workers=2)
         lines = report(data)
         assert lines[lines.index("unreadable: 1") + 1].startswith("  UCF-101/C0/v_C0_g00_c01.avi: crashes the process")
     samples, opened = load("ucf101", data, "train"), []
@@ -249,7 +249,7 @@ def test_wrong_words_and_places(data, tmp_path):
 
 def test_as_it_is_typed(data):
     def typed(limit):
-        command = [sys.executable, "run.py", "prepare", "dataset=ucf101", f"data={data}", "check=packets"]
+        command = [sys.executable, "run.py", "prepare", "--cfg", "ucf101", f"data={data}", "check=packets"]
         command = f"ulimit -f {limit}; exec {shlex.join(command)}"
         return subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=60)
 
@@ -269,7 +269,7 @@ def test_kinetics400_is_partly_there(tmp_path):
     for i, folder in enumerate(["", "label 1/", "label_0/"]):
         noise(root / f"train/{folder}abcdefghij{i}_{i:06d}_{i + 10:06d}.mp4", seed=i)
     (root / "train/loop").symlink_to(root / "train")
-    prepare("kinetics400", str(tmp_path), accept=2)
+    prepare("kinetics400", str(tmp_path), accept_missing=2)
     lines = (root / REPORT).read_text().splitlines()
     assert "  train/abcdefghij3_000003_000013.mp4: No such file or directory" in lines
     assert lines[-1].startswith("2 amiss")
