@@ -91,7 +91,7 @@ evidence-full: $(READY)
 #   make table1                                   all of its rows, shared stages once
 #   make table1-moco-be SYNTH=1                   the same commands on small synthetic stand-ins, in a minute or two
 #   make -n table1-moco-be                        nothing but the commands
-#   FORCE=1  removes what the target has left and does it again     SET="accumulate=8 ..."  any other key=value
+#   FORCE=1  removes what the target has left and does it again     SET="accumulate=4 ..."  any other key=value
 
 EXPERIMENTS := $(shell sed -nE 's/^((table|figure|sweep|more)[^:]*):.*/\1/p' experiments.yaml)
 GROUPS := table1 table2 table3 table4 figure4 figure5 figure6 figure7 sweep-gamma sweep-stride analyses more

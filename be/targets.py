@@ -49,6 +49,10 @@ class Step:
     def verb(self):
         return self.words[0]
 
+    @property
+    def picture(self):
+        return self.verb not in (*TRAIN, "synth", "actors")
+
 
 def steps(target: str, words: str = "", splits: list[int] = (1, 2, 3), seeds: list[int] = (0,), synth: bool = False,
           force: float = 0, run: str = "python run.py", launch: str = "python run.py"):
@@ -71,8 +75,7 @@ def steps(target: str, words: str = "", splits: list[int] = (1, 2, 3), seeds: li
         if force and step.verb in TRAIN and folder.exists() and begun(folder) < force:
             removed.add(folder)
             print(f"rm -r {shlex.quote(str(folder))}")
-        picture = step.verb not in (*TRAIN, "synth", "actors")  # drawn anew where the runs before it are
-        if folder in removed or not step.end.exists() or (picture and (again or force)):
+        if folder in removed or not step.end.exists() or (step.picture and (again or force)):
             again = True
             print(launch if step.verb in TRAIN + SPREAD else run, shlex.join(step.words))
     out = [word for word in typed if word.startswith("out=")]
@@ -113,7 +116,12 @@ def collect(target: str, typed=(), splits=(1, 2, 3), seeds=(0,), synth: bool = F
         for name in [target] if target in known else [name for name in known if name.startswith(f"{target}-")]:
             todo += row(name, words, splits, synth)
         todo += figure(target, words, splits, synth)
-    return list(dict.fromkeys([*(stand_ins(todo, load("table1-random", typed).data) if synth else ()), *todo]))
+    if synth:
+        todo = [*stand_ins(todo, load("table1-random", typed).data), *todo]
+    once = {}
+    for one in sorted(todo, key=lambda one: one.picture):  # pictures come last: they show the runs of all seeds
+        once.setdefault((one.verb, one.end), one)
+    return list(once.values())
 
 
 def row(name: str, typed: list[str], splits, synth: bool, datasets: tuple[str, ...] = ()) -> Iterator[Step]:
@@ -162,8 +170,8 @@ def figure(target: str, typed: list[str], splits, synth: bool) -> Iterator[Step]
     if target == "figure5":
         yield Step(("bars", f"out={out}", "names=figure5-*"), out / "bars-figure5.png")
     if target == "analyses":
-        stage = f"finetune-hmdb51-split{splits[0]}-seed{cfg.seed}"
-        runs = ",".join(str(out / name / stage) for name in ("table1-moco", "table1-moco-be"))
+        both = (list(row(name, typed, splits[:1], synth, ("hmdb51",)))[-1] for name in ("table1-moco", "table1-moco-be"))
+        runs = ",".join(str(one.end.parent) for one in both)
         yield Step(("robustness", "--cfg", runs, *where, *rendered), out / "robustness-hmdb51-test.json", "hmdb51")
         yield Step(("inspect", "--cfg", runs, *where), out / "inspect-hmdb51-test.json", "hmdb51")
     if target in ("figure6", "figure7"):  # one command draws both: networks that know UCF101, shown HMDB51

@@ -87,6 +87,8 @@ def test_what_two_rows_need_is_done_once(tmp_path):
     for target in ("table1", "figure5", "figure6"):
         lines = make("-n", target, f"OUT={tmp_path}")
         assert len(lines) == len(set(lines))
+    verbs = [words_of(line)[0] for line in make("-n", "figure4", f"OUT={tmp_path}", "SEED=0 1", "SPLIT=1")]
+    assert verbs.count("pretrain") == 4 and verbs[-2:] == ["gain", "report"]  # a picture shows the runs of all seeds
     once = [words_of(line)[2] for line in make("-n", "table4", f"OUT={tmp_path}") if " pretrain " in line]
     assert len(once) == len(set(once)) == 6 and "table1-moco-be-i3d-ucf101" in once  # the row that is Table 1's
 
