@@ -170,8 +170,9 @@ def figure(target: str, typed: list[str], splits, synth: bool) -> Iterator[Step]
     if target == "figure5":
         yield Step(("bars", f"out={out}", "names=figure5-*"), out / "bars-figure5.png")
     if target == "analyses":
-        both = (list(row(name, typed, splits[:1], synth, ("hmdb51",)))[-1] for name in ("table1-moco", "table1-moco-be"))
-        runs = ",".join(str(one.end.parent) for one in both)
+        names = ("table1-moco", "table1-moco-be")
+        tests = (list(row(name, typed, splits[:1], synth, ("hmdb51",)))[-1] for name in names)
+        runs = ",".join(str(test.end.parent) for test in tests)
         yield Step(("robustness", "--cfg", runs, *where, *rendered), out / "robustness-hmdb51-test.json", "hmdb51")
         yield Step(("inspect", "--cfg", runs, *where), out / "inspect-hmdb51-test.json", "hmdb51")
     if target in ("figure6", "figure7"):  # one command draws both: networks that know UCF101, shown HMDB51
