@@ -85,10 +85,18 @@ def main(argv: list[str]) -> int:
         else:
             call = getattr(importlib.import_module(module), function)
             call(**arguments(call, overrides))
+        leave()
     except UserError as error:
         print(f"run.py {verb}: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def leave():
+    """Takes leave of the other processes; one that just goes may be aborted by a thread that still listens to them."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def split_verb(argv: list[str]) -> tuple[str, list[str]]:

@@ -121,7 +121,7 @@ def test_prepare_names_each_with_its_reason(bad, capsys):
     assert lines[-1].startswith(f"{amiss} amiss")
     assert "... and " in capsys.readouterr().out
 
-    prepare.prepare("plain", str(data), accept=amiss)
+    prepare.prepare("plain", str(data), accept_missing=amiss)
     assert "looking" not in capsys.readouterr().err  # nothing is new
     with pytest.raises(ConfigError, match="leaves the folder"):
         load("plain", data, "test")

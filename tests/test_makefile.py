@@ -23,7 +23,7 @@ ALL = [name for name in config.experiments() if not name.startswith("demo")] + l
 def make(*words, code=0):
     """Runs make with the Python of the tests; returns the lines it printed."""
     env = {**os.environ, "OMP_NUM_THREADS": "1", "MAKEFLAGS": ""}
-    command = ["make", f"PYTHON={sys.executable}", *map(str, words)]
+    command = ["make", "--no-print-directory", f"PYTHON={sys.executable}", *map(str, words)]
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == code, f"{words}\n{done.stdout}\n{done.stderr}"
     return (done.stdout or done.stderr).splitlines()

@@ -203,7 +203,7 @@ def test_an_unreadable_video_is_a_query_missed(tiny, tmp_path):
     for subset, i in (("test", 3), ("train", 5)):
         with open(datasets.load("ucf101", tmp_path / "data", subset, 1).path(i), "wb") as file:
             file.write(b"no video")
-    prepare("ucf101", str(tmp_path / "data"), check="packets", accept=2, workers=1)
+    prepare("ucf101", str(tmp_path / "data"), check="packets", accept_missing=2, workers=1)
     verb(tmp_path / "data", tmp_path / "out", "protocol=gap")
     path = tmp_path / "out/demo-random/retrieve-ucf101-split1-seed0/recall-gap-test.json"
     result = json.loads(path.read_text())
