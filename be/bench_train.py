@@ -209,6 +209,7 @@ def bench(backbones: str = "c3d,r3d18,r3d34,r2plus1d18,i3d", clips: int = 2, fra
                      for method, change in METHODS.items() for way in (*ways, "released")
                      if way != "released" or method == "MoCo+BE"}
             tell(backbone, *measure(steps, device, rounds, cuda), clips, be)
+            steps.clear()  # before those of the next backbone are made
 
 
 def measure(steps: dict, device, rounds: int, half: bool):
