@@ -50,7 +50,6 @@ DEMO_DATA  = data/demo
 DEMO_RUNS  = runs/demo$(if $(QUICK),-quick)
 DEMO_SEEDS = $(if $(QUICK),0,0 1)
 DEMO_SIZE  = $(if $(QUICK),epochs=3 lr_steps=[2])
-DEMO_CORES = $(if $(QUICK),2,1)
 DEMO       = data=$(DEMO_DATA) out=$(DEMO_RUNS)
 .PHONY: $(DEMO_SEEDS:%=demo-seed-%)
 
@@ -62,7 +61,7 @@ demo: $(READY)  ## synthetic videos -> pre-train, fine-tune, test -> a table (QU
 	@echo "look at $(DEMO_RUNS)/report.md (curves, pictures), and in README.md at how to read it"
 
 $(DEMO_SEEDS:%=demo-seed-%): demo-seed-%:
-	@( set -e; export OMP_NUM_THREADS=$(DEMO_CORES) PYTHONUNBUFFERED=1; \
+	@( set -e; export OMP_NUM_THREADS=1 PYTHONUNBUFFERED=1; \
 	for name in demo-random demo-moco demo-moco-be; do \
 	  if [ $$name != demo-random ]; then $(RUN) pretrain --cfg $$name $(DEMO) seed=$* $(DEMO_SIZE); fi; \
 	  $(RUN) finetune --cfg $$name $(DEMO) seed=$* $(DEMO_SIZE); \
