@@ -49,7 +49,7 @@ list: $(READY)  ## the experiments, the paper's numbers and what they cost; each
 DEMO_DATA  = data/demo
 DEMO_RUNS  = runs/demo$(if $(QUICK),-quick)
 DEMO_SEEDS = $(if $(QUICK),0,0 1)
-DEMO_SIZE  = $(if $(QUICK),epochs=3 lr_steps=[2])
+DEMO_SIZE  = $(if $(QUICK),epochs=2 lr_steps=[1])
 DEMO       = data=$(DEMO_DATA) out=$(DEMO_RUNS)
 .PHONY: $(DEMO_SEEDS:%=demo-seed-%)
 

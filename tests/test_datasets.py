@@ -564,5 +564,6 @@ def test_data_md_knows_every_dataset():
         assert all(f"{count:,}" in text for count in source.expected.values())
         files = [word for line in source.layout.splitlines() for word in line.split() if re.search(r"\.\w{3,4}$", word)]
         assert files and all(word in text for word in files if name != "plain"), files
-    for words in re.findall(r"run\.py prepare (.*)", text):
-        assert arguments(prepare.prepare, words.split())["dataset"] in DATASETS
+    for dataset, words in re.findall(r"run\.py prepare --cfg (\w+) (.*)", text):
+        assert dataset in DATASETS and arguments(prepare.prepare, [f"dataset={dataset}", *words.split()])
+    assert text.count("run.py prepare --cfg") > 2
