@@ -14,6 +14,7 @@
 import ast
 import difflib
 import importlib
+import re
 import sys
 from pathlib import Path
 
@@ -139,7 +140,7 @@ def docstring(verb: str) -> tuple[str, str, str]:
     source = (Path(__file__).parent / (module.replace(".", "/") + ".py")).read_text()
     node = next(n for n in ast.parse(source).body if isinstance(n, ast.FunctionDef) and n.name == function)
     first, _, rest = ast.get_docstring(node).partition("\n")
-    return first.split(": ", 1)[-1], rest.strip(), ast.unparse(node.args)
+    return re.sub(r"^(Verb `[a-z ]+`|[a-z ]+): ", "", first), rest.strip(), ast.unparse(node.args)
 
 
 if __name__ == "__main__":
