@@ -49,6 +49,7 @@ class Config:
     split: int
     subset: str
     workers: int
+    cache_gb: float
     short_side: int
     size: int
     frames: int

@@ -19,8 +19,9 @@ import os
 import re
 import signal
 import sys
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -434,6 +435,29 @@ class Batch(NamedTuple):
     skipped: torch.Tensor  # (B,) int64
 
 
+class Kept:
+    """Videos as they were decoded, the least recently used of which goes first."""
+
+    def __init__(self):
+        self.videos: OrderedDict[tuple, np.ndarray] = OrderedDict()  # (path, short_side) -> (n, H, W, 3) uint8
+        self.bytes = 0
+
+    def take(self, path, short_side) -> np.ndarray | None:
+        if (path, short_side) not in self.videos:
+            return None
+        self.videos.move_to_end((path, short_side))
+        return self.videos[path, short_side]
+
+    def keep(self, path, short_side, frames, most_gb: float):
+        self.videos[path, short_side] = frames
+        self.bytes += frames.nbytes
+        while self.bytes > most_gb * 2**30:
+            self.bytes -= self.videos.popitem(last=False)[1].nbytes
+
+
+KEPT = Kept()  # of this process, whichever list a video stands in
+
+
 class Clips(Dataset):
     """Clips of videos. An item's key is (epoch, i), and what is drawn for it follows from (seed, epoch, i).
 
@@ -445,11 +469,14 @@ class Clips(Dataset):
     NothingReadable if there is none. Without, it keeps its place, as zeros (K, T, short_side, short_side, 3)
     with ok=False: an evaluation scores it as a miss. Where `prepare` has left a manifest, frames are found
     without a pass over the file.
+
+    cache_gb: GiB of decoded videos that each process keeps, for lists that fit; a file is then taken for unchanged.
     """
 
-    def __init__(self, samples: Samples, sampler: Callable, short_side: int, seed: int, train: bool):
+    def __init__(self, samples: Samples, sampler: Callable, short_side: int, seed: int, train: bool,
+                 cache_gb: float = 0):
         self.samples, self.sampler, self.short_side = samples, sampler, short_side
-        self.seed, self.train = seed, train
+        self.seed, self.train, self.cache_gb = seed, train, cache_gb
         self.named: set[int] = set()  # unreadable videos this worker has reported
 
     def __len__(self) -> int:
@@ -475,8 +502,17 @@ class Clips(Dataset):
         return self.item(black, i, ok=False, skipped=0)
 
     def decode(self, j: int, rng) -> np.ndarray:  # (K, T, H, W, 3)
-        with give_up(path := self.samples.path(j)), Reader(path, self.samples.index(j)) as video:
-            return video.decode(self.sampler(video.frames, rng), self.short_side)
+        path = self.samples.path(j)
+        if self.cache_gb and (frames := KEPT.take(path, self.short_side)) is not None:
+            return frames[self.sampler(len(frames), rng)]
+        with give_up(path), Reader(path, self.samples.index(j)) as video:
+            indices = self.sampler(video.frames, rng)
+            if self.cache_gb:
+                with suppress(VideoError):  # damaged somewhere: what is asked for may still be sound
+                    frames = video.decode(np.arange(video.frames), self.short_side)
+                    KEPT.keep(path, self.short_side, frames, self.cache_gb)
+                    return frames[indices]
+            return video.decode(indices, self.short_side)
 
     def item(self, clips: np.ndarray, j: int, ok: bool, skipped: int) -> Item:
         size = torch.tensor(clips.shape[2:4])

@@ -30,7 +30,7 @@ def views(samples: datasets.Samples, sampler, cfg: Config, accelerator: Accelera
     Clips are None where a video is unreadable. `mine`: the places this process takes, by default every `world`-th.
     """
     mine = range(accelerator.process_index, len(samples), accelerator.num_processes) if mine is None else mine
-    clips = datasets.Clips(samples, sampler, cfg.short_side, cfg.seed, train=False)
+    clips = datasets.Clips(samples, sampler, cfg.short_side, cfg.seed, False, cfg.cache_gb)
     loader = datasets.loader(clips, [[(0, i)] for i in mine], workers=cfg.workers, device=accelerator.device)
     for batch in watch(loader, len(mine), what) if accelerator.is_main_process else loader:
         x = None

@@ -79,7 +79,7 @@ def fit(objective, samples: datasets.Samples, cfg: Config, run: Run, accelerator
         epoch_micro_batches(len(samples), cfg, epoch, rank, world, offset if epoch == first else 0)
         for epoch in range(first, cfg.epochs))
     sampler = partial(static_clips, like=objective.sampler) if cfg.static else objective.sampler
-    clips = datasets.Clips(samples, sampler, cfg.short_side, cfg.seed, train=True)
+    clips = datasets.Clips(samples, sampler, cfg.short_side, cfg.seed, True, cfg.cache_gb)
     loader = datasets.loader(clips, batches, workers=cfg.workers, device=device)
 
     # the loop

@@ -416,6 +416,57 @@ def test_a_video_is_opened_once(videos, monkeypatch):
     assert opened == [videos.path(4)]
 
 
+def test_kept_videos_give_the_same_items_and_are_opened_once(videos, monkeypatch):
+    opened = []
+
+    class Counting(video.Reader):
+        def __init__(self, path, index):
+            opened.append(path)
+            super().__init__(path, index)
+
+    monkeypatch.setattr(datasets, "KEPT", datasets.Kept())
+    plain = [make(videos)[epoch, i] for epoch in range(3) for i in range(7)]
+    monkeypatch.setattr(datasets, "Reader", Counting)
+    clips = Clips(videos, SAMPLER, 16, 5, True, cache_gb=1)
+    cached = [clips[epoch, i] for epoch in range(3) for i in range(7)]
+    assert all(same(a, b) for a, b in zip(plain, cached, strict=True))
+    assert all(opened.count(videos.path(i)) == 1 for i in GOOD)
+    assert datasets.KEPT.bytes == sum(kept.nbytes for kept in datasets.KEPT.videos.values())
+    assert [path for path, _ in datasets.KEPT.videos] == [videos.path(i) for i in (1, 4, 5, 0)]  # 0 stands in for 6
+
+
+def test_the_least_recently_used_video_is_not_kept():
+    kept, frames = datasets.Kept(), np.zeros((4, 2, 3, 3), np.uint8)
+    for name in "abc":
+        kept.keep(name, 16, frames, 3 * frames.nbytes / 2**30)
+    assert kept.take("a", 16) is frames and kept.take("a", 32) is None
+    kept.keep("d", 16, frames, 3 * frames.nbytes / 2**30)
+    assert [name for name, _ in kept.videos] == ["c", "a", "d"] and kept.bytes == 3 * frames.nbytes
+    kept.keep("e", 16, np.zeros((40, 2, 3, 3), np.uint8), 3 * frames.nbytes / 2**30)  # too large to be kept at all
+    assert not kept.videos and kept.bytes == 0
+
+
+def test_a_clip_before_the_damage_is_read_with_a_cache_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets, "KEPT", datasets.Kept())
+    rng = np.random.default_rng(0)
+    frames = rng.integers(0, 256, (40, 32, 32, 3), dtype=np.uint8)
+    video.encode(tmp_path / "00000.avi", frames, fps=10, codec="mpeg4")
+    data = bytearray((tmp_path / "00000.avi").read_bytes())
+    half = len(data) // 2
+    data[half : half + half // 2] = bytes(half // 2)
+    (tmp_path / "00000.avi").write_bytes(data)
+
+    def first(n, rng):
+        return np.arange(4)[None]
+
+    samples = listing([0], [0], 1, str(tmp_path))
+    samples.paths[0] = b"00000.avi"
+    plain, cached = (Clips(samples, first, 16, 0, False, gb)[0, 0] for gb in (0, 1))
+    with pytest.raises(video.VideoError):
+        video.decode(samples.path(0), np.arange(video.probe(samples.path(0)).frames))
+    assert plain.ok and same(plain, cached) and not datasets.KEPT.videos
+
+
 def test_unreadable_in_training(videos, capfd):
     clips = make(videos)
     for i, instead, skipped in [(2, 4, 2), (3, 4, 1), (6, 0, 1), (2, 4, 2)]:
