@@ -13,6 +13,7 @@ each want a different one. Every stage that halves a size rounds it up, so no in
     r3d34       8 width     63.51 M    T/16  S/32    1, 4   1, 7    4, 7    1, 1  1, 1
     r2plus1d18  8 width     31.30 M    T/8   S/16    2, 7   2, 14   8, 14   2, 2  1, 2
     i3d        16 width     12.29 M    T/8   S/32    2, 4   2, 7    8, 7    2, 1  1, 1
+    s3d        16 width      7.91 M    T/8   S/32    2, 4   2, 7    8, 7    2, 1  1, 1
 
 `width` is the number of channels after the first layer and scales all others in proportion: 64 is
 the published network and the parameter counts above, 8 or 16 suits a laptop. A single clip whose
@@ -352,6 +353,100 @@ class I3D(nn.Module):
 
 
 # ----------------------------------------------------------------------------------------------------
+# S3D: I3D's modules, factored
+
+
+class Pointwise(nn.Module):
+    """A 1x1x1 convolution, BatchNorm, ReLU; sizes are kept."""
+
+    def __init__(self, c_in: int, c_out: int):
+        super().__init__()
+        self.conv = conv3d(c_in, 0, c_out, (1, 1, 1), (1, 1, 1))
+        self.bn = nn.BatchNorm3d(c_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return relu(self.bn(self.conv(x)))
+
+
+class Separable(nn.Module):
+    """Space, BatchNorm, ReLU, then time, BatchNorm, ReLU: a cube of `size`, odd, in two; every axis by `stride`.
+
+    (B, c_in, T, H, W) -> (B, c_out, T/stride, H/stride, W/stride), sizes rounded up.
+    """
+
+    def __init__(self, c_in: int, c_out: int, size: int, stride: int = 1):
+        super().__init__()
+        self.conv1 = conv3d(c_in, 0, c_out, (1, size, size), (1, stride, stride))
+        self.bn1 = nn.BatchNorm3d(c_out)
+        self.conv2 = conv3d(c_out, 0, c_out, (size, 1, 1), (stride, 1, 1))
+        self.bn2 = nn.BatchNorm3d(c_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = relu(self.bn1(self.conv1(x)))  # (B, c_out, T, H/stride, W/stride)
+        return relu(self.bn2(self.conv2(x)))
+
+
+class SeparableMixed(nn.Module):
+    """`Mixed` with its 3x3x3 convolutions factored; the same channels, CoCLR's names."""
+
+    pieces = ("forward",)
+
+    def __init__(self, c_in: int, channels: list[int]):
+        super().__init__()
+        c0, c1a, c1b, c2a, c2b, c3 = channels
+        self.dim = c0 + c1b + c2b + c3
+        self.branch0 = nn.Sequential(Pointwise(c_in, c0))
+        self.branch1 = nn.Sequential(Pointwise(c_in, c1a), Separable(c1a, c1b, 3))
+        self.branch2 = nn.Sequential(Pointwise(c_in, c2a), Separable(c2a, c2b, 3))
+        self.branch3 = nn.Sequential(nn.MaxPool3d(3, 1, padding=1), Pointwise(c_in, c3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.branch0(x), self.branch1(x), self.branch2(x), self.branch3(x)], dim=1)
+
+
+class S3D(nn.Module):
+    """S3D (Xie et al. 2018) without gates, up to Mixed_5c: CoCLR's backbone; an extra, not in the BE paper.
+
+    CoCLR: width 64, 32 frames of 128 x 128. Module names are CoCLR's: `Conv_1a.conv1`, `Mixed_3b.branch1.1.bn2`.
+    So is BatchNorm's eps, 1e-5, so that its weights fit as they are and train on as they did; torchvision's, made
+    with 1e-3, are rescaled (weights.py). One thing differs from both: of an odd map (7 at 112 pixels) the pool before
+    Mixed_5b keeps the last row, as every backbone here does, and the SAME rule of the paper's TensorFlow code.
+    """
+
+    pieces = ("_bottom", "_stem")
+
+    def __init__(self, width: int = 64):
+        super().__init__()
+        w64, w192 = scaled(64, width), scaled(192, width)
+        self.Conv_1a = Separable(3, w64, 7, stride=2)
+        self.Conv_2b = Pointwise(w64, w64)
+        self.Conv_2c = Separable(w64, w192, 3)
+        self.dim = w192
+        for name, channels in MIXED.items():
+            mixed = SeparableMixed(self.dim, [scaled(c, width) for c in channels])
+            self.add_module(name, mixed)
+            self.dim = mixed.dim  # ends at 16 width
+        he_init(self)
+
+    def _bottom(self, x: Tensor) -> Tensor:
+        x = self.Conv_1a(x)  # (B, w, T/2, S/2, S/2)
+        # padded alike on both sides, where I3D's SAME rule pads an even size after its end only
+        return F.max_pool3d(x, (1, 3, 3), (1, 2, 2), (0, 1, 1))
+
+    def _stem(self, x: Tensor) -> Tensor:
+        x = self.Conv_2c(self.Conv_2b(x))  # (B, 3w, T/2, S/4, S/4)
+        return F.max_pool3d(x, (1, 3, 3), (1, 2, 2), (0, 1, 1))
+
+    def forward(self, clips: Tensor) -> Tensor:
+        x = self._stem(self._bottom(check_clips(clips)))
+        x = self.Mixed_3c(self.Mixed_3b(x))  # (B, 7.5w, T/2, S/8, S/8)
+        x = F.max_pool3d(x, 3, 2, padding=1)
+        x = self.Mixed_4f(self.Mixed_4e(self.Mixed_4d(self.Mixed_4c(self.Mixed_4b(x)))))
+        x = F.max_pool3d(x, 2, 2, ceil_mode=True)  # (B, 13w, T/8, S/32, S/32)
+        return self.Mixed_5c(self.Mixed_5b(x))  # (B, 16w, T/8, S/32, S/32)
+
+
+# ----------------------------------------------------------------------------------------------------
 # Memory for time
 
 
@@ -397,6 +492,7 @@ BACKBONES: dict[str, Callable[..., nn.Module]] = {
     "r3d34": r3d34,
     "r2plus1d18": r2plus1d18,
     "i3d": I3D,
+    "s3d": S3D,
 }
 
 

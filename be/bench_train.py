@@ -173,7 +173,7 @@ def erasing(clips, frames, size, device) -> dict[str, float]:
 # ---- the verb
 
 
-def bench(backbones: str = "c3d,r3d18,r3d34,r2plus1d18,i3d", clips: int = 2, frames: int = 16, size: int = 112,
+def bench(backbones: str = "c3d,r3d18,r3d34,r2plus1d18,i3d,s3d", clips: int = 2, frames: int = 16, size: int = 112,
           width: int = 64, workers: int = 0, rounds: int = 3, device: str = ""):
     """bench: time a training step, by its parts, beside plain fp32 and the released code's way
 

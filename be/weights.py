@@ -7,10 +7,11 @@
     save_pretrained("folder", backbone, {"backbone": "i3d", "width": 64})     backbone.safetensors + config.json
     backbone = from_pretrained("folder")                                      or from_pretrained("USER/REPO")
 
-Loading never goes half well in silence: every convolution must be found, and 9 of 10 tensors in all, or the error
-lists what is missing, and all that happens is said in one line. A published network was trained on pixels scaled in
-its own way; where the file shows whose it is, that scale is folded into the first layer, so that a backbone always
-takes this project's clips (ImageNet's mean and standard deviation, `augment.normalise`).
+Loading never goes half well in silence: every convolution must be found, 9 of 10 tensors in all, and no weight inside
+the backbone's modules that they have no place for, or the error lists what is missing or left out; and all that happens
+is said in one line. A published network was trained on pixels scaled in its own way; where the file shows whose it is,
+that scale is folded into the first layer, so that a backbone always takes this project's clips (ImageNet's mean and
+standard deviation, `augment.normalise`).
 """
 
 import argparse
@@ -28,7 +29,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from be.augment import MEAN, STD
-from be.backbones import build
+from be.backbones import MIXED, build
 from be.config import UserError
 
 ENOUGH = 0.9  # of the tensors of a backbone
@@ -45,7 +46,7 @@ class WeightsError(UserError, ValueError):
 def find(source: str) -> Path | None:
     """The file or folder that `source` means, fetched if need be; None if it is a plain name, so an experiment's.
 
-    `torchvision:NAME` (googlenet, r2plus1d_18) and `hf:USER/REPO` come from their caches or the network. Raises
+    `torchvision:NAME` (googlenet, r2plus1d_18, s3d) and `hf:USER/REPO` come from their caches or the network. Raises
     WeightsError where there is nothing.
     """
     kind, _, name = source.partition(":")
@@ -79,10 +80,15 @@ def load(path: Path, backbone: nn.Module) -> dict:
     for what, names in (("missing", missing), ("left out", [_with_shape(name, theirs, own) for name in left_out])):
         if names:
             report += f"; {len(names)} {what}: {', '.join(names[:4])}{', ...' if len(names) > 4 else ''}"
-    if any(wanted[name].ndim == 5 for name in missing) or len(missing) > (1 - ENOUGH) * len(wanted):
-        why = next((text for sign, text in MISFITS if sign(tensors)), "it takes every convolution and "
-                   f"{ENOUGH:.0%} of all tensors; published networks have width=64")
-        raise WeightsError(f"does not fit the backbone: only {report}. {why[0].upper()}{why[1:]}")
+    modules = {name.split(".")[0] for name in own}
+    # a gate, a bias, a further block inside a module of ours: without it the module would compute something else
+    more = [name for name in left_out if name not in own and name.split(".")[0] in modules
+            and name.endswith((".weight", ".bias"))]
+    if any(wanted[name].ndim == 5 for name in missing) or len(missing) > (1 - ENOUGH) * len(wanted) or more:
+        why = next((text for sign, text in MISFITS if sign(tensors)), f"it takes every convolution, {ENOUGH:.0%} of "
+                   "all tensors, and no other weights within its modules; published networks have width=64")
+        only = "only " if missing else ""
+        raise WeightsError(f"does not fit the backbone: {only}{report}. {why[0].upper()}{why[1:]}")
     backbone.load_state_dict({**own, **fit})
     print(f"loaded {report}")
     return {"naming": naming, "prefix": prefix, "loaded": [n for n in wanted if n in fit], "missing": missing,
@@ -189,9 +195,7 @@ def i3d_branches(tensors: Tensors) -> Tensors:
                          r"\.branch_([123])\.1\.": r".b\1b."}.items():  # fmt: skip
             name = re.sub(old, new, name)
         out[name] = tensor
-    for name in [name for name in out if name.endswith(".bn.weight")]:
-        var = out[name.replace("weight", "running_var")]
-        out[name] = out[name] * ((var + 1e-3) / (var + 1e-5)).sqrt()
+    out = fold_eps(out, theirs=1e-5, ours=1e-3)
     if "conv3d_0c_1x1.conv3d.weight" in tensors:  # the port's own head; BE renamed its, and changed to our pixels
         out = fold_pixels(out, "Conv3d_1a_7x7.conv3d", "Conv3d_1a_7x7.bn", (0.5,) * 3, (0.5,) * 3)
     return out
@@ -218,7 +222,30 @@ def torchvision_video(tensors: Tensors) -> Tensors:
                          r"^(layer\d\.\d\.conv\d)\.0\.": r"\1."}.items():  # fmt: skip
             name = re.sub(old, new, name)
         out[name] = tensor
-    return fold_pixels(out, "conv1.0", "conv1.1", (0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989))
+    return fold_pixels(out, "conv1.0", "conv1.1", *KINETICS)
+
+
+def torchvision_s3d(tensors: Tensors) -> Tensors:
+    """torchvision's `s3d`, with numbers where CoCLR has names: Kinetics' pixels, 1e-3 added by BatchNorm."""
+    if "features.5.branch0.0.weight" not in tensors:
+        return {}
+    places = (0, 2, 3, 5, 6, 8, 9, 10, 11, 12, 14, 15)  # the others are pools
+    layers = dict(zip(map(str, places), ("Conv_1a", "Conv_2b", "Conv_2c", *MIXED), strict=True))
+    parts = {"0": "conv", "1": "bn", "0.0": "conv1", "0.1": "bn1", "1.0": "conv2", "1.1": "bn2"}
+    out = {}
+    for name, tensor in tensors.items():
+        name = re.sub(r"^features\.(\d+)", lambda m: layers.get(m[1], m[0]), name).replace("branch0.", "branch0.0.")
+        name = re.sub(r"(Conv_..|branch\d\.[01])\.([01](\.[01])?)\.(?=[a-z])", lambda m: f"{m[1]}.{parts[m[2]]}.", name)
+        out[name] = tensor
+    out = fold_eps(out, theirs=1e-3, ours=1e-5)
+    return fold_pixels(out, "Conv_1a.conv1", "Conv_1a.bn1", *KINETICS)
+
+
+def coclr(tensors: Tensors) -> Tensors:
+    """CoCLR's S3D: our names, and each tensor once more by its place, `block3.1.branch0` for `Mixed_3b.branch0`."""
+    if not {"Conv_1a.conv1.weight", "block1.0.conv1.weight"} <= tensors.keys():
+        return {}
+    return {name: tensor for name, tensor in tensors.items() if not re.match(r"block[1-5]\.", name)}
 
 
 def c3d(tensors: Tensors) -> Tensors:
@@ -242,9 +269,27 @@ ADAPTERS: dict[str, Callable[[Tensors], Tensors]] = {  # of equal fits the first
     "i3d-branches": i3d_branches,
     "hara": hara,
     "torchvision": torchvision_video,
+    "torchvision-s3d": torchvision_s3d,
+    "coclr": coclr,
     "c3d": c3d,
     "same": same,
 }
+
+
+KINETICS = (0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989)  # torchvision's: mean, standard deviation
+
+
+def fold_eps(tensors: Tensors, theirs: float, ours: float) -> Tensors:
+    """BatchNorms that add `theirs` to the variance become ones that add `ours`: their weights make up for it.
+
+    Exact with the running statistics, that is in eval mode.
+    """
+    scaled = {}
+    for name in [name for name in tensors if name.endswith(".running_var")]:
+        weight = name.replace("running_var", "weight")
+        if weight in tensors:
+            scaled[weight] = tensors[weight] * ((tensors[name] + ours) / (tensors[name] + theirs)).sqrt()
+    return {**tensors, **scaled}
 
 
 def fold_pixels(tensors: Tensors, conv: str, bn: str, mean, std) -> Tensors:
@@ -268,8 +313,10 @@ def _has(*endings: str) -> Callable[[Tensors], bool]:
 
 
 MISFITS: list[tuple[Callable[[Tensors], bool], str]] = [  # what a file that does not fit looks like, and what it is
-    (_has("Conv_1a.conv1.weight"), "this is S3D (CoCLR's backbone), whose convolutions are split in space and time; "
-     "it is none of the backbones here"),
+    (_has("gating_b0.fc.weight"), "this is S3D-G, whose Mixed modules end in gates; backbone=s3d has none, and without "
+     "its gates it would compute something else"),
+    (lambda t: _has("Conv_1a.conv1.weight")(t) or _has("features.5.branch0.0.weight")(t), "this is S3D (CoCLR's or "
+     "torchvision's): backbone=s3d width=64 takes it"),
     (lambda t: _has("stem.0.weight")(t) and not _has("stem.3.weight")(t), "this is torchvision's r3d_18 or mc3_18, "
      "whose stem is another; backbone=r2plus1d18 takes torchvision's r2plus1d_18"),
     (_has("inception3a.branch1.conv.weight"), "this is GoogLeNet, which inflates into backbone=i3d width=64"),
@@ -290,7 +337,8 @@ def _from_torchvision(name: str) -> Path:
             weights.get_state_dict(progress=True, check_hash=True)  # leaves the file there
         return path
     except ValueError:
-        raise WeightsError(f"torchvision has no model {name!r}; googlenet and r2plus1d_18 fit backbones here") from None
+        raise WeightsError(f"torchvision has no model {name!r}; googlenet, r2plus1d_18 and s3d fit backbones "
+                           f"here") from None
     except OSError as error:
         raise WeightsError(f"{weights.url} cannot be fetched ({error}); fetch it elsewhere and put it at {path}, or "
                            f"name the file itself") from None

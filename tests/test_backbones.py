@@ -10,11 +10,12 @@ import torchvision
 from torch import nn
 
 from be import backbones
-from be.backbones import BACKBONES, BasicBlock, Unit3D, conv3d, same_max_pool, same_padding
+from be.backbones import BACKBONES, BasicBlock, Unit3D, conv3d, he_init, same_max_pool, same_padding
 from be.config import ConfigError
 
 NAMES = sorted(BACKBONES)
-STRIDES = {"c3d": (8, 16), "r3d18": (16, 32), "r3d34": (16, 32), "r2plus1d18": (8, 16), "i3d": (8, 32)}
+STRIDES = {"c3d": (8, 16), "r3d18": (16, 32), "r3d34": (16, 32), "r2plus1d18": (8, 16), "i3d": (8, 32),
+           "s3d": (8, 32)}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -99,6 +100,14 @@ def test_i3d_is_googlenet_inflated(published):
     expected = [(*p.shape, p.shape[-1]) for p in flat.parameters() if p.ndim == 4]
     assert [tuple(p.shape) for p in published["i3d"].parameters() if p.ndim == 5] == expected
     assert count(published["i3d"]) == 12_287_264  # the port's 12,697,264 less its 400-way logits
+
+
+def test_s3d_parameters_against_torchvision(published):
+    with torch.device("meta"):
+        theirs = torchvision.models.video.s3d()
+    assert count(published["s3d"]) == count(theirs.features) == 7_910_048
+    shapes = [[tuple(p.shape) for p in network.parameters()] for network in (published["s3d"], theirs.features)]
+    assert shapes[0] == shapes[1]
 
 
 SIZES = [(16, 112), (16, 224), (32, 112), (64, 224), (16, 32), (8, 32), (48, 80), (17, 97), (5, 13), (1, 1)]
@@ -278,6 +287,26 @@ def test_r2plus1d_features_are_torchvisions():
         torch.testing.assert_close(ours.eval()(x).flatten(1), theirs.eval()(x))
 
 
+@pytest.mark.parametrize("shape", [(16, 64, 96), (9, 45, 70)])
+def test_s3d_features_are_torchvisions(shape):
+    """Its modules in the same order, with our eps. Of odd maps the last pool there drops the end, and ours does not."""
+    torch.manual_seed(0)
+    theirs = torchvision.models.video.s3d().features
+    he_init(theirs)
+    for module in awake(theirs).modules():
+        if isinstance(module, nn.BatchNorm3d):
+            module.eps = 1e-5
+    if shape[0] % 8 or shape[1] % 32:
+        theirs[13].ceil_mode = True
+    with torch.device("meta"):
+        ours = BACKBONES["s3d"]()
+    weights = zip(ours.state_dict(), theirs.state_dict().values(), strict=True)
+    ours.load_state_dict(dict(weights), assign=True)
+    x = clips(1, 3, *shape, dtype=torch.float64)
+    with torch.no_grad():
+        torch.testing.assert_close(ours.eval()(x), theirs(x))
+
+
 def test_c3d_features_in_plain_layers():
     network = awake(build("c3d"))
     convs = [m for m in network.modules() if isinstance(m, nn.Conv3d)]
@@ -356,7 +385,7 @@ def test_padding_and_pools_keep_channels_last():
         assert kept.is_contiguous(memory_format=torch.channels_last_3d)
 
 
-@pytest.mark.parametrize("name", ["r3d18", "i3d"])
+@pytest.mark.parametrize("name", ["r3d18", "i3d", "s3d"])
 def test_one_graph_under_compile(name):
     network, x = build(name).eval(), clips(1, 3, 8, 33, 32)
     compiled = torch.compile(network, fullgraph=True, backend="eager")

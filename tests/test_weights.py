@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import warnings
+from collections import OrderedDict
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from torch import nn
 
 from be import config, weights
 from be.augment import MEAN, STD, normalise
-from be.backbones import BACKBONES, Unit3D, build
+from be.backbones import BACKBONES, Unit3D, build, he_init
 from be.finetune import finetune
 from be.train import pretrain
 from be.weights import ADAPTERS, WeightsError, find, fold_pixels, from_pretrained, load, save_pretrained
@@ -220,6 +221,149 @@ def test_hara(tmp_path, name):
                            outputs(lambda x: theirs.bn1(theirs.conv1(x)), x))
 
 
+def test_s3d_of_torchvision(tmp_path):
+    """Its BatchNorm adds 1e-3, and some channels hardly vary. Without a border the features are the same throughout."""
+    torch.manual_seed(0)
+    theirs = torchvision.models.video.s3d()
+    he_init(theirs)  # from torchvision's own start, hardly anything of the clip gets through
+    for module in awake(theirs).modules():
+        if isinstance(module, nn.BatchNorm3d):
+            assert module.eps == 1e-3
+            module.running_var[::3] *= 1e-3
+            module.weight.data[::3] *= 0.03
+    ours = fresh("s3d", 64)
+    report = load(saved(tmp_path, theirs.state_dict()), ours)
+    assert (report["naming"], report["missing"]) == ("torchvision-s3d", [])
+    assert report["left_out"] == ["classifier.1.weight", "classifier.1.bias"]
+    transform = torchvision.models.video.S3D_Weights.DEFAULT.transforms()
+    pixels = random(1, 3, 16, 70, 70)
+    x = scaled(pixels, transform.mean, transform.std)
+    inner = (..., slice(64), slice(64))
+    a, b = outputs(theirs.features, x[inner]).flatten(), outputs(ours, normalise(pixels)[inner]).flatten()
+    assert F.cosine_similarity(a, b, dim=0) > 0.99  # what the border's other grey comes to
+    for first in (theirs.features[0][0][0], ours.Conv_1a.conv1):
+        assert first.padding == (0, 3, 3)
+        first.padding = (0, 0, 0)
+    expected = outputs(theirs.features, x)
+    assert expected.shape == (1, 1024, 2, 2, 2)
+    assert (expected - outputs(theirs.features, normalise(pixels))).abs().max() > 0.1  # their pixels do matter
+    torch.testing.assert_close(outputs(ours, normalise(pixels)), expected, rtol=1e-3, atol=1e-3)
+
+
+def chain(**layers):
+    return nn.Sequential(OrderedDict(layers))
+
+
+def plain(c_in, c_out):
+    return chain(conv=nn.Conv3d(c_in, c_out, 1, bias=False), bn=nn.BatchNorm3d(c_out), relu=nn.ReLU())
+
+
+def separable(c_in, c_out, k, stride=1):
+    space = nn.Conv3d(c_in, c_out, (1, k, k), (1, stride, stride), (0, k // 2, k // 2), bias=False)
+    time = nn.Conv3d(c_out, c_out, (k, 1, 1), (stride, 1, 1), (k // 2, 0, 0), bias=False)
+    return chain(conv1=space, bn1=nn.BatchNorm3d(c_out), relu1=nn.ReLU(),
+                 conv2=time, bn2=nn.BatchNorm3d(c_out), relu2=nn.ReLU())
+
+
+class CoclrMixed(nn.Module):
+    def __init__(self, c_in, a, b, c, d, e, f, gating):
+        super().__init__()
+        self.branch0 = nn.Sequential(plain(c_in, a))
+        self.branch1 = nn.Sequential(plain(c_in, b), separable(b, c, 3))
+        self.branch2 = nn.Sequential(plain(c_in, d), separable(d, e, 3))
+        self.branch3 = nn.Sequential(nn.MaxPool3d(3, 1, 1), plain(c_in, f))
+        for i, channels in enumerate((a, c, e, f) if gating else ()):
+            self.add_module(f"gating_b{i}", chain(fc=nn.Linear(channels, channels)))
+
+    def forward(self, x):
+        return torch.cat([getattr(self, f"branch{i}")(x) for i in range(4)], 1)
+
+
+class CoclrS3D(nn.Module):
+    """CoCLR's S3D with channels / 8: every layer under its own name, and once more in one of five blocks."""
+
+    def __init__(self, c_in=3, gating=False):
+        super().__init__()
+        half = nn.MaxPool3d((1, 3, 3), (1, 2, 2), (0, 1, 1))
+        layers = [{"Conv_1a": separable(c_in, 8, 7, 2)},
+                  {"MaxPool_2a": half, "Conv_2b": plain(8, 8), "Conv_2c": separable(8, 24, 3)},
+                  {"MaxPool_3a": half}, {"MaxPool_4a": nn.MaxPool3d(3, 2, 1)}, {"MaxPool_5a": nn.MaxPool3d(2, 2)}]
+        channels = {"3b": (24, 8, 12, 16, 2, 4, 4), "3c": (32, 16, 16, 24, 4, 12, 8), "4b": (60, 24, 12, 26, 2, 6, 8),
+                    "4c": (64, 20, 14, 28, 3, 8, 8), "4d": (64, 16, 16, 32, 3, 8, 8), "4e": (64, 14, 18, 36, 4, 8, 8),
+                    "4f": (66, 32, 20, 40, 4, 16, 16), "5b": (104, 32, 20, 40, 4, 16, 16),
+                    "5c": (104, 48, 24, 48, 6, 16, 16)}  # fmt: skip
+        for name, numbers in channels.items():
+            layers[int(name[0]) - 1][f"Mixed_{name}"] = CoclrMixed(*numbers, gating)
+        for i, block in enumerate(layers, 1):
+            for name, layer in block.items():
+                self.add_module(name, layer)
+            self.add_module(f"block{i}", nn.Sequential(*block.values()))
+
+    def forward(self, x):
+        for i in range(1, 6):
+            x = getattr(self, f"block{i}")(x)
+        return x
+
+
+def encoder(seed, **options):
+    """A backbone with CoCLR's projection behind it."""
+    torch.manual_seed(seed)
+    s3d = CoclrS3D(**options)
+    he_init(s3d)
+    return awake(nn.Sequential(s3d, nn.AdaptiveAvgPool3d(1), nn.Conv3d(128, 128, 1), nn.ReLU(), nn.Conv3d(128, 16, 1)),
+                 seed)
+
+
+def coclr_file(tmp_path, networks, module=""):
+    """A checkpoint as its scripts write it, of {"encoder_q": network, ...}."""
+    state = {f"{module}queue": torch.zeros(16, 32), f"{module}queue_ptr": torch.zeros(1, dtype=torch.long)}
+    for name, network in networks.items():
+        state |= {f"{module}{name}.{key}": tensor for key, tensor in network.state_dict().items()}
+    moments = {"step": 7, "exp_avg": torch.zeros(8, 3, 1, 7, 7), "exp_avg_sq": torch.zeros(8, 3, 1, 7, 7)}
+    optimizer = {"state": {0: moments}, "param_groups": [{"lr": 1e-3, "betas": (0.9, 0.999), "params": [0]}]}
+    return saved(tmp_path, {"epoch": 299, "state_dict": state, "best_acc": 0.5, "optimizer": optimizer, "iteration": 8})
+
+
+@pytest.mark.parametrize("module, c_in", [("", 3), ("module.", 2)])
+def test_coclr(tmp_path, module, c_in, capsys):
+    """The query encoder computes here what it does there, of three networks that hold each tensor twice."""
+    query = encoder(1)
+    networks = {"encoder_q": query, "encoder_k": encoder(2), "sampler": encoder(3, c_in=c_in)}
+    both = {"0.Mixed_3b.branch1.1.conv2.weight", "0.block3.1.branch1.1.conv2.weight", "0.block1.0.bn2.running_var",
+            "0.Conv_2b.conv.weight", "0.block2.1.conv.weight", "0.Mixed_5c.branch0.0.bn.bias"}
+    assert both <= query.state_dict().keys()
+    ours = fresh("s3d", 8)
+    report = load(coclr_file(tmp_path, networks, module), ours)
+    assert (report["naming"], report["prefix"]) == ("coclr", f"state_dict.{module}encoder_q.0.")
+    assert (report["missing"], report["left_out"]) == ([], [])
+    said = capsys.readouterr().out
+    assert "loaded 385 of 385 tensors" in said and "missing" not in said and "left out" not in said
+    clips = random(2, 3, 16, 64, 64)
+    expected = outputs(query[0], clips)
+    torch.testing.assert_close(outputs(ours, clips), expected)
+    for other in ("encoder_k", "sampler") if c_in == 3 else ("encoder_k",):
+        assert (outputs(networks[other][0], clips) - expected).abs().max() > 0.1
+
+
+def test_coclr_fine_tuned(tmp_path):
+    network = nn.ModuleDict({"backbone": encoder(1)[0], "final_fc": nn.Sequential(nn.Dropout(), nn.Linear(128, 101))})
+    ours = fresh("s3d", 8)
+    report = load(saved(tmp_path, {"epoch": 9, "state_dict": network.state_dict()}), ours)
+    assert (report["prefix"], report["missing"], report["left_out"]) == ("state_dict.backbone.", [], [])
+    assert torch.equal(ours.Mixed_4f.branch2[1].conv1.weight, network["backbone"].Mixed_4f.branch2[1].conv1.weight)
+
+
+def test_s3d_elsewhere_and_s3d_with_gates_are_refused(tmp_path):
+    """S3D-G has all tensors of S3D, and more: that they would all fit is no reason to take them."""
+    with pytest.raises(WeightsError, match=r"gating_b0\.fc\.weight.*This is S3D-G.*without its gates"):
+        load(coclr_file(tmp_path, {"encoder_q": encoder(1, gating=True)}), fresh("s3d", 8))
+    with pytest.raises(WeightsError, match="This is S3D .CoCLR's or torchvision's.: backbone=s3d"):
+        load(coclr_file(tmp_path, {"encoder_q": encoder(1)}), fresh("i3d", 8))
+    flow = r"Conv_1a.conv1.weight \(8, 2, 1, 7, 7\) for \(8, 3, 1, 7, 7\)"
+    with pytest.raises(WeightsError, match=f"only 384 of 385 tensors.*{flow}"):
+        load(coclr_file(tmp_path, {"encoder_q": encoder(1, c_in=2)}), fresh("s3d", 8))
+
+
 # ---- what is found, and what is refused
 
 
@@ -265,6 +409,15 @@ def test_too_little_is_refused_with_what_is_missing(tmp_path):
         load(saved(tmp_path, {"w": torch.ones(2)}), fresh("r3d18"))
 
 
+def test_a_deeper_network_is_refused_where_the_shallower_one_fits(tmp_path):
+    """R3D-34 has all tensors of R3D-18. Blocks that are left out are another matter than a head that is."""
+    said = r"fit the backbone: 100 of 100 tensors.*left out: layer1\.2\.conv1\.weight.*no other weights within"
+    with pytest.raises(WeightsError, match=said):
+        load(saved(tmp_path, trained("r3d34").state_dict()), fresh("r3d18"))
+    head = {"fc.weight": torch.zeros(7, 32), "projection.0.bias": torch.zeros(5)}
+    assert load(saved(tmp_path, trained("r3d18").state_dict() | head), fresh("r3d18"))["left_out"] == list(head)
+
+
 def test_a_refused_file_leaves_the_backbone_as_it_was(tmp_path):
     ours, before = fresh("r3d18"), fresh("r3d18").state_dict()
     with pytest.raises(WeightsError):
@@ -277,7 +430,7 @@ def test_known_misfits_are_named(tmp_path):
         models = torchvision.models
         shells = {"another": (models.video.r3d_18().state_dict(), "r3d18"),
                   "network for images": (models.resnet18().state_dict(), "r3d18"),
-                  "CoCLR's backbone": ({"module.encoder_q.0.Conv_1a.conv1.weight": torch.empty(64, 3, 1, 7, 7)}, "i3d")}
+                  "backbone=s3d width=64": (models.video.s3d().state_dict(), "i3d")}
     type_a = {k: v for k, v in build("r3d34", 4).state_dict().items() if "downsample" not in k}  # 165 of 180 tensors
     for said, (state, name) in {**shells, "type A": (type_a, "r3d34")}.items():
         file = saved(tmp_path, {key: torch.zeros(()).expand(tensor.shape) for key, tensor in state.items()})
