@@ -45,8 +45,8 @@ METRICS = {
     "probe_*, holdout_*": "on lines of their own, with step and epoch: see be/probe.py, be/finetune.py",
 }
 # Keys that may differ between a checkpoint and the command that resumes it: they do not change what is computed.
-FREE_KEYS = {"out", "data", "workers", "cache_gb", "log_every", "save_every", "keep", "probe_every", "subset", "test_clips",
-             "protocol", "memory_gb", "scene", "tracker", "checkpointing"}
+FREE_KEYS = {"out", "data", "workers", "cache_gb", "log_every", "save_every", "keep", "probe_every", "subset",
+             "test_clips", "protocol", "memory_gb", "scene", "tracker", "checkpointing"}
 
 
 class RunError(UserError, RuntimeError):

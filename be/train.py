@@ -174,13 +174,16 @@ def make_views(batch: datasets.Batch, wanted, draws: Draws, cfg: Config) -> list
 
 
 def check_batch(cfg: Config, n: int, world: int):
-    """Raises ConfigError unless the global batch divides evenly and the data fill it once."""
+    """Raises ConfigError unless the global batch divides evenly and the data fill it, and MoCo's queue, once."""
     cut = world * cfg.accumulate
     if cfg.batch_size % cut:
         raise ConfigError(f"batch_size={cfg.batch_size} is global and does not divide by {world} processes x "
                           f"accumulate={cfg.accumulate}")
     if n < cfg.batch_size:
         raise ConfigError(f"the training list has {n} videos, less than one batch_size={cfg.batch_size}")
+    if cfg.method == "moco" and n < cfg.K:
+        raise ConfigError(f"the queue of K={cfg.K} is longer than the training list of {n} videos, and would hold "
+                          f"several keys of each, the old ones stale; give a K of at most {n}")
     if cfg.bn_group and cfg.batch_size // cut % cfg.bn_group:
         raise ConfigError(f"{cfg.batch_size // cut} clips per device and step (batch_size={cfg.batch_size} / {world} "
                           f"processes / accumulate={cfg.accumulate}) do not divide by bn_group={cfg.bn_group}")
@@ -260,9 +263,6 @@ def pretrain(cfg: Config):
         accelerator.print(f"{run.path}: done already; remove the folder to run it again")
         return
     describe(accelerator, cfg, samples, "pretrain")
-    if cfg.method == "moco" and len(samples) < cfg.K:
-        accelerator.print(f"  warning  the queue of K={cfg.K} is longer than the list of {len(samples)} videos: it "
-                          f"holds several keys of each, the old ones stale; K <= {len(samples)} avoids that")
     if cfg.method == "moco" and cfg.bn_group == cfg.batch_size // cfg.accumulate:
         accelerator.print(f"  warning  a part of {cfg.bn_group} clips is a single BatchNorm group: MoCo's shuffle has "
                           f"nothing to mix, and a query may know its key by their statistics; lower accumulate")

@@ -373,7 +373,7 @@ def test_channels_last_and_bfloat16_agree(name):
         # oneDNN's bfloat16 Conv3d is not right on every CPU; PyTorch's own is
         with torch.backends.mkldnn.flags(enabled=False), torch.autocast("cpu", dtype=torch.bfloat16):
             half = network(x)
-    torch.testing.assert_close(last, plain, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(last, plain, rtol=1e-4, atol=2e-4)  # of values of tens: sums in another order
     assert half.dtype == torch.bfloat16
     assert F.cosine_similarity(half.float().flatten(), plain.flatten(), dim=0) > 0.99
 

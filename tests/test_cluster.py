@@ -40,7 +40,7 @@ def test_settings_of_the_commands_are_settings():
     assert len(found) == 6
     for verb, _, name, *overrides in found:
         cfg = config.load(name, overrides, verb)
-        train.check_batch(cfg, 9537, 1)
+        train.check_batch(cfg, 240000, 1)  # videos of Kinetics-400
 
 
 def test_parts_of_one_group_are_warned_of(tiny, tmp_path, capsys):
