@@ -116,7 +116,7 @@ QUESTIONS = {
 
 
 def evidence(question: str = "methods", size: str = "tiny", seeds: list[int] = (0, 1, 2, 3, 4), data: str = "data",
-             out: str = "runs", to: str = "runs/evidence", abreast: int = 1):
+             out: str = "runs", to: str = "runs/evidence", abreast: int = 1, known: str = ""):
     """evidence: put a question to the benchmark scenebias: tables, a figure, and all numbers
 
     question   methods, erase, gamma, pretext, scene-bias, pretrain-bias, camera, labels, recipe, erase-side or
@@ -126,6 +126,7 @@ def evidence(question: str = "methods", size: str = "tiny", seeds: list[int] = (
     data, out  the folders of videos and of runs
     to         the folder for QUESTION-SIZE.json, .md and .png
     abreast    runs side by side, on a CPU; 1: one after the other
+    known      a folder of such .json, of any machine: what they measured is not measured again, of any question
 
     Called again, it goes on where it was stopped.
     """
@@ -136,18 +137,20 @@ def evidence(question: str = "methods", size: str = "tiny", seeds: list[int] = (
                                               for b in (arm.pretrain_bias, TESTED)}):
         synthetic.scenebias(data, size, sorted({0.0, bias}), pretrain_bias, drift)
     tunes = [(seed, tune) for seed in seeds for tune in range(TUNES[size])]
-    first = {pretrain_name(arm): arm for arm in asked.arms if arm.pretrain is not None}.values()
-    for what, work in (("pre-training", [("pretrain", arm, seed, 0) for seed in seeds for arm in first]),
-                       ("fine-tuning", [("finetune", arm, *tune) for tune in tunes for arm in asked.arms])):
+    found = recorded(known, size) if known else {}
+    tuned = [("finetune", arm, *tune) for tune in tunes for arm in asked.arms if (tune_name(arm), *tune) not in found]
+    first = {(pretrain_name(arm), seed): ("pretrain", arm, seed, 0) for _, arm, seed, _ in tuned
+             if arm.pretrain is not None}
+    for what, work in ("pre-training", list(first.values())), ("fine-tuning", tuned):
         missing = [item for item in work if not bench.end(*item).exists()]
         print(f"{question}, {size}: {what} of {len(missing)} networks, {len(work) - len(missing)} are done", flush=True)
         run_all(bench, missing, what, abreast)
+    found |= {(tune_name(arm), seed, tune): {"seed": seed, "tune": tune, **bench.measured(arm, seed, tune)}
+              for _, arm, seed, tune in tuned}
 
     record = {"question": question, "about": asked.about, "size": size, "version": synthetic.VERSION,
               "baselines": asked.baselines, "git_sha": git_sha(), "torch": torch.__version__,
-              "pretrain_cpu_s": {arm.label: [bench.cost(arm, seed) for seed in seeds] for arm in first},
-              "runs": {arm.label: [{"seed": seed, "tune": tune, **bench.measured(arm, seed, tune)}
-                                   for seed, tune in tunes] for arm in asked.arms}}
+              "runs": {arm.label: [found[(tune_name(arm), *tune)] for tune in tunes] for arm in asked.arms}}
     path = Path(to) / f"{question}-{size}"
     path.parent.mkdir(parents=True, exist_ok=True)
     text = "\n".join(tables(record))
@@ -155,6 +158,18 @@ def evidence(question: str = "methods", size: str = "tiny", seeds: list[int] = (
     write_text(path.with_suffix(".md"), text + "\n")
     plot(path.with_suffix(".png"), record)
     print(f"{text}\n\nwritten to {path}.json, .md, .png")
+
+
+def recorded(folder: str, size: str) -> dict[tuple, dict]:
+    """What the records of this version and size in a folder have measured: by tune_name, seed, number of the tune."""
+    found = {}
+    for path in sorted(Path(folder).glob(f"*-{size}.json")):
+        record = json.loads(path.read_text())
+        if record["version"] == synthetic.VERSION:
+            names = {arm.label: tune_name(arm) for arm in QUESTIONS[record["question"]].arms}
+            found |= {(names[label], run["seed"], run["tune"]): run for label, runs in record["runs"].items()
+                      for run in runs}
+    return found
 
 
 # ---- running
@@ -209,10 +224,6 @@ class Bench:
 
     def measured(self, arm: Arm, seed: int, tune: int) -> dict:
         return json.loads(self.end("finetune", arm, seed, tune).read_text())
-
-    def cost(self, arm: Arm, seed: int) -> float:
-        """CPU seconds of a pre-training; where it was interrupted, of its last part."""
-        return json.loads(self.end("pretrain", arm, seed, 0).read_text())["cpu_s"]
 
     def config(self, stage: str, arm: Arm, seed: int, tune: int) -> Config:
         words = {"out": str(self.out), "name": pretrain_name(arm), "seed": seed, "data": self.root(arm, "pretrain")}

@@ -110,7 +110,6 @@ def test_a_question_from_videos_to_table_and_again(tmp_path, capsys, monkeypatch
     assert run["reliance"] == pytest.approx(run["test"] - run["swapped"]) and run["reliance"] > 15
     assert all(0 <= run[m] <= 100 for m in evidence.MEASURES[:4] + evidence.MEASURES[5:9])
     assert 0 < run["actor_frozen"] < 20 and len(run["curve"]) == 6 and run["n_expected"] == 32
-    assert record["pretrain_cpu_s"]["BE"][0] > 0
     assert (tmp_path / "to" / "one-tiny.png").stat().st_size > 10_000
 
     monkeypatch.setattr(evidence, "pretrain", None)  # nothing is done twice
@@ -118,3 +117,11 @@ def test_a_question_from_videos_to_table_and_again(tmp_path, capsys, monkeypatch
     capsys.readouterr()
     evidence.evidence("one", seeds=[0], **where)
     assert "pre-training of 0 networks, 1 are done" in capsys.readouterr().out
+
+    monkeypatch.setitem(QUESTIONS, "two", QUESTIONS["one"]._replace(arms=[Arm("again", {}, bias=0.9)]))
+    elsewhere = dict(where, out=str(tmp_path / "elsewhere"))  # nor where the runs are not, but their record is
+    evidence.evidence("two", seeds=[0], known=where["to"], **elsewhere)
+    assert json.loads((tmp_path / "to" / "two-tiny.json").read_text())["runs"] == {"again": [run]}
+    with pytest.raises(TypeError):  # another version's count for nothing
+        monkeypatch.setattr(synthetic, "VERSION", "v0")
+        evidence.evidence("two", seeds=[0], known=where["to"], **elsewhere)
