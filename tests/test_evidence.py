@@ -102,7 +102,7 @@ def test_a_question_from_videos_to_table_and_again(tmp_path, capsys, monkeypatch
     monkeypatch.setattr(synthetic.os, "cpu_count", lambda: 1)
     shape = dict(pretrain=4, train=16, test=4, frames=32, height=40, width=48)  # per class
     monkeypatch.setitem(synthetic.SIZES, "tiny", shape)
-    monkeypatch.setitem(QUESTIONS, "one", Question("Does it run?", (), [Arm("BE", {}, bias=0.9)]))
+    monkeypatch.setitem(QUESTIONS, "one", Question("Does it run?", (), [Arm("BE", {"K": 32}, bias=0.9)]))
     where = dict(data=str(tmp_path / "data"), out=str(tmp_path / "runs"), to=str(tmp_path / "to"))
     evidence.evidence("one", seeds=[0], **where)
     record = json.loads((tmp_path / "to" / "one-tiny.json").read_text())
@@ -118,7 +118,7 @@ def test_a_question_from_videos_to_table_and_again(tmp_path, capsys, monkeypatch
     evidence.evidence("one", seeds=[0], **where)
     assert "pre-training of 0 networks, 1 are done" in capsys.readouterr().out
 
-    monkeypatch.setitem(QUESTIONS, "two", QUESTIONS["one"]._replace(arms=[Arm("again", {}, bias=0.9)]))
+    monkeypatch.setitem(QUESTIONS, "two", QUESTIONS["one"]._replace(arms=[Arm("again", {"K": 32}, bias=0.9)]))
     elsewhere = dict(where, out=str(tmp_path / "elsewhere"))  # nor where the runs are not, but their record is
     evidence.evidence("two", seeds=[0], known=where["to"], **elsewhere)
     assert json.loads((tmp_path / "to" / "two-tiny.json").read_text())["runs"] == {"again": [run]}
