@@ -7,6 +7,7 @@ once, and what is finished is left out. No torch in here: make asks for every ta
 """
 
 import fnmatch
+import math
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -43,7 +44,7 @@ class Step:
     words: tuple[str, ...]
     end: Path
     dataset: str = ""
-    hours: float = 0.0  # of one GPU
+    hours: float = 0.0  # of one GPU; NaN: not known
 
     @property
     def verb(self):
@@ -90,20 +91,22 @@ def show_list(names: str = "*"):
     names   a pattern such as table1-* (default: all)
 
     GPU-hours are those of an A100 at 15 % of its peak, for all that the target needs, on three splits where there are
-    so many. `run.py plan --cfg NAME` measures on the machine at hand.
+    so many; ? where nobody has counted. `run.py plan --cfg NAME` counts, and measures on the machine at hand.
     """
     for name, entry in experiments().items():
         if fnmatch.fnmatch(name, names):
             numbers = ", ".join(f"{key} {value}" for key, value in paper_numbers(name).items() if value is not None)
-            cost = "" if name.startswith("demo") else f"{hours(name):7.3g} GPU-h"
+            cost = "" if name.startswith("demo") else hours(name)
             print(f"{name:30}{cost:>13}  {entry.get('about', '')}{f'  [paper: {numbers}]' if numbers else ''}")
     for group, about in GROUPS.items():
         if fnmatch.fnmatch(group, names):
-            print(f"{group:30}{hours(group):7.3g} GPU-h  {about}")
+            print(f"{group:30}{hours(group):>13}  {about}")
 
 
-def hours(target: str) -> float:
-    return sum(step.hours for step in collect(target))
+def hours(target: str) -> str:
+    """What all steps of a target cost, "3.14 GPU-h"; or "? GPU-h", if one of them is not known."""
+    total = sum(step.hours for step in collect(target))
+    return "? GPU-h" if math.isnan(total) else f"{total:.3g} GPU-h"
 
 
 def collect(target: str, typed=(), splits=(1, 2, 3), seeds=(0,), synth: bool = False) -> list[Step]:
@@ -196,7 +199,8 @@ def stand_ins(todo: list[Step], data: str) -> Iterator[Step]:
     """Synthetic videos for every data set that is read; Actor-HMDB51 is made from HMDB51's."""
     for name in dict.fromkeys(step.dataset for step in todo):
         if name not in ("", "actor_hmdb51"):
-            root, seed = Path(data) / name, list(VIDEOS).index(name)
+            root = Path(data) / name
+            seed = choose({known: place for place, known in enumerate(VIDEOS)}, name, "stand-in for dataset")
             yield Step(("synth", f"root={root}", f"layout={name}", *STAND_IN, f"seed={seed}"), root / "synthetic.jsonl")
 
 
@@ -211,7 +215,9 @@ ACTORS = 7.0  # GPU-hours of the detector on HMDB51's 640,000 frames
 FLOPS = 0.15 * 312e12  # of an A100: the share of its peak that be/plan.py assumes, too
 VIDEOS = {"ucf101": (9537, 3783), "hmdb51": (3570, 1530), "actor_hmdb51": (3570, 1530), "diving48": (15027, 1970),
           "kinetics400": (246534, 19906)}  # to train on, to test on
-FORWARD = {"c3d": 77e9, "i3d": 55.6e9, "r3d18": 65.7e9, "r3d34": 100.4e9}  # FLOP of 16 frames at the size below
+CLIPS = 5.6  # times 16 frames in a video of HMDB51, in the mean
+FORWARD = {"c3d": 77e9, "i3d": 55.6e9, "r3d18": 65.7e9, "r3d34": 100.4e9, "r2plus1d18": 324.2e9,
+           "s3d": 36e9}  # FLOP of 16 frames at the size below
 SIDE = {"c3d": 112}  # pixels; 224 for the others
 # Forward passes a clip in a step of training, a backward pass being two: (of the method, added by BE, by Eq. 7)
 PASSES = {"classify": (3, 0, 0), "moco": (4, 0, 1), "simclr": (6, 0, 3), "triplet": (6, 0, 3), "byol": (8, 0, 0),
@@ -220,13 +226,13 @@ PASSES = {"classify": (3, 0, 0), "moco": (4, 0, 1), "simclr": (6, 0, 3), "triple
 
 
 def cost(verb: str, cfg: Config) -> float:
-    """GPU-hours of a step on the official lists, at FLOPS."""
-    train, test = VIDEOS[cfg.dataset]
-    forward = FORWARD[cfg.backbone] * cfg.frames / 16 * (cfg.size / SIDE.get(cfg.backbone, 224)) ** 2
+    """GPU-hours of a step on the official lists, at FLOPS; NaN where the tables above lack what it needs."""
+    train, test = VIDEOS.get(cfg.dataset, (math.nan, math.nan))
+    forward = FORWARD.get(cfg.backbone, math.nan) * cfg.frames / 16 * (cfg.size / SIDE.get(cfg.backbone, 224)) ** 2
     if verb == "evaluate":
         return test * cfg.test_clips * forward / FLOPS / 3600
     if verb == "retrieve":
-        return (train + test) * 6 * forward / FLOPS / 3600  # HMDB51's videos have about 6 times 16 frames
-    own, be, negative = PASSES[cfg.method]
+        return (train + test) * CLIPS * forward / FLOPS / 3600
+    own, be, negative = PASSES.get(cfg.method, (math.nan, 0, 0))
     passes = own + (be if cfg.erase != "none" else 0) + (negative if cfg.hard_negative else 0)
     return cfg.epochs * train * passes * forward / FLOPS / 3600

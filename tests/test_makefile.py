@@ -10,10 +10,14 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import ROOT, TINY
+from torch.utils.flop_counter import FlopCounterMode
 
 from be import config, plan, synthetic, targets
+from be.backbones import BACKBONES
 from be.datasets import DATASETS
+from be.objectives import OBJECTIVES
 
 sys.path.insert(0, str(ROOT))
 run = importlib.import_module("run")
@@ -105,7 +109,7 @@ def stand_ins(tmp_path_factory):
 def rehearse(target, data, out, stop=None):
     """Runs what `make TARGET SYNTH=1` prints, here and smaller, up to a command of the verb `stop`."""
     did = []
-    small = " ".join([*TINY, "epochs=1", "batch_size=8"])
+    small = " ".join([*TINY, "epochs=1", "batch_size=8", "K=16"])  # as many as there are videos
     for line in make("-n", target, "SYNTH=1", f"DATA={data}", f"OUT={out}", f"SET={small}"):
         words = words_of(line)
         if words[0] == stop:
@@ -134,12 +138,15 @@ def test_a_row_that_was_interrupted_goes_on_and_what_is_done_is_left(stand_ins, 
     assert [words_of(line)[0] for line in make(*settings)] == ["report"]
 
 
-@pytest.mark.parametrize("target", ["table2-moco", "figure4", "figure5", "figure6"])
-def test_rehearsals(target, stand_ins, tmp_path, monkeypatch):
-    """A contrastive row whose pre-training is another's, and the figures."""
+@pytest.mark.parametrize("target, then, adds", [("table2-moco", "table2-moco", []), ("figure5", "figure5", []),
+                                                ("figure4", "analyses", ["robustness", "inspect"]),
+                                                ("figure6", "figure7", [])])
+def test_rehearsals(target, then, adds, stand_ins, tmp_path, monkeypatch):
+    """A contrastive row whose pre-training is another's, the figures and the analyses; of two, the shared runs once."""
     monkeypatch.setattr("be.cam.draw", lambda *_: None)  # takes longer than all else; tests/test_cam.py looks at it
     rehearse(target, stand_ins, tmp_path)
-    assert rehearse(target, stand_ins, tmp_path) == ["report"]
+    assert rehearse(then, stand_ins, tmp_path) == [*adds, "report"]
+    assert rehearse(target, stand_ins, tmp_path) == rehearse(then, stand_ins, tmp_path) == ["report"]
     if target == "table2-moco":
         assert (tmp_path / "table2-moco/finetune-diving48-split1-seed0/result-test.json").exists()
 
@@ -174,6 +181,32 @@ def test_stated_numbers_of_videos_are_the_official_ones():
         assert (name in targets.ONE_SPLIT) == (("train", 2) not in expected)
 
 
+def test_stated_arithmetic_of_the_backbones():
+    for name, make in BACKBONES.items():
+        side = targets.SIDE.get(name, 224)
+        with torch.device("meta"), FlopCounterMode(display=False) as flops:
+            make()(torch.empty(1, 3, 16, side, side))
+        assert targets.FORWARD[name] == pytest.approx(flops.get_total_flops(), rel=0.01), name
+
+
 def test_every_method_has_a_cost():
+    assert targets.PASSES.keys() == OBJECTIVES.keys()
     for name in ALL:
-        assert targets.hours(name) > 0
+        assert float(targets.hours(name).split()[0]) > 0
+
+
+def test_what_is_new_costs_a_question_mark(monkeypatch, capsys):
+    """A method, a backbone and data that nobody has counted are as good a target as any."""
+    mine = {"from": "more-byol-be", "about": "mine", "pretrain": {"method": "mine"}}
+    registry = config.registry() | {"more-mine": mine}
+    monkeypatch.setattr(config, "registry", lambda: registry)
+    targets.show_list("more*")
+    said = {line.split()[0]: line.split()[1:3] for line in capsys.readouterr().out.splitlines()}
+    assert said["more-mine"] == said["more"] == ["?", "GPU-h"] and float(said["more-byol-be"][0]) > 0
+    for name, words in (("more-mine", ""), ("more", ""), ("table1-moco-be", "backbone=mine"),
+                        ("table1-moco-be", "dataset=plain"), ("table3-moco-c3d", "backbone=mine")):
+        targets.steps(name, words, splits=[1])
+        assert f"run.py pretrain --cfg {name}" in capsys.readouterr().out or not name.endswith(("be", "mine"))
+    with pytest.raises(config.ConfigError, match="unknown stand-in for dataset 'plain'; .*ucf101"):
+        mine["pretrain"]["dataset"] = "plain"
+        targets.steps("more-mine", synth=True)
