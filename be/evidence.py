@@ -35,7 +35,7 @@ import torch
 
 from be import datasets, jobs, manipulate, objectives, synthetic
 from be.cam import activation, share
-from be.config import Config, choose, load
+from be.config import Config, ConfigError, choose, load
 from be.evaluate import accuracy, classify, load_backbone, over_videos
 from be.objectives import global_pool
 from be.page import markdown
@@ -162,8 +162,10 @@ def evidence(question: str = "methods", size: str = "tiny", seeds: list[int] = (
 
 def recorded(folder: str, size: str) -> dict[tuple, dict]:
     """What the records of this version and size in a folder have measured: by tune_name, seed, number of the tune."""
-    found = {}
-    for path in sorted(Path(folder).glob(f"*-{size}.json")):
+    found, paths = {}, sorted(Path(folder).glob(f"*-{size}.json"))
+    if not paths:
+        raise ConfigError(f"known={folder}: there is no record QUESTION-{size}.json")
+    for path in paths:
         record = json.loads(path.read_text())
         if record["version"] == synthetic.VERSION:
             names = {arm.label: tune_name(arm) for arm in QUESTIONS[record["question"]].arms}
@@ -326,7 +328,7 @@ def probe(backbone, taught, asked, cfg, accelerator) -> dict[str, float]:
 def looks(networks: dict, samples, cfg, accelerator) -> dict[str, float]:
     """Share of each network's last feature map on the true actors, over that of the area; mean over videos."""
     sampler = partial(even_clips, K=1, T=cfg.frames, stride=cfg.stride)
-    truth = manipulate.taker(samples, sampler, cfg.short_side, True)
+    truth = manipulate.taker(samples, sampler, cfg, True)
 
     def compute(x, i):
         mask = truth(x, i, None, None).actor[:, 0]  # (1, T, S, S)
