@@ -18,10 +18,13 @@ from safetensors.torch import save_file
 
 from be import backbones, datasets, objectives, video, weights
 from be.augment import eval_view
-from be.config import Config, ConfigError
+from be.config import Config, ConfigError, load
 from be.jobs import watch
 from be.objectives import Classify, global_pool
-from be.runs import load_weights, make_accelerator, provenance, read_about, run_dir, write_aside, write_text
+from be.runs import RunError, load_weights, make_accelerator, provenance, read_about, run_dir, write_aside, write_text
+
+# Keys in which a test follows the training: what the network is, what of a video it sees, what a result says of both
+AS_TRAINED = ("backbone", "width", "pool", "frames", "stride", "static", "short_side", "size", "select", "synthetic")
 
 
 def views(samples: datasets.Samples, sampler, cfg: Config, accelerator: Accelerator, what: str, mine=None):
@@ -58,20 +61,24 @@ def over_videos(compute, samples: datasets.Samples, sampler, cfg: Config, accele
     return torch.stack([rows.get(i, empty) for i in range(n)]), ok
 
 
+def spread_clips(cfg: Config, K: int):
+    """The sampler of K clips spread over a video; with `static` of one random frame of it in place of them all."""
+    sampler = partial(video.even_clips, K=K, T=cfg.frames, stride=cfg.stride)
+    return partial(video.static_clips, like=sampler) if cfg.static else sampler
+
+
 def classify(model: Classify, samples, cfg: Config, accelerator):
     """Mean softmax over `test_clips` clips spread over the video (paper 4.1) -> (N, classes), ok (N,)."""
     model.eval()
-    sampler = partial(video.even_clips, K=cfg.test_clips, T=cfg.frames, stride=cfg.stride)
-    sampler = partial(video.static_clips, like=sampler) if cfg.static else sampler
-    return over_videos(lambda x, i: model.logits(x).float().softmax(1).mean(0), samples, sampler, cfg, accelerator,
-                       "test")
+    return over_videos(lambda x, i: model.logits(x).float().softmax(1).mean(0), samples,
+                       spread_clips(cfg, cfg.test_clips), cfg, accelerator, "test")
 
 
 def features(backbone, pool: str, samples, cfg: Config, accelerator: Accelerator, what: str = "features"):
     """Of the central clip of each video, under global pooling (`pool`: max | avg) -> (N, C), ok (N,)."""
     backbone.eval()
-    sampler = partial(video.even_clips, K=1, T=cfg.frames, stride=cfg.stride)
-    return over_videos(lambda x, i: global_pool(backbone(x), pool)[0], samples, sampler, cfg, accelerator, what)
+    return over_videos(lambda x, i: global_pool(backbone(x), pool)[0], samples, spread_clips(cfg, 1), cfg, accelerator,
+                       what)
 
 
 def accuracy(probabilities, label, ok) -> dict:
@@ -107,9 +114,18 @@ def load_backbone(cfg: Config) -> torch.nn.Module:
 
 
 def load_classifier(cfg: Config, run=None) -> tuple[Classify, list[str]]:
-    """The fine-tuned model of an experiment, or of the directory `run`, and the names of its classes."""
+    """The fine-tuned model of an experiment, or of the directory `run`, and the names of its classes.
+
+    Raises RunError where `cfg` would have another model, or show it other clips, than the run's config.yaml.
+    """
     path = (run or run_dir(cfg, "finetune")) / "model.safetensors"
     classes = read_about(path)["classes"]
+    trained = load(path.with_name("config.yaml"), stage="finetune")
+    differ = [key for key in AS_TRAINED if getattr(trained, key) != getattr(cfg, key)]
+    if differ:
+        changes = ", ".join(f"{key}: {getattr(trained, key)} -> {getattr(cfg, key)}" for key in differ)
+        raise RunError(f"{path.parent} was trained otherwise than it is to be tested ({changes}); give the words that "
+                       f"fine-tuning had, or --cfg {path.with_name('config.yaml')}")
     backbone = backbones.build(cfg.backbone, cfg.width)
     model = objectives.build("classify", backbone, {**dataclasses.asdict(cfg), "classes": len(classes)})
     load_weights(path, model)
@@ -148,14 +164,20 @@ def evaluate(cfg: Config):
 
 
 def hash_inputs(cfg: Config, samples: datasets.Samples) -> str:
-    """Of all that a result follows from: the model's file, the videos, the settings; hex.
+    """Of all that a result follows from: the model's file, the videos, the settings; hex."""
+    settings = ("test_clips", "frames", "stride", "static", "short_side", "size", "pool", "precision", "seed")
+    state = blake2b((run_dir(cfg, "finetune") / "model.safetensors").read_bytes(), digest_size=16)
+    state.update(json.dumps([hash_videos(samples), *(getattr(cfg, key) for key in settings)]).encode())
+    return state.hexdigest()
+
+
+def hash_videos(samples: datasets.Samples) -> str:
+    """Of a list and the files as they lie there now; hex.
 
     A video is known by its path in the list, label, size and time of change, and the whole list by the contents of
     its files where `prepare` has left a manifest of them.
     """
-    settings = ("test_clips", "frames", "stride", "static", "short_side", "size", "pool", "precision", "seed")
-    state = blake2b((run_dir(cfg, "finetune") / "model.safetensors").read_bytes(), digest_size=16)
-    state.update(json.dumps([samples.manifest_hash, *(getattr(cfg, key) for key in settings)]).encode())
+    state = blake2b(f"{samples.manifest_hash}".encode(), digest_size=16)
     for i, (path, label) in enumerate(zip(samples.paths.tolist(), samples.labels.tolist(), strict=True)):
         try:
             stat = os.stat(samples.path(i))
