@@ -13,6 +13,7 @@ import os
 import resource
 import tempfile
 import time
+import zipfile
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,14 +25,15 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 
 from be import datasets
-from be.config import Config, ConfigError, paper_numbers
-from be.evaluate import load_backbone, views
+from be.config import Config, ConfigError
+from be.evaluate import hash_videos, load_backbone, views
 from be.jobs import watch
 from be.page import markdown
 from be.plots import COLOURS, pyplot
+from be.report import paper_recalls
 from be.runs import RunError, make_accelerator, provenance, run_dir, write_aside, write_text
 from be.video import Reader, even_clips
 
@@ -94,6 +96,8 @@ class Features:
         """Rows start..stop, as many at a time as `buffer`, half (rows, D), holds: yields (number of the first, part of
         the buffer). The system is told to fetch the next ones from the disk meanwhile. No memory map: its pages would
         count as ours, and touching them takes longer than reading. No thread: it would take a core from the product.
+
+        Raises RunError if a file ends before its last row.
         """
         first, stop, width = 0, len(self) if stop is None else stop, 2 * self.D
         for file, n in zip(self.files, self.rows, strict=True):
@@ -101,7 +105,9 @@ class Features:
                 for row in range(max(0, start - first), min(n, stop - first), len(buffer)):
                     part = buffer[: min(n, stop - first) - row]
                     data.seek(width * row)
-                    data.readinto(part.numpy())
+                    if data.readinto(part.numpy()) < width * len(part):
+                        raise RunError(f"{file} ends before its last row, number {n - 1}; remove it and run the same "
+                                       f"command again")
                     if hasattr(os, "posix_fadvise"):
                         os.posix_fadvise(data.fileno(), data.tell(), width * len(buffer), os.POSIX_FADV_WILLNEED)
                     yield first + row, part
@@ -112,51 +118,82 @@ class Features:
 def extract(path: Path, backbone, samples, protocol: Protocol, cfg: Config, accelerator: Accelerator) -> Features:
     """Features of all readable videos of a list, written to PATH.0.f16, ... (a file per process) and PATH.npz.
 
-    What a finished run of the same weights and settings left there is taken as it is. Raises RunError where a
-    feature is not finite: it would be near to everything or to nothing.
+    What a finished run of the same weights, videos and settings left there is taken as it is. Raises RunError where a
+    file cannot be written, or a feature is not finite: it would be near to everything or to nothing.
     """
     world, rank = accelerator.num_processes, accelerator.process_index
-    keys = ("dataset", "split", "frames", "stride", "short_side", "size", "protocol")
-    about = {**{key: getattr(cfg, key) for key in keys}, "weights": checksum(backbone), "videos": len(samples)}
-    index = path.with_name(f"{path.name}.npz")
-    if index.exists():
-        known = np.load(index)
-        if json.loads(str(known["about"])) == about:
-            accelerator.print(f"{path.name}: taken from {path.parent}")
-            return features_at(path, known)
+    file, about, known = path.with_name(f"{path.name}.{rank}.f16"), {}, None
+    if accelerator.is_main_process:  # alone: other machines may keep the videos under other times
+        keys = ("frames", "stride", "short_side", "size", "protocol")
+        about = {**{key: getattr(cfg, key) for key in keys}, "precision": accelerator.mixed_precision,
+                 "weights": checksum(backbone), "videos": hash_videos(samples)}
+        known = stored(path, about)
+    known = broadcast_object_list([known])[0]  # so nobody writes before that has been looked for
+    if known is not None:
+        accelerator.print(f"{path.name}: taken from {path.parent}")
+        return known
 
-    accelerator.wait_for_everyone()  # nobody writes before all have looked
-    index.unlink(missing_ok=True)
+    put(file, b"", "wb")
+    index_of(path).unlink(missing_ok=True)
     rows, D = [], 0
     mine = range(rank * len(samples) // world, (rank + 1) * len(samples) // world)  # files in order = videos in order
     sampler = partial(protocol.sampler, T=cfg.frames, stride=cfg.stride)
-    with open(path.with_name(f"{path.name}.{rank}.f16"), "wb") as file:
-        for i, clips in views(samples, sampler, cfg, accelerator, path.name, mine):
-            if clips is None:
-                continue
-            with accelerator.autocast():  # a few clips at a time: a long video has many
-                z = torch.cat([protocol.pool(backbone(part)).float() for part in clips.split(8)])  # (K, D)
-            z = F.normalize(z.mean(0, keepdim=True) if protocol.mean else z)
-            if not z.isfinite().all():
-                raise RunError(f"the features of {samples.path(i)} are not finite: the weights are not, or the "
-                               f"precision {cfg.precision} does not hold them")
-            file.write(z.half().cpu().numpy().tobytes())
-            rows += [(i, k) for k in range(len(z))]
-            D = z.shape[1]
+    for i, clips in views(samples, sampler, cfg, accelerator, path.name, mine):
+        if clips is None:
+            continue
+        with accelerator.autocast():  # a few clips at a time: a long video has many
+            z = torch.cat([protocol.pool(backbone(part)).float() for part in clips.split(8)])  # (K, D)
+        z = F.normalize(z.mean(0, keepdim=True) if protocol.mean else z)
+        if not z.isfinite().all():
+            raise RunError(f"the features of {samples.path(i)} are not finite: the weights are not, or the "
+                           f"precision {cfg.precision} does not hold them")
+        put(file, z.half().cpu().numpy().tobytes())
+        rows += [(i, k) for k in range(len(z))]
+        D = z.shape[1]
     parts = gather_object([(rows, D)])
     video, clip = np.array([row for part, _ in parts for row in part], np.int64).reshape(-1, 2).T
-    known = dict(video=video, clip=clip, rows=[len(part) for part, _ in parts], D=max(D for _, D in parts),
-                 about=json.dumps(about))  # fmt: skip
+    known = dict(video=video, clip=clip, rows=[len(part) for part, _ in parts], D=max(D for _, D in parts))
+
+    def write(aside):
+        with open(aside, "wb") as index:
+            np.savez(index, **known, about=json.dumps(about))
+
     if accelerator.is_main_process:
-        write_aside(index, lambda aside: np.savez(aside.open("wb"), **known))
+        write_aside(index_of(path), write)
     accelerator.wait_for_everyone()
     return features_at(path, known)
 
 
-def features_at(path, known) -> Features:
+def put(file: Path, data: bytes, mode: str = "ab"):
+    """Appends to a file, or writes it anew. It is closed each time: a full disk may show only then."""
+    try:
+        with open(file, mode) as end:
+            end.write(data)
+    except OSError as error:
+        raise RunError(f"{file} could not be written ({error.strerror}): a clip takes up to 200 KB; make room, or "
+                       f"choose another out=..., and run the same command again") from None
+
+
+def index_of(path: Path) -> Path:
+    return path.with_name(f"{path.name}.npz")
+
+
+def features_at(path: Path, known) -> Features:
     rows = [int(n) for n in known["rows"]]
     files = [path.with_name(f"{path.name}.{rank}.f16") for rank in range(len(rows))]
     return Features(files, rows, int(known["D"]), known["video"], known["clip"])
+
+
+def stored(path: Path, about: dict) -> Features | None:
+    """What `extract` left at `path`, if it is `about` the same and whole."""
+    try:
+        with np.load(index_of(path)) as known:
+            found = features_at(path, known)
+            sizes = zip(found.files, found.rows, strict=True)
+            whole = all(file.stat().st_size == 2 * found.D * n for file, n in sizes)
+            return found if whole and json.loads(str(known["about"])) == about else None
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error):  # none, or damaged
+        return None
 
 
 def checksum(module) -> str:
@@ -274,18 +311,18 @@ def retrieve(cfg: Config):
                      "seconds": round(time.perf_counter() - began, 1)}
             write_text(path / f"recall-{cfg.protocol}-{subset}.json", json.dumps({**result, **about}, indent=1) + "\n")
             sheet(path / f"nearest-{cfg.protocol}-{subset}.png", queries, gallery, rows, asked, shown, cfg)
-            tell(cfg, subset, result, about)
+            tell(result, about)
 
 
-def tell(cfg, subset, result, about):
-    """The row of Table 3, beside the paper's."""
-    comparable = subset == "test" and cfg.protocol == "paper" and not cfg.synthetic
-    paper = paper_numbers(cfg.name) if comparable else {}
+def tell(result: dict, about: dict):
+    """The row of Table 3, beside the paper's if it has one."""
+    paper = paper_recalls(about)
     rows = [["ours", *(f"{value:.1f}" for value in result.values())]]
     if paper:
-        rows += [["paper", *(f"{paper[k]:.1f}" for k in result)]]
-    print(f"{cfg.name} on {cfg.dataset} {subset}, split {cfg.split}, protocol {cfg.protocol}: {about['n_scored']}/"
-          f"{about['n_expected']} queries, {about['gallery']} rows of {about['numbers']} numbers in the gallery")
+        rows += [["paper", *(f"{paper[k]:.1f}" if k in paper else "-" for k in result)]]
+    print(f"{about['experiment']} on {about['dataset']} {about['subset']}, split {about['split']}, protocol "
+          f"{about['protocol']}: {about['n_scored']}/{about['n_expected']} queries, {about['gallery']} rows of "
+          f"{about['numbers']} numbers in the gallery")
     print("\n".join(markdown(["recall %", *result], rows)))
 
 

@@ -92,7 +92,7 @@ def test_nothing_is_tested_twice(tiny, tuned, tmp_path, monkeypatch):
 
 
 def test_what_was_trained_otherwise_is_not_tested(tiny, tuned, capsys):
-    """Clips, precision and the like may differ; what the network is and what it sees may not, and nothing is written."""
+    """Clips, precision and the like may differ; what the network is and sees may not, and nothing is written."""
     base, path = tuned
     before = {file: file.stat().st_mtime_ns for file in path.iterdir()}
     said = run("evaluate", *base, f"data={tiny}", "pool=max", "frames=16", code=2).stderr

@@ -20,7 +20,8 @@ def result(experiment="table1-moco-be", dataset="ucf101", subset="test", split=1
 
 
 def recall(experiment="table3-moco-be-i3d", seed=0, protocol="paper", subset="test", **more):
-    about = dict(experiment=experiment, dataset="hmdb51", subset=subset, split=1, seed=seed, protocol=protocol)
+    about = dict(experiment=experiment, dataset="hmdb51", subset=subset, split=1, seed=seed, protocol=protocol,
+                 synthetic=False)
     return about | {f"R@{k}": 10.0 + seed + k for k in (1, 5, 10, 20, 50)} | dict(n_scored=3, n_expected=4) | more
 
 
@@ -93,12 +94,16 @@ def test_reliance_is_biased_minus_swapped():
 def test_retrieval():
     names = ["table3-moco-c3d", "table3-moco-be-i3d"]
     found = rows(report.retrieval(names, [recall(seed=0), recall(seed=2), recall(protocol="gap")]))
-    assert [(row["experiment"], row["protocol"], row["R@1 %"], row["scored"]) for row in found] == [
-        ("table3-moco-c3d", "paper", "- (9.5)", "-"),
-        ("table3-moco-be-i3d", "paper", "12.0 ± 1.4 (9.3)", "6/8"),
-        ("table3-moco-be-i3d", "gap", "11.0", "3/4")]
+    assert [(row["experiment"], row["protocol"], row["R@1 %"], row["seeds"], row["scored"]) for row in found] == [
+        ("table3-moco-c3d", "paper", "- / 9.5 / -", "-", "-"),
+        ("table3-moco-be-i3d", "paper", "12.0 ± 1.4 / 9.3 / +2.7", "0, 2", "6/8"),
+        ("table3-moco-be-i3d", "gap", "11.0", "0", "3/4")]
     (synthetic,) = rows(report.retrieval(names[1:], [recall(synthetic=True)]))
     assert synthetic["R@1 %"] == "11.0" and "synthetic" in synthetic["retrieved on"]
+    for other in ({"dataset": "ucf101"}, {"split": 2}, {"experiment": "table1-moco-be"}):
+        (row,) = rows(report.retrieval([other.get("experiment", names[1])], [recall(**other)]))
+        assert row["R@1 %"] == "11.0"
+    assert report.retrieval(["table1-moco-be"], []) is None
 
 
 def test_time_of_processes_that_took_over_from_each_other():
@@ -130,6 +135,31 @@ def test_confusion_by_hand(tmp_path):
     assert matrix.tolist() == [[3, 1, 0, 0], [1, 1, 0, 0], [2, 0, 1, 1]] and classes == ["jump", "run", "walk"]
     assert per_class(matrix).tolist() == pytest.approx([75, 50, 25])
     assert report.confusion([result(path=str(tmp_path))]) is None  # the answers were not kept
+
+
+def test_gains_are_of_the_same_splits_and_seeds(tmp_path, monkeypatch):
+    """Seed 0: 2 of 2 against 1 of 2. Seed 1, which only MoCo + BE has, would make it less."""
+    drawn = []
+    (tmp_path / "report").mkdir()
+    monkeypatch.setattr(report, "plot_gain", lambda path, gain, classes, what: drawn.append((gain.tolist(), what)))
+    finished(tmp_path, "demo-moco", [0, 1], [0, 0], [True] * 2, classes=["jump", "run"])
+    finished(tmp_path, "demo-moco-be", [0, 0], [0, 0], [True] * 2, classes=["jump", "run"])
+    finished(tmp_path, "demo-moco-be", [1, 1], [0, 0], [True] * 2, seed=1, classes=["jump", "run"])
+    report.by_class(tmp_path, read_results(tmp_path))
+    ((gain, what),) = drawn
+    assert gain[0] == 50 and "tests of both: 1" in what
+    (tmp_path / "demo-moco/finetune-ucf101-split1-seed0/result-test.json").unlink()
+    finished(tmp_path, "demo-moco", [0, 0], [0, 0], [True] * 2, seed=2, classes=["jump", "run"])
+    report.by_class(tmp_path, read_results(tmp_path))
+    assert len(drawn) == 1  # no test in common
+
+
+def test_a_test_without_a_manifest_does_not_show_that_of_training(tmp_path):
+    finished(tmp_path, "demo-moco", [0, 1], [0, 1], [True, True], manifest_hash=None, git_sha="def456",
+             device="1 x cpu", seconds=12.0)
+    trained, tested = rows(report.provenance(tmp_path, ["demo-moco"], read_results(tmp_path))[1])
+    assert list(trained.values())[1:] == ["train", "", "", "feed5", "abc123", "8 x H100", "60 min"]
+    assert list(tested.values())[1:] == ["test", "top-1 100.00", "9/10", "not prepared", "def456", "1 x cpu", "12 s"]
 
 
 # ---- the files

@@ -179,10 +179,61 @@ def test_the_verb_end_to_end(tiny, tmp_path, protocol, capsys):
     assert line.split("|")[4].strip() == f"{result['R@1']:.1f}"
 
 
-def test_features_are_used_again_unless_the_weights_are_others(tiny, tmp_path, capsys):
-    for more, reused in (["memory_gb=1"], 0), (["memory_gb=0.01"], 2), (["width=8"], 0):
-        verb(tiny, tmp_path, "protocol=gap", *more)
-        assert capsys.readouterr().out.count("taken from") == reused
+def test_features_are_used_again_unless_what_made_them_is_another(tiny, tmp_path, capsys):
+    """Other weights, other videos in equal number, or a file that has been cut short."""
+    shutil.copytree(tiny, data := tmp_path / "data")
+    path = tmp_path / "demo-random/retrieve-ucf101-split1-seed0"
+
+    def reused(*more):
+        verb(data, tmp_path, "protocol=gap", "cache_gb=0", *more)
+        return capsys.readouterr().out.count("taken from")
+
+    assert reused("memory_gb=1") == 0 and reused("memory_gb=0.01") == 2 and reused("width=8") == 0 == reused()
+    first = (path / "gap-test.0.f16").read_bytes()
+    lists = data / "ucf101/ucfTrainTestlist/testlist01.txt"
+    lists.write_text("".join(reversed(lists.read_text().splitlines(keepends=True))))
+    assert reused() == 1 and reused() == 2
+    rows = np.frombuffer(first, np.float16).reshape(16, -1)
+    assert np.array_equal(np.fromfile(path / "gap-test.0.f16", np.float16).reshape(16, -1), rows[::-1])
+    other, video = (datasets.load("ucf101", data, "test", 1).path(i) for i in (3, 11))
+    shutil.copyfile(other, video)
+    assert reused() == 1 and reused() == 2
+    for file in ("gap-train.0.f16", "gap-train.npz"):
+        whole = (path / file).read_bytes()
+        (path / file).write_bytes(whole[:-2])
+        assert reused() == 1 and len((path / file).read_bytes()) == len(whole)
+
+
+def test_a_file_of_features_that_ends_early_is_an_error(tmp_path):
+    features = on_disk(tmp_path, "z", [np.eye(5)[:3], np.eye(5)])
+    with open(features.files[1], "r+b") as file:
+        file.truncate(2 * 5 * 5 - 2)
+    with pytest.raises(RunError, match=r"z\.1\.f16 ends before its last row, number 4"):
+        search(features, features, 2, 1)
+
+
+def test_a_full_disk_is_said_in_a_line(tiny, tmp_path, monkeypatch):
+    """Of every write to /dev/full the kernel says that there is no room."""
+    folder = tmp_path / "demo-random/retrieve-ucf101-split1-seed0"
+    folder.mkdir(parents=True)
+    (folder / "gap-train.0.f16").symlink_to("/dev/full")
+    with pytest.raises(RunError, match=r"gap-train\.0\.f16 could not be written \(No space left on device\)"):
+        verb(tiny, tmp_path, "protocol=gap")
+    (folder / "gap-train.0.f16").unlink()
+    (folder / ".gap-train.npz.aside").symlink_to("/dev/full")
+    with pytest.raises(RunError, match=r"gap-train\.npz could not be written \(No space left on device\)"):
+        verb(tiny, tmp_path, "protocol=gap")
+
+
+@pytest.mark.parametrize("more, paper", [
+    ({}, "28.8"), ({"experiment": "table1-moco-be"}, None), ({"dataset": "ucf101"}, None), ({"split": 2}, None),
+    ({"subset": "swapped"}, None), ({"protocol": "vcop"}, None), ({"synthetic": True}, None)])  # fmt: skip
+def test_the_papers_numbers_stand_beside_their_own_row_only(more, paper, capsys):
+    about = {"experiment": "table3-moco-be-i3d", "dataset": "hmdb51", "subset": "test", "split": 1, "seed": 0,
+             "protocol": "paper", "synthetic": False, "n_scored": 3, "n_expected": 4, "gallery": 5, "numbers": 6}
+    retrieve.tell({f"R@{k}": 10.0 + k for k in (1, 5, 10, 20, 50)}, about | more)
+    *_, ours, last = [[cell.strip() for cell in line.split("|")] for line in capsys.readouterr().out.splitlines()]
+    assert (last[3] == paper and last[1] == "paper" and ours[3] == "15.0") if paper else last[3] == "15.0"
 
 
 def test_two_processes_equal_one(tiny, tmp_path):
