@@ -11,6 +11,7 @@ each want a different one. Every stage that halves a size rounds it up, so no in
     c3d         8 width     27.66 M    T/8   S/16    2, 7   2, 14   8, 14   2, 2  1, 2
     r3d18       8 width     33.20 M    T/16  S/32    1, 4   1, 7    4, 7    1, 1  1, 1
     r3d34       8 width     63.51 M    T/16  S/32    1, 4   1, 7    4, 7    1, 1  1, 1
+    r3d18tv     8 width     33.17 M    T/8   S/16    2, 7   2, 14   8, 14   2, 2  1, 2
     r2plus1d18  8 width     31.30 M    T/8   S/16    2, 7   2, 14   8, 14   2, 2  1, 2
     i3d        16 width     12.29 M    T/8   S/32    2, 4   2, 7    8, 7    2, 1  1, 1
     s3d        16 width      7.91 M    T/8   S/32    2, 4   2, 7    8, 7    2, 1  1, 1
@@ -223,6 +224,15 @@ def r3d18(width: int = 64) -> ResNet3D:
 def r3d34(width: int = 64) -> ResNet3D:
     """R3D-34 (Hara et al. 2018), r3d18 with 3, 4, 6 and 3 blocks. BE: width 64, 16 frames of 224 x 224."""
     return ResNet3D((3, 4, 6, 3), width, conv=conv3d, stem=(7, 7, 7), stem_mid=0, pool=True)
+
+
+def r3d18tv(width: int = 64) -> ResNet3D:
+    """R3D-18 (Tran et al. 2018) as torchvision builds it, 3x7x7 stem and no pool; an extra, not in the BE paper.
+
+    Theirs: width 64, 16 frames of 112 x 112. torchvision's weights fit once `stem.0` is `conv1`, `stem.1` is `bn1`,
+    and in each block `convN.1` is `bnN` and then `convN.0` is `convN`.
+    """
+    return ResNet3D((2, 2, 2, 2), width, conv=conv3d, stem=(3, 7, 7), stem_mid=0, pool=False)
 
 
 def r2plus1d18(width: int = 64) -> ResNet3D:
@@ -490,6 +500,7 @@ BACKBONES: dict[str, Callable[..., nn.Module]] = {
     "c3d": C3D,
     "r3d18": r3d18,
     "r3d34": r3d34,
+    "r3d18tv": r3d18tv,
     "r2plus1d18": r2plus1d18,
     "i3d": I3D,
     "s3d": S3D,

@@ -216,7 +216,7 @@ FLOPS = 0.15 * 312e12  # of an A100: the share of its peak that be/plan.py assum
 VIDEOS = {"ucf101": (9537, 3783), "hmdb51": (3570, 1530), "actor_hmdb51": (3570, 1530), "diving48": (15027, 1970),
           "kinetics400": (246534, 19906)}  # to train on, to test on
 CLIPS = 5.6  # times 16 frames in a video of HMDB51, in the mean
-FORWARD = {"c3d": 77e9, "i3d": 55.6e9, "r3d18": 65.7e9, "r3d34": 100.4e9, "r2plus1d18": 324.2e9,
+FORWARD = {"c3d": 77e9, "i3d": 55.6e9, "r3d18": 65.7e9, "r3d34": 100.4e9, "r3d18tv": 325.6e9, "r2plus1d18": 324.2e9,
            "s3d": 36e9}  # FLOP of 16 frames at the size below
 SIDE = {"c3d": 112}  # pixels; 224 for the others
 # Forward passes a clip in a step of training, a backward pass being two: (of the method, added by BE, by Eq. 7)

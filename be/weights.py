@@ -46,8 +46,8 @@ class WeightsError(UserError, ValueError):
 def find(source: str) -> Path | None:
     """The file or folder that `source` means, fetched if need be; None if it is a plain name, so an experiment's.
 
-    `torchvision:NAME` (googlenet, r2plus1d_18, s3d) and `hf:USER/REPO` come from their caches or the network. Raises
-    WeightsError where there is nothing.
+    `torchvision:NAME` (googlenet, r3d_18, r2plus1d_18, s3d) and `hf:USER/REPO` come from their caches or the network.
+    Raises WeightsError where there is nothing.
     """
     kind, _, name = source.partition(":")
     if kind == "hf":
@@ -213,16 +213,20 @@ def hara(tensors: Tensors) -> Tensors:
 
 
 def torchvision_video(tensors: Tensors) -> Tensors:
-    """torchvision's `r2plus1d_18`, with Kinetics' mean and deviation as its transforms give them."""
+    """torchvision's `r3d_18` and `r2plus1d_18`, with Kinetics' mean and deviation as their transforms give them."""
     if "stem.0.weight" not in tensors:
         return {}
+    if "stem.3.weight" in tensors:  # R(2+1)D: space, BatchNorm, ReLU, time, BatchNorm
+        stem, first = {r"^stem\.4\.": "bn1.", r"^stem\.": "conv1."}, ("conv1.0", "conv1.1")
+    else:
+        stem, first = {r"^stem\.0\.": "conv1.", r"^stem\.1\.": "bn1."}, ("conv1", "bn1")
     out = {}
     for name, tensor in tensors.items():
-        for old, new in {r"^stem\.4\.": "bn1.", r"^stem\.": "conv1.", r"^(layer\d\.\d)\.conv(\d)\.1\.": r"\1.bn\2.",
+        for old, new in {**stem, r"^(layer\d\.\d)\.conv(\d)\.1\.": r"\1.bn\2.",
                          r"^(layer\d\.\d\.conv\d)\.0\.": r"\1."}.items():  # fmt: skip
             name = re.sub(old, new, name)
         out[name] = tensor
-    return fold_pixels(out, "conv1.0", "conv1.1", *KINETICS)
+    return fold_pixels(out, *first, *KINETICS)
 
 
 def torchvision_s3d(tensors: Tensors) -> Tensors:
@@ -317,8 +321,9 @@ MISFITS: list[tuple[Callable[[Tensors], bool], str]] = [  # what a file that doe
      "its gates it would compute something else"),
     (lambda t: _has("Conv_1a.conv1.weight")(t) or _has("features.5.branch0.0.weight")(t), "this is S3D (CoCLR's or "
      "torchvision's): backbone=s3d width=64 takes it"),
-    (lambda t: _has("stem.0.weight")(t) and not _has("stem.3.weight")(t), "this is torchvision's r3d_18 or mc3_18, "
-     "whose stem is another; backbone=r2plus1d18 takes torchvision's r2plus1d_18"),
+    (_has("stem.0.weight", "layer1.0.conv1.1.running_mean"), "this is one of torchvision's: backbone=r3d18tv width=64 "
+     "takes r3d_18, backbone=r2plus1d18 r2plus1d_18; mc3_18 fits none, as no backbone here looks at single frames in its "
+     "later stages"),
     (_has("inception3a.branch1.conv.weight"), "this is GoogLeNet, which inflates into backbone=i3d width=64"),
     (lambda t: _has("layer2.0.conv1.weight")(t) and not _has("layer2.0.downsample.0.weight")(t), "it has shortcuts of "
      "type A (resnet-18- and resnet-34-kinetics.pth of 2018); take the authors' later r3d18_* or r3d34_* files"),
@@ -337,8 +342,8 @@ def _from_torchvision(name: str) -> Path:
             weights.get_state_dict(progress=True, check_hash=True)  # leaves the file there
         return path
     except ValueError:
-        raise WeightsError(f"torchvision has no model {name!r}; googlenet, r2plus1d_18 and s3d fit backbones "
-                           f"here") from None
+        raise WeightsError(f"torchvision has no model {name!r}; googlenet, r3d_18, r2plus1d_18 and s3d fit "
+                           f"backbones here") from None
     except OSError as error:
         raise WeightsError(f"{weights.url} cannot be fetched ({error}); fetch it elsewhere and put it at {path}, or "
                            f"name the file itself") from None

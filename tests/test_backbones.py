@@ -14,8 +14,8 @@ from be.backbones import BACKBONES, BasicBlock, Unit3D, conv3d, he_init, same_ma
 from be.config import ConfigError
 
 NAMES = sorted(BACKBONES)
-STRIDES = {"c3d": (8, 16), "r3d18": (16, 32), "r3d34": (16, 32), "r2plus1d18": (8, 16), "i3d": (8, 32),
-           "s3d": (8, 32)}
+STRIDES = {"c3d": (8, 16), "r3d18": (16, 32), "r3d34": (16, 32), "r3d18tv": (8, 16), "r2plus1d18": (8, 16),
+           "i3d": (8, 32), "s3d": (8, 32)}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -90,7 +90,8 @@ def test_residual_parameters_against_torchvision(published):
     with torch.device("meta"):
         r3d, r2plus1d = torchvision.models.video.r3d_18(), torchvision.models.video.r2plus1d_18()
     stem = (7 - 3) * 49 * 3 * 64  # theirs is 3x7x7
-    assert count(published["r3d18"]) == count(r3d) - count(r3d.fc) + stem
+    assert count(published["r3d18tv"]) == count(r3d) - count(r3d.fc) == 33_166_272
+    assert count(published["r3d18"]) == count(published["r3d18tv"]) + stem
     assert count(published["r2plus1d18"]) == count(r2plus1d) - count(r2plus1d.fc)
 
 
@@ -267,24 +268,26 @@ def test_r3d_features_by_hara_names(name, blocks):
     torch.testing.assert_close(network(x), y)
 
 
-def test_r2plus1d_features_are_torchvisions():
+@pytest.mark.parametrize("name, theirs, norm", [("r2plus1d18", "r2plus1d_18", 4), ("r3d18tv", "r3d_18", 1)])
+def test_residual_features_are_torchvisions(name, theirs, norm):
     torch.manual_seed(0)
-    theirs = torchvision.models.video.r2plus1d_18()
+    theirs = awake(getattr(torchvision.models.video, theirs)())
     weights = {key: value for key, value in theirs.state_dict().items() if not key.startswith("fc.")}
     for old, new in {
-        r"^stem\.4": "bn1",
+        rf"^stem\.{norm}": "bn1",
+        r"^stem\.0\.weight": "conv1.weight" if name == "r3d18tv" else "conv1.0.weight",
         r"^stem": "conv1",
         r"(layer\d\.\d)\.conv(\d)\.1": r"\1.bn\2",
         r"(layer\d\.\d\.conv\d)\.0": r"\1",
     }.items():
         weights = {re.sub(old, new, key): value for key, value in weights.items()}
     with torch.device("meta"):
-        ours = BACKBONES["r2plus1d18"]()
+        ours = BACKBONES[name]()
     ours.load_state_dict(weights, assign=True)
     theirs.avgpool = theirs.fc = nn.Identity()
-    x = clips(1, 3, 5, 40, 33)
+    x = clips(1, 3, 5, 40, 33, dtype=torch.float64)
     with torch.no_grad():
-        torch.testing.assert_close(ours.eval()(x).flatten(1), theirs.eval()(x))
+        torch.testing.assert_close(ours.eval()(x).flatten(1), theirs(x))
 
 
 @pytest.mark.parametrize("shape", [(16, 64, 96), (9, 45, 70)])

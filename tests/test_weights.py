@@ -125,18 +125,19 @@ def test_googlenet_on_a_boring_video(tmp_path):
         torch.testing.assert_close(features[:, :, t], expected, rtol=1e-3, atol=1e-4)
 
 
-def test_r2plus1d_of_torchvision(tmp_path):
+@pytest.mark.parametrize("name, theirs", [("r2plus1d18", "r2plus1d_18"), ("r3d18tv", "r3d_18")])
+def test_residual_networks_of_torchvision(tmp_path, name, theirs):
     torch.manual_seed(0)
-    theirs = awake(torchvision.models.video.r2plus1d_18())
-    ours = fresh("r2plus1d18", 64)
+    transform = torchvision.models.get_model_weights(theirs).DEFAULT.transforms()
+    theirs = awake(getattr(torchvision.models.video, theirs)())
+    ours = fresh(name, 64)
     report = load(saved(tmp_path, theirs.state_dict()), ours)
     assert (report["naming"], report["missing"], report["left_out"]) == ("torchvision", [], ["fc.weight", "fc.bias"])
     theirs.avgpool = theirs.fc = nn.Identity()
-    transform = torchvision.models.video.R2Plus1D_18_Weights.DEFAULT.transforms()
     pixels = random(1, 3, 8, 48, 48)
     x = scaled(pixels, transform.mean, transform.std)
-    same_but_at_the_border(outputs(nn.Sequential(*list(ours.conv1)[:2]), normalise(pixels)),
-                           outputs(nn.Sequential(*list(theirs.stem)[:2]), x))
+    first = nn.Sequential(*(list(ours.conv1)[:2] if name == "r2plus1d18" else (ours.conv1, ours.bn1)))
+    same_but_at_the_border(outputs(first, normalise(pixels)), outputs(nn.Sequential(*list(theirs.stem)[:2]), x))
     a, b = outputs(theirs, x).flatten(), outputs(ours, normalise(pixels)).flatten()
     assert F.cosine_similarity(a, b, dim=0) > 0.999  # what the border's other grey comes to
 
@@ -428,7 +429,9 @@ def test_a_refused_file_leaves_the_backbone_as_it_was(tmp_path):
 def test_known_misfits_are_named(tmp_path):
     with torch.device("meta"):
         models = torchvision.models
-        shells = {"another": (models.video.r3d_18().state_dict(), "r3d18"),
+        shells = {"backbone=r3d18tv width=64 takes r3d_18": (models.video.r3d_18().state_dict(), "r3d18"),
+                  "backbone=r2plus1d18 r2plus1d_18": (models.video.r2plus1d_18().state_dict(), "r3d18tv"),
+                  "mc3_18 fits none": (models.video.mc3_18().state_dict(), "r3d18tv"),
                   "network for images": (models.resnet18().state_dict(), "r3d18"),
                   "backbone=s3d width=64": (models.video.s3d().state_dict(), "i3d")}
     type_a = {k: v for k, v in build("r3d34", 4).state_dict().items() if "downsample" not in k}  # 165 of 180 tensors
