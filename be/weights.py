@@ -322,8 +322,8 @@ MISFITS: list[tuple[Callable[[Tensors], bool], str]] = [  # what a file that doe
     (lambda t: _has("Conv_1a.conv1.weight")(t) or _has("features.5.branch0.0.weight")(t), "this is S3D (CoCLR's or "
      "torchvision's): backbone=s3d width=64 takes it"),
     (_has("stem.0.weight", "layer1.0.conv1.1.running_mean"), "this is one of torchvision's: backbone=r3d18tv width=64 "
-     "takes r3d_18, backbone=r2plus1d18 r2plus1d_18; mc3_18 fits none, as no backbone here sees single frames in its later "
-     "stages"),
+     "takes r3d_18, backbone=r2plus1d18 r2plus1d_18; mc3_18 fits none, as the later stages of all backbones here "
+     "look at time"),
     (_has("inception3a.branch1.conv.weight"), "this is GoogLeNet, which inflates into backbone=i3d width=64"),
     (lambda t: _has("layer2.0.conv1.weight")(t) and not _has("layer2.0.downsample.0.weight")(t), "it has shortcuts of "
      "type A (resnet-18- and resnet-34-kinetics.pth of 2018); take the authors' later r3d18_* or r3d34_* files"),
