@@ -112,9 +112,9 @@ def cam(*runs: tuple[Path, Config]):
 
 
 def label(path: Path, paths: list[Path]) -> str:
-    """The experiment of a run, and its directory where that alone would be ambiguous."""
-    alone = [other.parent.name for other in paths].count(path.parent.name) == 1
-    return path.parent.name if alone else f"{path.parent.name}/{path.name}"
+    """The experiment of a run; its directory, or the whole path, too, where others have the same."""
+    forms = (lambda one: one.parent.name, lambda one: f"{one.parent.name}/{one.name}", str)
+    return next((form(path) for form in forms if [*map(form, paths)].count(form(path)) == 1), str(path))
 
 
 @torch.no_grad()
@@ -129,8 +129,8 @@ def measure(networks, samples, others, partner, cfg: Config, accelerator):
     The first `network` is a map that is equal everywhere.
     """
     sampler = partial(even_clips, K=cfg.test_clips, T=cfg.frames, stride=cfg.stride)
-    take = manipulate.taker(samples, sampler, cfg.short_side, cfg.scene == "rendered")
-    truth = manipulate.taker(samples, sampler, cfg.short_side, True) if manipulate.specs(samples.root) else None
+    take = manipulate.taker(samples, sampler, cfg, cfg.scene == "rendered")
+    truth = manipulate.taker(samples, sampler, cfg, True) if manipulate.specs(samples.root) else None
 
     def compute(x, i):
         draws = Draws(cfg.seed, i, device=x.device)
@@ -177,7 +177,7 @@ def draw(out: Path, networks, samples, ok, others, partner, cfg, accelerator):
     firsts = readable[np.unique(samples.labels[readable], return_index=True)[1]]  # a video of every class
     chosen = firsts[np.linspace(0, len(firsts) - 1, min(SHOWN, len(firsts))).round().astype(int)]
     sampler = partial(even_clips, K=1, T=cfg.frames, stride=cfg.stride)
-    take = manipulate.taker(samples, sampler, cfg.short_side, cfg.scene == "rendered")
+    take = manipulate.taker(samples, sampler, cfg, cfg.scene == "rendered")
     plain, tampered = {}, {}
     for i, x in views(samples, sampler, cfg, accelerator, "pictures", chosen.tolist()):
         shot = take(x, i, manipulate.lent(others[partner[i]], x), Draws(cfg.seed, i, device=x.device))

@@ -9,7 +9,8 @@ length smears the scene and takes its edges for actors. An actor who stays in pl
 Of synthetic videos the truth is known, and `true_shot` takes it instead; tests/test_manipulate.py holds one against
 the other. With a still camera the median scene is 1.5 levels of 255 from the true one, on average; the actor found
 and the true one overlap by 0.7 (intersection over union), 0.8 to 0.9 where he moves about, 0.3 where he pulses in
-place. With the demo's camera, which pans by up to a third of the picture during a clip: 12 levels and 0.4.
+place. With the demo's camera, which pans by up to a third of the picture during a clip: 12 levels and 0.4. An actor
+before another scene is 4 levels from a video filmed like that with a still camera, 0.5 with the true ones.
 """
 
 import os
@@ -126,7 +127,7 @@ def donors(samples, cfg, accelerator) -> dict[int, Still]:
     some = np.sort(np.random.default_rng((cfg.seed, 0)).permutation(len(samples))[:DONORS])
     sampler = partial(even_clips, K=1, T=cfg.frames, stride=cfg.stride)
     chosen, found = samples.take(some), {}
-    take = taker(chosen, sampler, cfg.short_side, cfg.scene == "rendered")
+    take = taker(chosen, sampler, cfg, cfg.scene == "rendered")
     for i, x in views(chosen, sampler, cfg, accelerator, "other videos"):
         if x is not None:
             shot = take(x, i, None, None)
@@ -158,7 +159,7 @@ def scenes(samples):
     return torch.tensor([family.index(known[path].scene) for path in samples.paths])
 
 
-def taker(samples, sampler, short_side: int, rendered: bool):
+def taker(samples, sampler, cfg, rendered: bool):
     """(x, i, other, draws) -> Shot of video i, whose clips x `sampler` chose: by the median, or as it was `rendered`.
 
     Raises ConfigError if the truth is asked for of videos that are not synthetic.
@@ -171,7 +172,8 @@ def taker(samples, sampler, short_side: int, rendered: bool):
 
     def take(x, i, other, draws):
         spec = known[samples.paths[i]]
-        return true_shot(x, other, draws, spec, sampler(spec.frames, None), short_side)
+        rng = np.random.default_rng((cfg.seed, 0, i))  # as datasets.Clips has it
+        return true_shot(x, other, draws, spec, sampler(spec.frames, rng), cfg.short_side)
 
     return take
 

@@ -2,7 +2,7 @@
 
 Every test video is shown whole and changed (be/manipulate.py), with the same `test_clips` clips each time:
 
-    original            the accuracy as `evaluate` has it
+    original            the accuracy as `evaluate` has it (with `static`: of one frame)
     one frame           the frame in the middle of each clip, repeated: no motion. What is left of the accuracy is to
                         be had from looks alone
     shuffled            all frames of each clip, in random order
@@ -22,7 +22,6 @@ more, of scene against motion:
 
 import json
 from collections import defaultdict
-from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -32,14 +31,13 @@ import torch
 from be import datasets, manipulate
 from be.augment import Draws
 from be.config import Config, ConfigError
-from be.evaluate import accuracy, features, load_classifier, load_list, over_videos
+from be.evaluate import accuracy, features, load_classifier, load_list, over_videos, spread_clips
 from be.manipulate import MANIPULATIONS, mixed
 from be.page import markdown
 from be.plots import COLOURS, pyplot, save
 from be.probe import linear
 from be.report import number
 from be.runs import git_sha, make_accelerator, write_text
-from be.video import even_clips
 
 LAMBDAS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
 
@@ -78,8 +76,8 @@ def robustness(*runs: tuple[Path, Config]):
 def measure(model, samples, cfg: Config, accelerator) -> dict[str, float]:
     """All numbers of one model on one list, in %."""
     model.eval()
-    sampler = partial(even_clips, K=cfg.test_clips, T=cfg.frames, stride=cfg.stride)
-    take = manipulate.taker(samples, sampler, cfg.short_side, cfg.scene == "rendered")
+    sampler = spread_clips(cfg, cfg.test_clips)
+    take = manipulate.taker(samples, sampler, cfg, cfg.scene == "rendered")
     others = manipulate.donors(samples, cfg, accelerator)
     partner = manipulate.partners(samples.labels, list(others), cfg.seed)
 

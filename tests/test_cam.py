@@ -1,6 +1,7 @@
 """CAM: the map by loops, its share on constructed maps, and networks of which is known what they look at."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -106,6 +107,16 @@ def test_numbers_of_networks_that_are_known(tiny, tmp_path):
         for values, where in ((actor, mask & ~pasted), (body, pasted.expand_as(mask))):
             expected = np.mean([(y[k][where[k]].sum() / y[k].sum()).item() for k in range(3)])
             assert values[i, looker, at["static body"]].item() == pytest.approx(expected, abs=1e-4)
+
+
+def test_every_network_has_a_name_of_its_own(tmp_path):
+    """Runs of one experiment, and of one name in two folders."""
+    one, seed, away, other = map(Path, ("runs/A/pretrain-seed0", "runs/A/pretrain-seed1", "old/A/pretrain-seed0",
+                                        "runs/B/pretrain-seed0"))
+    assert [cam.label(path, [one, other]) for path in (one, other)] == ["A", "B"]
+    assert [cam.label(path, [one, seed, other]) for path in (one, seed)] == ["A/pretrain-seed0", "A/pretrain-seed1"]
+    names = [cam.label(path, [one, seed, away, other]) for path in (one, seed, away, other)]
+    assert names == [str(one), "A/pretrain-seed1", str(away), "B"]
 
 
 def test_the_overlay_is_on_the_scale_of_the_reference():

@@ -90,6 +90,27 @@ def test_the_median_scene_is_the_true_one_within_the_stated_error():
     assert 5 < panned[0] < 20 and 0.3 < panned[1] < 0.6, panned  # the docstring's warning
 
 
+def test_an_actor_elsewhere_is_the_actor_filmed_there():
+    """Held against a video rendered anew, of the one's actor before the other's scene; levels of 255, still camera."""
+    shots, off = list(videos(drift=0)), {"found": {}, "true": {}, "unchanged": {}}
+    for one, other in zip(shots, shots[3:] + shots[:3], strict=True):  # of another motion
+        there = {key: getattr(other[0], key) for key in ("scene", "scene_seed", "camera_seed")}
+        frames, _, _ = synthetic.render(dataclasses.replace(one[0], **there))
+        filmed = denormalise(eval_view(torch.from_numpy(frames[FRAMES]), torch.tensor([[40, 48]]).expand(2, 2), 32))
+        pasted = {"unchanged": one[1].x}
+        for name, shot, lender in zip(("found", "true"), one[1:], other[1:], strict=True):
+            still = Still(*(part[0, :, 8] for part in (lender.x, lender.scene, lender.actor)))
+            pasted[name] = MANIPULATIONS["actor elsewhere"](shot._replace(other=still))
+        for name, clips in pasted.items():
+            off[name][one[0].motion, other[0].motion] = 255 * (denormalise(clips) - filmed).abs().mean().item()
+    mean = {name: np.mean(list(values.values())) for name, values in off.items()}
+    assert mean["found"] < 6 and mean["true"] < 1 and mean["unchanged"] > 40, mean
+    assert max(off["true"].values()) < 1.5  # the actor's edge: it is cut where he covers half of a pixel
+    for motions, levels in off["found"].items():
+        if all(motion.startswith("translate") for motion in motions):  # they leave their place: see above
+            assert levels < 2.5, (motions, levels)
+
+
 def test_the_truth_is_cut_as_the_clip_is():
     """Before its own true scene the true actor is the video again, but for his edge; a larger file changes nothing."""
     for spec, _, true in videos(drift=24):

@@ -11,7 +11,7 @@ from networks import clips, tuned
 
 from be import datasets, manipulate, synthetic
 from be.augment import Draws
-from be.evaluate import over_videos
+from be.evaluate import accuracy, classify, over_videos, spread_clips, views
 from be.probe import linear
 from be.robustness import LAMBDAS, cells, measure, robustness, table
 from be.runs import RunError, make_accelerator
@@ -94,6 +94,27 @@ def test_an_unreadable_video_is_wrong_everywhere(tiny, tmp_path):
     found = measure(model, samples, cfg, make_accelerator(cfg))
     assert (found["n_scored"], found["n_expected"]) == (15, 16)
     assert found["original"] == pytest.approx(100 * (hit.sum() - 1) / 16)
+
+
+@pytest.mark.parametrize("scene", ["median", "rendered"])
+def test_a_network_without_motion_is_shown_what_evaluate_shows_it(tiny, tmp_path, scene):
+    """One frame drawn from each video: the same as in the test, and in the truth of synthetic videos."""
+    _, cfg, model = tuned(tiny, tmp_path, static="true", scene=scene)
+    samples, accelerator = datasets.load("ucf101", tiny, "swapped", 1), make_accelerator(cfg)
+    probabilities, ok = classify(model, samples, cfg, accelerator)
+    found = measure(model, samples, cfg, accelerator)
+    top1 = accuracy(probabilities, torch.from_numpy(samples.labels), ok)["top1"]
+    assert found["original"] == found["one frame"] == pytest.approx(top1)
+
+    drawn, spread = [], spread_clips(cfg, 3)
+    def sampler(n, rng):
+        drawn.append(spread(n, rng))
+        return drawn[-1]
+    take = manipulate.taker(samples, sampler, cfg, rendered=True)
+    for i, x in views(samples, sampler, cfg, accelerator, "clips"):
+        take(x, i, None, None)
+    assert len(drawn) == 2 * 16 and all(map(np.array_equal, drawn[::2], drawn[1::2]))
+    assert len({clips[0, 0] for clips in drawn}) > 4
 
 
 def test_donors_are_a_part_of_the_list(tiny, tmp_path, monkeypatch):
