@@ -108,6 +108,8 @@ class Config:
 
 
 TYPES = typing.get_type_hints(Config)
+AT_LEAST = {"batch_size": 1, "accumulate": 1, "log_every": 1, "save_every": 1, "keep": 1, "bn_group": 0,
+            "probe_every": 0}  # what is divided by, or counted with; 0: never, or all
 
 
 def choose(table, name, what: str):
@@ -146,6 +148,9 @@ def load(name_or_file: str, overrides: list[str] | tuple[str, ...] = (), stage: 
     for block in blocks:
         _merge(values, block, stage)
     values.update(typed)
+    for key, least in AT_LEAST.items():
+        if _typed(key, values[key]) < least:
+            raise ConfigError(f"{key}={values[key]} is too small, expected at least {least}")
     return Config(**{key: _typed(key, value) for key, value in values.items()})
 
 

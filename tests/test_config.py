@@ -57,6 +57,11 @@ def test_a_file_is_an_experiment(tmp_path):
 @pytest.mark.parametrize("name, overrides, message", [
     ("table1-moko", [], "unknown experiment 'table1-moko'; nearest: table1-moco"),
     ("table1-moco", ["gama=0.1"], "unknown key 'gama'; nearest: gamma"),
+    ("table1-moco", ["log_every=0"], "log_every=0 is too small, expected at least 1"),
+    ("table1-moco", ["save_every=0"], "save_every=0 is too small, expected at least 1"),
+    ("table1-moco", ["batch_size=-64"], "batch_size=-64 is too small, expected at least 1"),
+    ("table1-moco", ["accumulate=0"], "accumulate=0 is too small, expected at least 1"),
+    ("table1-moco", ["bn_group=-1"], "bn_group=-1 is too small, expected at least 0"),
     ("table1-moco", ["gamma"], "'gamma' is not of the form key=value"),
     ("table1-moco", ["gamma=much"], "gamma='much' is str, expected a number"),
     ("table1-moco", ["epochs=1.5"], "epochs=1.5 is float, expected int"),
