@@ -8,6 +8,7 @@
         model.safetensors    finetune: backbone and classifier
         result-SUBSET.json   evaluate: metrics, n_scored / n_expected, split, seed, git sha, ...
         probabilities-SUBSET.safetensors   evaluate: mean softmax per video (N, classes), labels, ok
+        wandb-id             of the run there, with tracker=wandb
         lock                 held while a process writes here
 
 Every file is written aside and renamed, so a crash leaves the old one or the new one, never half. A checkpoint holds
@@ -22,6 +23,7 @@ import json
 import os
 import subprocess
 import time
+import uuid
 import weakref
 import zlib
 from pathlib import Path
@@ -75,7 +77,7 @@ def tracking(accelerator: Accelerator, run: "Run"):
         name = f"{run.path.parent.name}-{run.path.name}"
         accelerator.project_configuration.logging_dir = str(run.path)  # TensorBoard writes to RUN/be
         plain = {k: v if isinstance(v, int | float | str) else str(v) for k, v in dataclasses.asdict(run.cfg).items()}
-        wandb = {"name": name, "id": name, "resume": "allow", "dir": str(run.path)}  # resumed: one curve
+        wandb = {"name": name, "id": run.wandb_id(), "resume": "allow", "dir": str(run.path)}  # resumed: one curve
         accelerator.init_trackers("be", plain, {"wandb": wandb})
 
     def log(step: int, **metrics):
@@ -116,6 +118,15 @@ class Run:
             raise RunError(f"{self.path} cannot be written ({error.strerror}); choose another out=...") from None
         self._check_config()
         write_text(self.path / "config.yaml", configs.as_text(cfg))
+
+    def wandb_id(self) -> str | None:
+        """Of this run from its beginning, and of no other: one begun anew, or elsewhere, may have the same name."""
+        path = self.path / "wandb-id"
+        if not self.write:
+            return None  # only the process that writes talks to the tracker
+        if not (path.exists() and self.checkpoints()):
+            write_text(path, uuid.uuid4().hex)
+        return path.read_text()
 
     def close(self):
         """Lets another process write here; the end of this process does so too."""

@@ -1,11 +1,13 @@
 """What metrics.jsonl holds goes to the tracker too, number by number; one that is not installed is named at once."""
 
+import contextlib
 import importlib.util
+import shutil
 
 import pytest
 from conftest import TINY
 
-from be import config, runs, train
+from be import config, probe, runs, train
 from be.runs import RunError, read_metrics
 
 WORDS = [*TINY, "epochs=1", "log_every=2", "probe_every=1"]
@@ -41,6 +43,38 @@ def test_a_tracker_is_told_what_the_log_is(tiny, tmp_path, monkeypatch):
     lines = read_metrics(tmp_path / "demo-moco-be/pretrain-seed0")
     assert len(lines) == 3 and notes.finished  # at steps 2 and 4, and the probe's
     assert [{k: round(v, 6) for k, v in said.items()} for said in notes.said] == lines
+
+
+def test_a_run_of_wandb_is_one_directory_and_one_beginning(tiny, tmp_path, monkeypatch):
+    """Its id comes back when a run goes on; a run of the same name elsewhere, or begun anew, has another."""
+    told = []
+
+    class Told(runs.Accelerator):
+        def __init__(self, log_with, **how):
+            super().__init__(**how)
+
+        def init_trackers(self, project, config, how):
+            told.append(how["wandb"])
+
+    monkeypatch.setattr(runs, "Accelerator", Told)
+    monkeypatch.setattr(runs, "get_available_trackers", lambda: ["wandb"])
+
+    def pretrain(out, *words):
+        monkeypatch.setattr(train, "Probe", Stop if "stop" in words else probe.Probe)
+        with contextlib.suppress(KeyboardInterrupt):
+            train.pretrain(load(tiny, tmp_path / out, "tracker=wandb", "epochs=2", "save_every=1"))
+        return told[-1]["id"]
+
+    class Stop(probe.Probe):
+        def __call__(self, epoch):
+            raise KeyboardInterrupt
+
+    first = pretrain("a", "stop")
+    assert pretrain("a") == first and len(told) == 2
+    assert pretrain("b") != first
+    shutil.rmtree(tmp_path / "a")
+    assert pretrain("a") != first
+    assert {(one["name"], one["resume"]) for one in told} == {("demo-moco-be-pretrain-seed0", "allow")}
 
 
 @pytest.mark.parametrize("tracker", ["tensorboard", "wandb"])
