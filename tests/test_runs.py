@@ -1,5 +1,6 @@
 """The run directory: what is written can be read, what is damaged is named, and two cannot write at once."""
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -93,6 +94,28 @@ def test_another_config_is_refused(tmp_path):
     Run(tmp_path, replace(CFG, workers=7, log_every=3)).close()  # does not change what is computed
     with pytest.raises(RunError, match=r"another config \(gamma: 0.3 -> 0.5\).*name="):
         Run(tmp_path, replace(CFG, gamma=0.5))
+
+
+def test_what_chose_the_epoch_is_not_free(tmp_path):
+    """test_clips is of the test alone, unless the best epoch is chosen by it."""
+    for select, free in ("last", True), ("holdout", False):
+        cfg = replace(CFG, select=select, test_clips=3)
+        run = Run(tmp_path / select, cfg)
+        run.save(1, objective={})
+        run.close()
+        with contextlib.nullcontext() if free else pytest.raises(RunError, match="test_clips: 3 -> 10"):
+            Run(tmp_path / select, replace(cfg, test_clips=10)).close()
+
+
+def test_a_finished_run_keeps_its_config(tmp_path):
+    """Also when its checkpoints were removed for their space: others read there what the weights are."""
+    run = Run(tmp_path, CFG)
+    run.save_weights("backbone", nn.Linear(3, 4))
+    run.close()
+    with pytest.raises(RunError, match=r"another config \(gamma: 0.3 -> 0.5\)"):
+        Run(tmp_path, replace(CFG, gamma=0.5))
+    assert load(str(tmp_path / "config.yaml")).gamma == 0.3
+    Run(tmp_path, CFG).close()
 
 
 def test_two_processes_cannot_write_at_once(tmp_path):
