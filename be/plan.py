@@ -6,9 +6,12 @@ numbers), so a laptop can say whether a batch fits a GPU it does not have. Time 
 
 import dataclasses
 import os
+import shlex
 import shutil
 import time
 import weakref
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,12 +23,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from be import backbones, datasets, objectives
+from be import backbones, datasets, objectives, weights
 from be.augment import Draws
-from be.config import Config, choose, experiments
+from be.config import Config, choose, experiments, load, paper_numbers
+from be.retrieve import PROTOCOLS, Protocol
 from be.runs import make_accelerator, run_dir
 from be.status import duration, look
+from be.targets import CLIPS
 from be.train import check_batch, make_views, place
+from be.video import Reader, VideoError
 
 GIB = 2**30
 # Dense 16-bit peak in TFLOP/s, as the makers state it. 3-D networks of small channels reach some part of it: the
@@ -43,24 +49,70 @@ class Cost:
     state: float  # bytes of a checkpoint
 
 
-def plan(pretrain: Config, finetune: Config):
+def plan(pretrain: Config, finetune: Config, retrieve: Config):
     """plan: say what an experiment costs and needs: hours, memory, disk, data, steps
 
-    Of both stages, for the devices of this launch; keys count as they would in `pretrain` and `finetune`. Hours are
-    measured here on a few steps of the real objective on random clips, and estimated for some GPUs. Decoding is not
-    in them: watch `data_wait` in the log. A GPU measures whole batches; a CPU small clips, and scales by FLOP.
+    Of its pre-training, or where it takes its backbone from; then of one fine-tuning or, for a row of Table 3, of the
+    retrieval. For the devices of this launch; keys count as they would in these verbs. Hours are measured here on a few
+    steps of the real objective on random clips, and estimated for some GPUs. Decoding is not in them: watch `data_wait`
+    in the log. A GPU measures whole batches; a CPU small clips, and scales by FLOP.
     """
     accelerator = make_accelerator(pretrain)
     cuda = accelerator.device.type == "cuda"
     machine = torch.cuda.get_device_name() if cuda else f"a CPU, {torch.get_num_threads()} of {os.cpu_count()} threads"
     accelerator.print(f"{pretrain.name}: {experiments().get(pretrain.name, {}).get('about', 'no entry of its own')}\n"
                       f"here: {accelerator.num_processes} x {machine}")
-    stages = {"pretrain": pretrain, "finetune": finetune}
-    if finetune.pretrained is not None:
-        accelerator.print(f"\npretrain: not needed, the backbone comes from {finetune.pretrained!r}")
-        del stages["pretrain"]
-    for stage, cfg in stages.items():
-        accelerator.print("\n" + "\n".join(lines_of(stage, cfg, accelerator)))
+    lines = lines_of("pretrain", pretrain, accelerator) if pretrain.pretrained is None else borrowed(pretrain)
+    accelerator.print("\n" + "\n".join(lines))
+    retrieves = "R@1" in paper_numbers(pretrain.name)  # as be/targets.py has it
+    lines = lines_of_retrieval(retrieve, accelerator) if retrieves else lines_of("finetune", finetune, accelerator)
+    accelerator.print("\n" + "\n".join(lines))
+
+
+def borrowed(cfg: Config) -> list[str]:
+    """Where an experiment's backbone comes from that it does not train itself; of another's, what makes it."""
+    source = cfg.pretrained
+    if source == "none":
+        return ["pretrain: not needed, the backbone is random"]
+    if ":" in source or weights.find(source):  # nothing is fetched for a plan
+        return [f"pretrain: not needed, the backbone is {source}"]
+    file = run_dir(cfg, "pretrain", source) / "backbone.safetensors"
+    line = f"pretrain: that of {source}, {file}"
+    if file.exists():
+        return [f"{line}: there"]
+    if source not in experiments():
+        return [f"{line}: MISSING"]
+    words = []
+    for key in ("synthetic", "recipe", "data", "out", "seed", "backbone", "width"):  # the first two set others, too
+        if getattr(cfg, key) != getattr(load(source, words), key):
+            words += [f"{key}={getattr(cfg, key)}"]
+    return [f"{line}: MISSING; what makes it (`plan` in place of `pretrain` says what that costs):",
+            f"  python run.py pretrain --cfg {shlex.join([source, *words])}"]
+
+
+def lines_of_retrieval(cfg: Config, accelerator: Accelerator) -> list[str]:
+    """The plan of a retrieval as text: nothing is trained, and the features are what needs room."""
+    path, protocol, world = run_dir(cfg, "retrieve"), PROTOCOLS[cfg.protocol], accelerator.num_processes
+    subsets = cfg.subset.split(",")
+    videos, _, data = zip(*(look_for_data(cfg, subset) for subset in ("train", *subsets)), strict=True)
+    each = clips_of_a_video(cfg, protocol)
+    rows = [round(n * (1 if protocol.mean else each)) for n in videos]
+    seconds, flop, numbers = forward(cfg, protocol, accelerator)
+    clips, search = sum(videos) * each, 2 * rows[0] * sum(rows[1:]) * numbers
+    table = ", ".join(f"{gpu} {duration(flop * clips / (SHARE * peak * 1e12))}" for gpu, peak in GPUS.items())
+    done = all((path / f"recall-{cfg.protocol}-{subset}.json").exists() for subset in subsets)
+    return [
+        f"retrieve: protocol {cfg.protocol} on {cfg.backbone} of width {cfg.width}, {cfg.frames} frames of stride "
+        f"{cfg.stride} at {cfg.size} pixels",
+        f"  run      {path}: {'done' if done else 'not begun, or not done'}",
+        *(f"  {what:8} {line}" for what, line in zip(("gallery", *("queries" for _ in subsets)), data, strict=True)),
+        f"  features about {sum(rows)} rows of {numbers} numbers, {each:.3g} clips a video",
+        f"  disk     {2 * sum(rows) * numbers / GIB:.2f} GiB in {cfg.out}, {free(Path(cfg.out)) / GIB:.0f} GiB free",
+        f"  time     {duration(seconds * clips / world)} here: {seconds:.3g} s a clip, decoding not counted; then a "
+        f"search of {search / 1e12:.3g} TFLOP in fp32, in memory_gb={cfg.memory_gb:g} GiB",
+        f"  GPU time {seconds * clips / 3600:.4g} device-hours here; of {flop / 1e12:.3g} TFLOP a clip elsewhere, at "
+        f"{SHARE:.0%} of the peak: {table}",
+    ]
 
 
 def lines_of(stage: str, cfg: Config, accelerator: Accelerator) -> list[str]:
@@ -73,8 +125,8 @@ def lines_of(stage: str, cfg: Config, accelerator: Accelerator) -> list[str]:
     seconds, measured = measure(cfg, classes, each, accelerator, cost)
     seconds, flop = seconds * cfg.accumulate, cost.flop * cfg.accumulate  # of an optimizer step, on each device
     path = run_dir(cfg, stage)
-    weights = sum(p.numel() * 4 for p in backbones.build(cfg.backbone, cfg.width).state_dict().values())
-    disk = (cfg.keep + 1) * cost.state + 2 * weights  # one more checkpoint while it is written, and the end's weights
+    size = sum(p.numel() * 4 for p in backbones.build(cfg.backbone, cfg.width).state_dict().values())
+    disk = (cfg.keep + 1) * cost.state + 2 * size  # one more checkpoint while it is written, and the end's weights
     table = ", ".join(f"{gpu} {duration(world * flop * steps / (SHARE * peak * 1e12))}" for gpu, peak in GPUS.items())
     drops = f", times {cfg.lr_factor} after epochs {', '.join(f'{e:g}' for e in cfg.lr_steps)}" if cfg.lr_steps else ""
     return [
@@ -95,21 +147,49 @@ def lines_of(stage: str, cfg: Config, accelerator: Accelerator) -> list[str]:
     ]
 
 
-def look_for_data(cfg: Config) -> tuple[int, int, str]:
-    """(videos to train on, classes, a line about them); the official numbers where the data are not there."""
+def look_for_data(cfg: Config, subset: str = "train") -> tuple[int, int, str]:
+    """(videos of a list, classes, a line about them); the official numbers where the data are not there."""
     source, where = choose(datasets.DATASETS, cfg.dataset, "dataset"), Path(cfg.data) / cfg.dataset
     try:
-        samples = datasets.load(cfg.dataset, cfg.data, "train", cfg.split)
+        samples = datasets.load(cfg.dataset, cfg.data, subset, cfg.split)
     except datasets.DatasetMissing:
-        if ("train", cfg.split) not in source.expected:
+        if (subset, cfg.split) not in source.expected:
             raise
-        n = source.expected["train", cfg.split]
+        n = source.expected[subset, cfg.split]
         return n, source.classes, f"{cfg.dataset}, split {cfg.split}: MISSING in {where}; officially {n} videos"
     some = range(0, len(samples), -(-len(samples) // 100))
     sizes = [os.path.getsize(samples.path(i)) for i in some if os.path.exists(samples.path(i))]
     total = np.mean(sizes) * len(samples) / GIB if sizes else 0.0
     line = f"{cfg.dataset}, split {cfg.split} in {where}: {len(samples)} videos, about {total:.3g} GiB"
     return len(samples), len(samples.classes), line
+
+
+def clips_of_a_video(cfg: Config, protocol: Protocol) -> float:
+    """The mean of some videos to be found in the gallery; of HMDB51's where they are not there."""
+    sampler, counts = partial(protocol.sampler, T=cfg.frames, stride=cfg.stride), []
+    try:
+        samples = datasets.load(cfg.dataset, cfg.data, "train", cfg.split)
+    except datasets.DatasetMissing:
+        return len(sampler(100)) if protocol.mean else max(1, 16 * CLIPS / (cfg.frames * cfg.stride))
+    for i in range(0, len(samples), -(-len(samples) // 20)):
+        with suppress(VideoError), Reader(samples.path(i), samples.index(i)) as video:
+            counts.append(len(sampler(video.frames)))
+    return float(np.mean(counts)) if counts else 1.0
+
+
+def forward(cfg: Config, protocol: Protocol, accelerator: Accelerator) -> tuple[float, float, int]:
+    """(seconds, FLOP, numbers) of the features of one clip, the better of two times on this device."""
+    backbone = backbones.build(cfg.backbone, cfg.width).to(accelerator.device).eval()
+    some = 8 if accelerator.device.type == "cuda" else 1
+    clips, seconds = torch.randn(some, 3, cfg.frames, cfg.size, cfg.size, device=accelerator.device), []
+    with torch.no_grad(), accelerator.autocast():
+        with FlopCounterMode(display=False) as flops:
+            numbers = protocol.pool(backbone(clips)).shape[1]
+        for _ in range(2):
+            began = time.perf_counter()
+            protocol.pool(backbone(clips)).sum().item()  # waits for the device
+            seconds.append((time.perf_counter() - began) / some)
+    return min(seconds), flops.get_total_flops() / some, numbers
 
 
 def free(path: Path) -> int:
@@ -152,10 +232,10 @@ def count(cfg: Config, classes: int, clips: int) -> Cost:
             tensors = {name: fake.from_tensor(tensor) for name, tensor in tensors.items()}
             if watch is live:
                 live.hold(*tensors.values())
-                weights = live.now
+                state = live.now
             functional_call(objective, tensors, arguments())[0].backward()
     momentum = 4 * learned  # of SGD; gradients have been counted
-    return Cost(flops.get_total_flops(), live.peak + momentum, weights + momentum)
+    return Cost(flops.get_total_flops(), live.peak + momentum, state + momentum)
 
 
 class Live(TorchDispatchMode):

@@ -1,7 +1,9 @@
 """What `plan` counts is what a step takes, and what it says is what the stages will do."""
 
 import dataclasses
+import json
 import re
+import shlex
 from types import SimpleNamespace
 
 import pytest
@@ -9,11 +11,15 @@ import torch
 from conftest import TINY
 from torch.utils.flop_counter import FlopCounterMode
 
-from be import config, datasets, plan
+from be import config, datasets, plan, retrieve, weights
 from be.config import ConfigError
 from be.objectives import OBJECTIVES
 
 METHODS = {config.load(name).method: name for name in reversed(config.experiments())}
+
+
+def planned(name, *words):
+    plan.plan(*(config.load(name, words, stage) for stage in config.STAGES))
 
 
 def tiny_config(name="demo-moco-be", *words, stage="pretrain"):
@@ -67,7 +73,7 @@ def test_checkpointing_is_counted():
 
 def test_what_it_says(tiny, tmp_path, capsys):
     words = [*TINY, "precision=fp32", f"data={tiny}", f"out={tmp_path}", "epochs=6", "accumulate=2", "bn_group=4"]
-    plan.plan(*(config.load("demo-moco-be", words, stage) for stage in ("pretrain", "finetune")))
+    planned("demo-moco-be", *words)
     said = capsys.readouterr().out
     assert said.count("ucf101, split 1 in") == 2 and "32 videos, about" in said
     assert said.count("6 epochs of 4: 24") == 2
@@ -89,14 +95,67 @@ def test_data_that_are_not_there(tmp_path, capsys):
 def test_a_batch_that_does_not_divide_is_found_before_anything_starts(tiny, tmp_path):
     cfg = tiny_config("demo-moco-be", f"data={tiny}", f"out={tmp_path}", "accumulate=3")
     with pytest.raises(ConfigError, match="accumulate=3"):
-        plan.plan(cfg, cfg)
+        plan.plan(cfg, cfg, cfg)
 
 
 def test_only_the_stages_to_come(tiny, tmp_path, capsys):
     words = [*TINY, f"data={tiny}", f"out={tmp_path}", "pretrained=none"]
-    plan.plan(*(config.load("demo-random", words, stage) for stage in ("pretrain", "finetune")))
+    planned("demo-random", *words)
     said = capsys.readouterr().out
-    assert "pretrain: not needed, the backbone comes from 'none'" in said and said.count("epochs of") == 1
+    assert "pretrain: not needed, the backbone is random" in said and said.count("epochs of") == 1
+    assert "retrieve" not in said
+    planned("demo-random", *words[:-1], "pretrained=torchvision:googlenet")
+    assert "pretrain: not needed, the backbone is torchvision:googlenet" in capsys.readouterr().out
+    with pytest.raises(weights.WeightsError, match="theirs.pth does not exist"):
+        planned("demo-random", *words[:-1], f"pretrained={tmp_path}/theirs.pth")
+
+
+@pytest.mark.parametrize("name", ["table2-moco-be", "table2-moco-be-i3d-ucf101"])
+def test_a_backbone_that_another_experiment_makes(name, tiny, tmp_path, capsys):
+    """Whether it is there, and else the command that makes it, with what was typed that it depends on."""
+    words = [*TINY, "backbone=c3d", f"data={tiny}", f"out={tmp_path}", "seed=3", "dataset=ucf101"]
+    planned(name, *words)
+    said = capsys.readouterr().out
+    file = tmp_path / name.replace("table2", "table1") / "pretrain-seed3/backbone.safetensors"
+    assert f"{file}: MISSING" in said and "finetune: classify on c3d" in said
+    command = shlex.split(re.search(r"python run.py pretrain --cfg (.*)", said)[1])
+    cfg = config.load(command[0], command[1:])
+    assert config.run_dir(cfg, "pretrain") == file.parent and cfg.dataset == config.load(command[0]).dataset
+    assert (cfg.data, cfg.backbone, cfg.width) == (str(tiny), "c3d", 4)
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"")
+    planned(name, *words)
+    said = capsys.readouterr().out
+    assert f"{file}: there" in said and "run.py pretrain" not in said
+
+
+@pytest.mark.parametrize("protocol", ["paper", "gap"])
+def test_a_row_of_table_3_retrieves(protocol, tiny, tmp_path, capsys):
+    """No fine-tuning is planned, and the features are as many and as large as those that it then writes."""
+    words = [*TINY, "stride=1", "dataset=ucf101", f"data={tiny}", f"out={tmp_path}", "pretrained=none",
+             f"protocol={protocol}"]
+    planned("table3-moco-be-c3d", *words)
+    said = capsys.readouterr().out
+    assert "finetune" not in said and "not begun" in said and not list(tmp_path.iterdir())
+    rows, numbers = map(int, re.search(r"about (\d+) rows of (\d+) numbers", said).groups())
+    cfg = config.load("table3-moco-be-c3d", words, "retrieve")
+    retrieve.retrieve(cfg)
+    path = config.run_dir(cfg, "retrieve")
+    made = json.loads((path / f"recall-{protocol}-test.json").read_text())
+    assert (rows, numbers) == (made["gallery"] + made["n_scored"], made["numbers"])
+    assert rows == (3 if protocol == "paper" else 1) * (32 + 16)
+    assert 2 * rows * numbers == sum(file.stat().st_size for file in path.glob("*.f16"))
+    planned("table3-moco-be-c3d", *words)
+    assert f"{path}: done" in capsys.readouterr().out
+
+
+def test_the_features_of_the_paper(tmp_path, monkeypatch, capsys):
+    """Without the data, from the official numbers: about 28,500 clips of 100,352 numbers, 5.7 GB."""
+    monkeypatch.setattr(plan, "forward", lambda *_: (1.0, 1e9, 100352))
+    planned("table3-moco-be-i3d", f"data={tmp_path}", f"out={tmp_path}")
+    said = capsys.readouterr().out
+    assert said.count("MISSING in") == 2 and "officially 3570 videos" in said and "officially 1530 videos" in said
+    assert "about 28560 rows of 100352 numbers" in said and "5.34 GiB" in said
 
 
 def test_a_gpu_takes_what_fits(monkeypatch):

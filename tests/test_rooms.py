@@ -12,8 +12,10 @@ ROWS = [
     ["manipulate"],
     ["probe"],
     ["train"],
-    ["finetune", "prepare", "plan", "report"],
-    ["bench_data", "bench_train", "retrieve", "robustness", "cam", "actors", "figures", "inspection"],
+    ["finetune", "prepare", "report"],
+    ["retrieve"],
+    ["plan"],
+    ["bench_data", "bench_train", "robustness", "cam", "actors", "figures", "inspection"],
     ["evidence"],
 ]
 ROW = {module: row for row, modules in enumerate(ROWS) for module in modules}
