@@ -19,6 +19,7 @@ import os
 import re
 import signal
 import sys
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -35,6 +36,7 @@ from be.manifest import Manifest
 from be.video import Index, Reader, VideoError
 
 PATIENCE = 120  # seconds that the clips of one video may take, some thousand times what they do take
+ECHO = 3  # seconds; a signal that comes again sooner is the same request, which a launcher passes on to its whole group
 
 
 class DatasetMissing(UserError, FileNotFoundError):
@@ -589,7 +591,16 @@ def _begin(_):
     twentieth of the time, and memory, as it makes copies of their pages.
 
     Ctrl-C, and a cluster's SIGTERM, reach the workers too, but the training process still needs their batches to
-    finish its step and write a checkpoint. So the first SIGTERM is let pass; a second one ends a worker."""
+    finish its step and write a checkpoint. So the first SIGTERM and its echoes are let pass; a later one ends a worker.
+    """
+    came = []
+
+    def stop(number, _):
+        came.append(time.monotonic())
+        if came[-1] - came[0] > ECHO:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+
     gc.freeze()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+    signal.signal(signal.SIGTERM, stop)

@@ -99,7 +99,8 @@ def fit(objective, samples: datasets.Samples, cfg: Config, run: Run, accelerator
                 last = part == cfg.accumulate - 1
                 with contextlib.nullcontext() if last else accelerator.no_sync(model):
                     views = make_views(batch, objective.views, draws, cfg)
-                    loss, stats = model(views, batch.label.to(device), batch.index.to(device), draws)
+                    label, index = (x.to(device, non_blocking=True) for x in (batch.label, batch.index))
+                    loss, stats = model(views, label, index, draws)
                     accelerator.backward(loss / cfg.accumulate)
                 losses.append(loss.detach())
                 missed += int(batch.skipped.sum())
@@ -109,9 +110,10 @@ def fit(objective, samples: datasets.Samples, cfg: Config, run: Run, accelerator
             bar.update()
 
             done = step + 1
+            # All device syncs are from here on; a quiet step has none
             logs, saves = (done % every == 0 or done == total for every in (cfg.log_every, cfg.save_every))
-            stop = interrupt.agreed(accelerator) if world == 1 or logs or saves else None
-            if logs or saves or stop:  # the only device syncs; a quiet step has none
+            stop = interrupt.agreed(accelerator) if world == 1 or logs or saves or done % ASK_EVERY == 0 else None
+            if logs or saves or stop:
                 recent += accelerator.reduce(torch.stack(losses), "mean").tolist()
                 skipped += int(accelerator.reduce(torch.tensor(missed, device=device), "sum"))
                 losses, missed = [], 0
@@ -199,7 +201,7 @@ def say(accelerator, bar, done, total, loss, lr, rate, shares, began, start):
                           f"{left / 60:.1f} min left", flush=True)
 
 
-PATIENCE = 3  # seconds; what comes sooner is the same request, that a launcher passes on to its whole group
+ASK_EVERY = 10  # steps; as often at least, processes tell each other of a signal: a launcher kills them after 30 s
 
 
 class Interrupt:
@@ -218,7 +220,7 @@ class Interrupt:
     def _remember(self, number, _):
         if self.signal is None:
             self.signal, self.since = signal.Signals(number), time.monotonic()
-        elif time.monotonic() - self.since > PATIENCE:  # asked again: do not wait for the step
+        elif time.monotonic() - self.since > datasets.ECHO:  # asked again: do not wait for the step
             raise SystemExit(128 + number)
 
     def agreed(self, accelerator) -> signal.Signals | None:

@@ -7,12 +7,14 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 
+import psutil
 import pytest
 import torch
-from conftest import ROOT, TINY
+from conftest import ROOT, TINY, command
 
-from be import config, train
+from be import config, datasets, train
 from be.runs import RunError, read_metrics
 
 TEXT = (ROOT / "CLUSTER.md").read_text()
@@ -35,12 +37,13 @@ def losses(out):
     return [line["loss"] for line in read_metrics(out / "demo-moco-be/pretrain-seed0")]
 
 
-def test_settings_of_the_commands_are_settings():
-    found = [line.split(" #")[0].split("run.py ")[1].split() for line in COMMANDS if "run.py " in line]
-    assert len(found) == 6
-    for verb, _, name, *overrides in found:
-        cfg = config.load(name, overrides, verb)
-        train.check_batch(cfg, 240000, 1)  # videos of Kinetics-400
+def test_the_commands_fit_their_number_of_processes():
+    found = [line.split(" #")[0].split("run.py ") for line in COMMANDS if "run.py " in line]
+    worlds = [int((re.search(r"--num_processes (\d+)", launch) or [0, 1])[1]) for launch, _ in found]
+    assert worlds == [1, 8, 1, 1, 8, 8]
+    for world, (_, words) in zip(worlds, found, strict=True):
+        verb, _, name, *overrides = words.split()
+        train.check_batch(config.load(name, overrides, verb), 240000, world)  # videos of Kinetics-400
 
 
 def test_parts_of_one_group_are_warned_of(tiny, tmp_path, capsys):
@@ -74,8 +77,46 @@ def test_slurm_script_on_two_machines(tiny, tmp_path):
 def test_the_script_asks_slurm_for_what_it_says():
     options = [shlex.split(line.removeprefix("#SBATCH ")) for line in SCRIPT.splitlines() if line.startswith("#SBATCH")]
     options = dict(option.split("=", 1) for line in options for option in line)
-    assert (options["--nodes"], options["--gpus-per-node"], options["--ntasks-per-node"]) == ("2", "8", "1")
-    assert options["--signal"] == "TERM@120"
+    assert options["--ntasks-per-node"] == "1" and options["--signal"] == "TERM@120"  # to all processes of the step
+    train.check_batch(config.load("table1-moco-be"), 240000, int(options["--nodes"]) * int(options["--gpus-per-node"]))
+    patience = int(re.search(r"export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=(\d+)", SCRIPT)[1])
+    assert 100 <= patience < 120
+
+
+def test_a_job_that_is_told_to_stop_writes_a_checkpoint(tiny, tmp_path):
+    """As SLURM does it: every process of the step is signalled, after which the launcher signals its groups again."""
+    begin = command(*words(tiny, tmp_path), "epochs=1000", "save_every=100000", "log_every=100", "workers=1", launch=2)
+    launcher = subprocess.Popen(**begin, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    path, deadline = tmp_path / "demo-moco-be/pretrain-seed0", time.monotonic() + 60
+    while not read_metrics(path) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    step = [*psutil.Process(launcher.pid).children(recursive=True), psutil.Process(launcher.pid)]
+    assert len(step) >= 5  # the launcher, two processes, a worker of each
+    for process in step:
+        process.terminate()
+    said, _ = launcher.communicate(timeout=60)
+    assert "stopped by SIGTERM" in said and "DataLoader worker" not in said, said
+    assert len(list((path / "checkpoint").glob("*.pt"))) == 1
+
+
+def test_a_row_of_the_paper_that_is_told_to_stop(tiny, tmp_path):
+    """Of `sbatch --wrap`: B: signals the shell alone, which make has taken the place of; make passes it on."""
+    line = re.search(r"^sbatch .* --wrap .*$", TEXT, re.M)[0]
+    wrap = dict(word.partition("=")[::2] for word in shlex.split(line.replace("--wrap ", "--wrap=")))
+    assert wrap["--signal"] == "B:TERM@120"
+    settings = [word for word in TINY if "=" in word] + ["dataset=ucf101", "epochs=1000", "save_every=100000"]
+    typed = {"GPUS": "1", "DATA": tiny, "OUT": tmp_path, "PYTHON": sys.executable,
+             "SET": shlex.quote(" ".join(settings))}
+    row = re.sub(r" (GPUS|DATA)=\S+", "", wrap["--wrap"])
+    row += "".join(f" {key}={value}" for key, value in typed.items())
+    job = subprocess.Popen(["sh", "-c", row], cwd=ROOT, env={**CPU, "MAKEFLAGS": ""}, stdout=subprocess.PIPE,
+                           stderr=subprocess.STDOUT, text=True)
+    path, deadline = tmp_path / "table1-moco-be/pretrain-seed0", time.monotonic() + 60
+    while not read_metrics(path) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    job.terminate()
+    said, _ = job.communicate(timeout=60)
+    assert "stopped by SIGTERM" in said and len(list((path / "checkpoint").glob("*.pt"))) == 1, said
 
 
 def test_a_folder_that_is_not_shared_is_noticed(tiny, tmp_path, monkeypatch):
@@ -100,7 +141,7 @@ def test_a_signal_that_is_passed_on_twice_is_one_request(monkeypatch):
             signal.raise_signal(number)
             now[0] += 1
         assert interrupt.signal == signal.SIGTERM
-        now[0] += train.PATIENCE
+        now[0] += datasets.ECHO
         with pytest.raises(SystemExit) as end:  # a person who asks again does not want to wait
             signal.raise_signal(signal.SIGINT)
         assert end.value.code == 128 + signal.SIGINT

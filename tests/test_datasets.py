@@ -4,6 +4,8 @@ import json
 import os
 import pickle
 import re
+import signal
+import time
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -589,6 +591,24 @@ def test_loader_with_spawned_workers(videos):
     want = collate([make(videos, train=False)[0, i] for i in (0, 2)])
     for _ in range(2):  # a list of batches can be gone through again, by the same workers
         assert same(next(iter(spawned)), want)
+
+
+def test_a_worker_lets_one_request_to_end_pass_however_often_it_comes(videos, monkeypatch):
+    """Schedulers signal every process of a job, and the launcher its groups again; batches are still wanted."""
+    monkeypatch.setattr(datasets, "ECHO", 1)
+    batches = iter(loader(make(videos), [[(0, i % 7)] for i in range(9)], workers=1))
+    next(batches)
+    (worker,) = batches._workers
+    for _ in range(3):
+        os.kill(worker.pid, signal.SIGTERM)
+        time.sleep(0.05)
+    assert sum(len(batch.index) for batch in itertools.islice(batches, 7)) == 7 and worker.is_alive()
+    time.sleep(1)
+    os.kill(worker.pid, signal.SIGTERM)  # asked again, as DataLoader does to be rid of it
+    worker.join(10)
+    assert worker.exitcode == -signal.SIGTERM
+    with pytest.raises(RuntimeError, match="worker"):
+        next(batches)
 
 
 def test_workers_use_one_thread(videos):

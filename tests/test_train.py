@@ -169,7 +169,9 @@ def test_a_signal_writes_a_checkpoint_and_says_how_to_go_on(tiny, tmp_path, numb
         if read_metrics(path):
             break
         time.sleep(0.05)
-    os.killpg(process.pid, number)  # as a terminal and a cluster do: to the loader's workers, too
+    for _ in range(2):  # as a terminal and a cluster do: to the loader's workers, too; a launcher passes it on
+        os.killpg(process.pid, number)
+        time.sleep(0.05)
     said, _ = process.communicate(timeout=60)
     assert process.returncode == 128 + number, said
     assert "the same command goes on from here" in said
