@@ -20,6 +20,7 @@ import re
 import signal
 import sys
 import time
+import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -83,6 +84,11 @@ class Samples:
             raise VideoError(f"{path}: `prepare` found that it crashes, or halts, the process that reads it")
         known = self.manifest.frame_index(row, path)
         return known and Index(*known)
+
+    @property
+    def crc(self) -> int:
+        """CRC-32 of paths and labels in their order: which list this is, in whatever folder it lies."""
+        return zlib.crc32(self.labels.tobytes(), zlib.crc32(b"\n".join(self.paths.tolist())))
 
     @property
     def manifest_hash(self) -> str | None:

@@ -37,8 +37,8 @@ def fit(objective, samples: datasets.Samples, cfg: Config, run: Run, accelerator
     at_epoch: called by all processes as at_epoch(epoch) after each epoch, 1 to `cfg.epochs`; what it returns is logged
         on a line of its own. It may leave the objective in eval mode, and must not touch global random states.
 
-    Raises ConfigError when the batch does not fit the data or the processes; RunError on a loss or a weight that is
-    not finite, before anything of it is saved.
+    Raises ConfigError when the batch does not fit the data or the processes; RunError where a checkpoint is of another
+    list of videos, and on a loss or a weight that is not finite, before anything of it is saved.
     """
     world, rank, device = accelerator.num_processes, accelerator.process_index, accelerator.device
     check_batch(cfg, len(samples), world)
@@ -50,13 +50,13 @@ def fit(objective, samples: datasets.Samples, cfg: Config, run: Run, accelerator
     optimizer = torch.optim.SGD([p for p in objective.parameters() if p.requires_grad], lr=cfg.lr,
                                 momentum=cfg.momentum, weight_decay=cfg.weight_decay)
     start, skipped, recent = 0, 0, []  # recent: losses since the last line of the log, a number per part of a batch
-    if checkpoint := run.latest():
+    checkpoint = run.latest()
+    check_same(accelerator, run, samples, checkpoint)
+    if checkpoint:
         objective.load_state_dict(checkpoint["objective"])
         optimizer.load_state_dict(checkpoint["optimizer"])
         start, skipped, recent = checkpoint["step"], checkpoint["skipped"], checkpoint["recent"]
         accelerator.print(f"{run.path}: going on from step {start} of {total}")
-    if accelerator.gather(torch.tensor([start], device=device)).unique().numel() > 1:
-        raise RunError(f"{run.path}: the machines do not see the same checkpoints; out=... must be a folder they share")
     run.forget_metrics_after(start)
     model, optimizer = accelerator.prepare(objective, optimizer)
     if checkpoint and accelerator.scaler is not None:
@@ -70,7 +70,7 @@ def fit(objective, samples: datasets.Samples, cfg: Config, run: Run, accelerator
             raise not_finite(run, "a weight is not finite", step)
         scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else {}
         run.save(step, objective=numbers, optimizer=optimizer.optimizer.state_dict(), scaler=scaler, skipped=skipped,
-                 recent=recent)
+                 recent=recent, videos=len(samples), list_crc=samples.crc)
 
     # data: one endless stream of micro-batches, so that no epoch starts with cold workers
     micro = cfg.batch_size // cfg.accumulate  # of all processes together
@@ -142,6 +142,21 @@ def fit(objective, samples: datasets.Samples, cfg: Config, run: Run, accelerator
                                   f"the same command goes on from here")
                 raise SystemExit(128 + stop)
     bar.close()
+
+
+def check_same(accelerator: Accelerator, run: Run, samples: datasets.Samples, checkpoint: dict | None):
+    """Raises RunError unless all processes go on from the same step, and the list is the one the run was begun on."""
+    now = {"step": 0, "videos": len(samples), "list_crc": samples.crc}
+    then = {**now, **(checkpoint or {})}
+    if (then["videos"], then["list_crc"]) != (now["videos"], now["list_crc"]):
+        raise RunError(f"{run.path} was begun on {then['videos']} videos (CRC-32 of paths and labels "
+                       f"{then['list_crc']:08x}), the list now has {now['videos']} ({now['list_crc']:08x}): epochs, "
+                       f"schedule and queue would be of others; bring the list back, or give this run a name of its "
+                       f"own (name=...)")
+    for mine, what in ((then["step"], "checkpoints; out=... must be a folder they share"),
+                       (now["list_crc"], "list of videos; data=... must hold the same on each")):
+        if accelerator.gather(torch.tensor([mine], device=accelerator.device)).unique().numel() > 1:
+            raise RunError(f"{run.path}: the machines do not see the same {what}")
 
 
 def not_finite(run: Run, what: str, step: int) -> RunError:

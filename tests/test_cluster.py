@@ -119,16 +119,19 @@ def test_a_row_of_the_paper_that_is_told_to_stop(tiny, tmp_path):
     assert "stopped by SIGTERM" in said and len(list((path / "checkpoint").glob("*.pt"))) == 1, said
 
 
-def test_a_folder_that_is_not_shared_is_noticed(tiny, tmp_path, monkeypatch):
-    """The second machine sees no checkpoint where the first goes on from step 3: stop, or they would wait for ever."""
+@pytest.mark.parametrize("others, message", [([3, 0], "do not see the same checkpoints; out=... must be"),
+                                             ([0, 3], "do not see the same list of videos; data=... must hold")])
+def test_a_folder_that_is_not_shared_is_noticed(tiny, tmp_path, monkeypatch, others, message):
+    """The second machine goes on from step 3 where the first sees no checkpoint, or it lacks a video: stop, or they
+    would wait for each other for ever."""
     cfg = config.load("demo-moco-be", words(tiny, tmp_path)[3:])
-    make = train.make_accelerator
+    make, others = train.make_accelerator, iter(others)
     def accelerator(cfg):
         made = make(cfg)
-        made.gather = lambda mine: torch.cat([mine, mine + 3])  # what a machine that is elsewhere would say
+        made.gather = lambda mine: torch.cat([mine, mine + next(others)])  # what a machine that is elsewhere would say
         return made
     monkeypatch.setattr(train, "make_accelerator", accelerator)
-    with pytest.raises(RunError, match="do not see the same checkpoints; out=... must be"):
+    with pytest.raises(RunError, match=message):
         train.pretrain(cfg)
 
 

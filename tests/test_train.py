@@ -119,6 +119,31 @@ def test_a_queue_longer_than_the_data(tiny, tmp_path):
     train.pretrain(load(tiny, tmp_path, "K=32", "epochs=1"))  # in the same place: nothing stands in its way
 
 
+def test_another_list_is_not_gone_on_with(tiny, tmp_path):
+    """Kinetics loses videos: where a run is in its epochs, its schedule and its queue would be of other videos."""
+    shutil.copytree(tiny, tmp_path / "data")
+    cfg, lists = load(tmp_path / "data", tmp_path, "epochs=4"), tmp_path / "data/ucf101/ucfTrainTestlist"
+    stopped(cfg)
+    text = (lists / "trainlist01.txt").read_text()
+    shorter = "".join(text.splitlines(keepends=True)[1:])
+    for other, message in [(shorter, r"begun on 32 videos .*, the list now has 31 "),
+                           (shorter + text.splitlines()[0], "begun on 32 videos .*, the list now has 32 ")]:
+        (lists / "trainlist01.txt").write_text(other)
+        with pytest.raises(RunError, match=message):
+            train.pretrain(cfg)
+    (lists / "trainlist01.txt").write_text(text)
+    (tmp_path / "data").rename(tmp_path / "elsewhere")
+    train.pretrain(replace(cfg, data=str(tmp_path / "elsewhere")))
+
+
+def stopped(cfg):
+    """Pre-trains for two steps or three, with a checkpoint at the end."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train.Interrupt, "agreed", lambda self, accelerator: signal.SIGTERM)
+        with pytest.raises(SystemExit):
+            train.pretrain(cfg)
+
+
 def test_what_is_said_of_batch_and_learning_rate(tiny, tmp_path, capsys):
     train.pretrain(load(tiny, tmp_path, "accumulate=2", "epochs=1"))
     said = capsys.readouterr().out
