@@ -57,7 +57,7 @@ class RunError(UserError, RuntimeError):
 
 def make_accelerator(cfg: Config) -> Accelerator:
     """Device and processes as `accelerate launch` set them up, precision from the config."""
-    # Buffers are not broadcast: BatchNorm statistics are each device's own, queues are equal on all anyway
+    # Buffers are not broadcast in each step: BatchNorm statistics are a device's own, queues are equal on all anyway
     kwargs = DistributedDataParallelKwargs(broadcast_buffers=False)
     precision = cfg.precision
     if precision != "fp32" and PartialState().device.type == "cpu":

@@ -16,6 +16,7 @@ from itertools import chain
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast
 from tqdm import tqdm
 
 from be import backbones, datasets, objectives
@@ -131,6 +132,7 @@ def fit(objective, samples: datasets.Samples, cfg: Config, run: Run, accelerator
                 recent = []
             if at_epoch and done % per_epoch == 0:  # before the checkpoint: what has one has its line, too
                 with clock.pause():
+                    share_statistics(objective)
                     if found := at_epoch(done // per_epoch):
                         log(step=done, epoch=done / per_epoch, **found)
                 objective.train()
@@ -157,6 +159,17 @@ def check_same(accelerator: Accelerator, run: Run, samples: datasets.Samples, ch
                        (now["list_crc"], "list of videos; data=... must hold the same on each")):
         if accelerator.gather(torch.tensor([mine], device=accelerator.device)).unique().numel() > 1:
             raise RunError(f"{run.path}: the machines do not see the same {what}")
+
+
+def share_statistics(objective):
+    """Gives all processes the first one's running statistics of BatchNorm, in place, for an evaluation.
+
+    Each has its own, of its own clips, and the first one's are saved. Training does not read them, so that nothing else
+    changes, and a run that was interrupted, after which all have them, finds the same.
+    """
+    for name, buffer in objective.named_buffers():
+        if "running_" in name:
+            broadcast(buffer)
 
 
 def not_finite(run: Run, what: str, step: int) -> RunError:

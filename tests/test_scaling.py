@@ -31,6 +31,7 @@ def member(rank, world, port, work):
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1",
                    "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
     torch.set_num_threads(1)
+    finetune.HELD_OUT = 0.2  # of 4 videos of a class, a tenth is none
     sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (for the life of the process)
     for stage, cfg in work:
         STAGES[stage](cfg)
@@ -105,6 +106,59 @@ def test_exactly_the_same_result(spread, tiny):
     assert results[1][3:5] == [16, 16]
     for world in (3, 4):
         torch.testing.assert_close(results[world], results[1], rtol=0, atol=0)
+
+
+def watched(cfg):
+    """Pre-trains; each process writes down the numbers that it is asked to probe."""
+    def probe(objective, samples, cfg, accelerator):
+        def at_epoch(epoch):
+            torch.save(objective.state_dict(), f"{cfg.out}/epoch{epoch}-{accelerator.process_index}.pt")
+        return at_epoch
+
+    train.Probe = probe
+    train.pretrain(cfg)
+
+
+def test_all_processes_probe_the_model_that_is_kept(tiny, tmp_path):
+    """BatchNorm's statistics are each process's own, and the first one's are saved."""
+    cfg = load(tiny, tmp_path, "demo-moco-be", "pretrain", "probe_every=1")
+    assert end(start(2, [("watched", cfg)])) == [0, 0]
+    for epoch in (1, 2):
+        one, two = (torch.load(tmp_path / f"epoch{epoch}-{rank}.pt") for rank in (0, 1))
+        torch.testing.assert_close(one, two, rtol=0, atol=0)
+    kept = runs.Run(tmp_path / "demo-moco-be/pretrain-seed0", None, write=False).latest()["objective"]
+    torch.testing.assert_close(one, kept, rtol=0, atol=0)
+
+
+def test_an_interrupted_choice_of_an_epoch_is_the_uninterrupted_one(tiny, tmp_path):
+    """On two processes, of which both had the first one's statistics after a resume."""
+    words = ["select=holdout", "test_clips=2", "lr=0.1", "epochs=4", "dropout=0.5"]
+    cfgs = [load(tiny, tmp_path / out, "demo-random", "finetune", *words) for out in ("whole", "cut")]
+    assert end(start(2, [("chosen", cfgs[0])])) == [0, 0]
+    assert end(start(2, [("stopped", cfgs[1])])) == [143, 143]
+    assert end(start(2, [("chosen", cfgs[1])])) == [0, 0]
+    logs, weights = [], []
+    for cfg in cfgs:
+        logs.append([line for line in runs.read_metrics(runs.run_dir(cfg, "finetune")) if "holdout_top1" in line])
+        weights.append(load_file(runs.run_dir(cfg, "finetune") / "model.safetensors"))
+    assert len(logs[0]) == 4 and logs[0] == logs[1]
+    torch.testing.assert_close(*weights, rtol=0, atol=0)
+
+
+def chosen(cfg):
+    """Fine-tunes; the held-out list is scored by its probabilities, which tell more than who is right."""
+    finetune.accuracy = lambda p, label, ok: {"top1": 100 * p.gather(1, label[:, None]).mean().item()}
+    finetune.finetune(cfg)
+
+
+def stopped(cfg):
+    """Of that, five steps."""
+    asked = []
+    train.Interrupt.agreed = lambda self, accelerator: signal.SIGTERM if asked.append(0) or len(asked) == 5 else None
+    chosen(cfg)
+
+
+STAGES |= {"watched": watched, "chosen": chosen, "stopped": stopped}
 
 
 def test_a_signal_to_one_process_stops_all_at_the_same_step(tiny, tmp_path):
