@@ -12,8 +12,8 @@
         lock                 held while a process writes here
 
 Every file is written aside and renamed, so a crash leaves the old one or the new one, never half. A checkpoint holds
-the objective (teacher and queue are its buffers), the optimizer, the loss scaler and the step. It holds no random state
-because there is none: every draw is a function of (seed, step, sample).
+the objective (teacher and queue are its buffers), the optimizer, the loss scaler, the step, and which list of videos it
+is of. It holds no random state because there is none: every draw is a function of (seed, step, sample).
 """
 
 import contextlib
