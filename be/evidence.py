@@ -420,10 +420,10 @@ def tables(record: dict) -> list[str]:
 def plot(path: Path, record: dict):
     """A panel for each measure, a row for each arm: a dot per seed, a bar at the mean; and fine-tuning's course."""
     plt, runs = pyplot(), record["runs"]
-    panels = {"swapped": "top-1, swapped scenes", "reliance": "reliance: biased - swapped",
+    panels = {"swapped": "top-1, swapped scenes", "reliance": "reliance: test - swapped",
               "linear_motion": "linear probe: motion", "linear_scene": "linear probe: scene",
-              "actor_frozen": "map on actors / area"}
-    figure, axes = plt.subplots(1, len(panels) + 1, figsize=(16, 1.4 + 0.32 * len(runs)), layout="constrained",
+              "actor_frozen": "map on actors, over their area"}
+    figure, axes = plt.subplots(1, len(panels) + 1, figsize=(16, 1.6 + 0.32 * len(runs)), layout="constrained",
                                 width_ratios=[1] * len(panels) + [1.5])
     for axis, (name, title) in zip(axes, panels.items(), strict=False):
         for row, of_arm in enumerate(runs.values()):
@@ -435,11 +435,13 @@ def plot(path: Path, record: dict):
         axis.set_yticks(range(len(runs)), list(runs) if axis is axes[0] else [""] * len(runs), fontsize=8)
         axis.set_ylim(len(runs) - 0.5, -0.5)
         axis.set_title(title, fontsize=9)
+        axis.set_xlabel("times as much" if name == "actor_frozen" else "%", fontsize=8)
     for row, of_arm in enumerate(runs.values()):
         points = np.array([run["curve"] for run in of_arm], float)  # (runs, points, 3)
         axes[-1].plot(*points.mean(0)[:, [0, 2]].T, color=COLOURS[row % len(COLOURS)], lw=1.5,
                       ls=("-", "--", ":")[row // len(COLOURS) % 3])
-    axes[-1].set_title("swapped scenes, along fine-tuning (steps)", fontsize=9)
+    axes[-1].set_title("top-1, swapped scenes, along fine-tuning", fontsize=9)
+    axes[-1].set_xlabel("steps; mean of the seeds, one clip a video, %", fontsize=8)
     for axis in axes:
         axis.tick_params(labelsize=8)
         axis.grid(alpha=0.25)
