@@ -74,8 +74,8 @@ $(DEMO_SEEDS:%=demo-seed-%): demo-seed-%:
 QUESTION ?= methods
 .PHONY: evidence-tiny evidence-small evidence-full
 
-evidence-tiny:   ## when does BE help? Measured on two CPU cores in half an hour (EVIDENCE.md)
-evidence-small:  ## the same with more videos, in 70 minutes
+evidence-tiny:   ## when does BE help? Measured on two CPU cores in 35 minutes (EVIDENCE.md)
+evidence-small:  ## the same with more videos, in some two hours
 evidence-full:   ## the same with C3D at 112 pixels, for a GPU
 
 evidence-tiny evidence-small: evidence-%: $(READY)

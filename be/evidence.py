@@ -72,6 +72,9 @@ MOCO = {"erase": "none", "hard_negative": False}
 METHODS = {"random init": None, "MoCo": MOCO, "MoCo + hard negative": {"erase": "none"},
            "BE without hard negative": {"hard_negative": False}, "MoCo + BE": {},
            "supervised": {"method": "classify", "erase": "none", "lr": 0.05}}
+# MoCo with and without each of the two: an effect is to be seen twice, in two pairs of arms
+FACTORS = {"hard negative": [("MoCo + hard negative", "MoCo"), ("MoCo + BE", "BE without hard negative")],
+           "BE": [("BE without hard negative", "MoCo"), ("MoCo + BE", "MoCo + hard negative")]}
 THREE = {name: METHODS[name] for name in ("random init", "MoCo", "MoCo + BE")}
 TASKS = {"rotnet": {}, "puzzles": {"frames": 48, "stride": 1}, "clip_order": {"frames": 16, "stride": 1}}
 RELEASED = {"erase": "intra-video-frame-batch-lam", "erase_side": "query", "hard_negative_encoder": "query",
@@ -404,17 +407,25 @@ def tables(record: dict) -> list[str]:
         head = ["", *(name.replace("_", " ") for name in columns)]
         text += [*markdown(head, [[label, *(cell(label, m) for m in columns)] for label in runs]), ""]
     for baseline in record["baselines"] if seeds > 1 else ():
-        lines, head = [], [f"minus {baseline}, paired by seed: mean ± 95 %"]
-        for measure in ("swapped", "reliance", "linear_motion", "linear_scene"):
-            head += [measure.replace("_", " "), "p: t / flip"]
-        for label in runs:
-            if label != baseline:
-                lines.append([label])
-                for measure in ("swapped", "reliance", "linear_motion", "linear_scene"):
-                    d = paired(by_seed(runs[label], measure), by_seed(runs[baseline], measure))
-                    lines[-1] += [f"{d['mean']:+.1f} ± {d['half']:.1f}", f"{d['p']:.3f} / {d['p_flip']:.3f}"]
-        text += [*markdown(head, lines), ""]
+        pairs = {label: [(label, baseline)] for label in runs if label != baseline}
+        text += [*differences(f"minus {baseline}, paired by seed: mean ± 95 %", runs, pairs), ""]
+    if seeds > 1 and record["question"] == "methods":
+        text += [*differences("with minus without, mean of both pairs of arms: mean ± 95 %", runs, FACTORS), ""]
     return text[:-1]
+
+
+def differences(title: str, runs: dict, pairs: dict[str, list[tuple[str, str]]]) -> list[str]:
+    """A row for each of `pairs`, {row: [(label, label of what is subtracted), ...]}: the mean of several, by seed."""
+    measures = ("swapped", "reliance", "linear_motion", "linear_scene", "knn_scene")
+    head = [title, *(word for m in measures for word in (m.replace("_", " "), "p: t / flip"))]
+    lines = []
+    for row, of_row in pairs.items():
+        lines.append([row])
+        for measure in measures:
+            a, b = (np.mean([by_seed(runs[label], measure) for label in side], 0) for side in zip(*of_row, strict=True))
+            d = paired(a.tolist(), b.tolist())
+            lines[-1] += [f"{d['mean']:+.1f} ± {d['half']:.1f}", f"{d['p']:.3f} / {d['p_flip']:.3f}"]
+    return markdown(head, lines)
 
 
 def plot(path: Path, record: dict):

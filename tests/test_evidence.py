@@ -88,11 +88,16 @@ def test_tables_of_several_seeds():
         return [{**dict.fromkeys(evidence.MEASURES, 1.0), "seed": n // 2, "tune": n % 2, "swapped": value, "curve": []}
                 for n, value in enumerate(swapped)]
 
-    record = {"size": "tiny", "version": "v1", "about": "?", "baselines": ["a"],
+    record = {"question": "?", "size": "tiny", "version": "v1", "about": "?", "baselines": ["a"],
               "runs": {"a": runs(10.0, 20.0, 30.0, 40.0), "b": runs(20.0, 20.0, 50.0, 60.0)}}  # means 15, 35; 20, 55
     text = "\n".join(evidence.tables(record))
     assert "| a | 1.0 ± 0.0 | 25.0 ± 14.1 |" in text and "mean ± sd of 2 seeds" in text
     assert "+12.5 ± 95.3" in text and "0.344 / 0.500" in text  # 5, 20: t = 12.5 / 7.5, df 1
+    four = {"MoCo": runs(1, 1, 2, 2), "MoCo + hard negative": runs(2, 4, 3, 5),  # +2, +2
+            "BE without hard negative": runs(0, 0, 1, 1), "MoCo + BE": runs(5, 5, 4, 4)}  # +5, +3: mean 3.5, 2.5
+    text = "\n".join(evidence.tables({**record, "question": "methods", "baselines": [], "runs": four}))
+    assert "| hard negative " in text and "+3.0 ± 6.4" in text  # 12.706 x 0.5
+    assert "+0.0 ± 6.4" in text  # BE: -1 and +2, -1 and 0: mean 0.5, -0.5
 
 
 def test_a_question_from_videos_to_table_and_again(tmp_path, capsys, monkeypatch):
