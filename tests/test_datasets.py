@@ -405,30 +405,29 @@ def test_what_a_worker_was_born_with_is_not_collected(videos):
     assert batch.label.item() > 1000 and gc.get_freeze_count() == 0
 
 
-def test_a_video_is_opened_once(videos, monkeypatch):
-    opened = []
+@pytest.fixture
+def opened(monkeypatch):
+    """The paths that are opened, one after the other."""
+    paths = []
 
     class Counting(video.Reader):
         def __init__(self, path, index):
-            opened.append(path)
+            paths.append(path)
             super().__init__(path, index)
 
     monkeypatch.setattr(datasets, "Reader", Counting)
+    return paths
+
+
+def test_a_video_is_opened_once(videos, opened):
     make(videos)[0, 4]
     assert opened == [videos.path(4)]
 
 
-def test_kept_videos_give_the_same_items_and_are_opened_once(videos, monkeypatch):
-    opened = []
-
-    class Counting(video.Reader):
-        def __init__(self, path, index):
-            opened.append(path)
-            super().__init__(path, index)
-
+def test_kept_videos_give_the_same_items_and_are_opened_once(videos, opened, monkeypatch):
     monkeypatch.setattr(datasets, "KEPT", datasets.Kept())
     plain = [make(videos)[epoch, i] for epoch in range(3) for i in range(7)]
-    monkeypatch.setattr(datasets, "Reader", Counting)
+    opened.clear()
     clips = Clips(videos, SAMPLER, 16, 5, True, cache_gb=1)
     cached = [clips[epoch, i] for epoch in range(3) for i in range(7)]
     assert all(same(a, b) for a, b in zip(plain, cached, strict=True))
