@@ -1,6 +1,6 @@
 """What a training step costs, beside two other ways to do the same: in speed, by parts, in memory, against the machine.
 
-    run.py bench train                                 all backbones at full size: some 20 minutes on a CPU core
+    run.py bench train                                 all backbones at full size: half an hour of a CPU core
     run.py bench train backbones=r3d18 clips=8
 
 MoCo, MoCo + BE and fine-tuning take turns with the same step done differently:
