@@ -73,8 +73,9 @@ METHODS = {"random init": None, "MoCo": MOCO, "MoCo + hard negative": {"erase": 
            "BE without hard negative": {"hard_negative": False}, "MoCo + BE": {},
            "supervised": {"method": "classify", "erase": "none", "lr": 0.05}}
 # MoCo with and without each of the two: an effect is to be seen twice, in two pairs of arms
-FACTORS = {"hard negative": [("MoCo + hard negative", "MoCo"), ("MoCo + BE", "BE without hard negative")],
-           "BE": [("BE without hard negative", "MoCo"), ("MoCo + BE", "MoCo + hard negative")]}
+FACTORS = {"hard negative": {"MoCo + hard negative": 0.5, "MoCo": -0.5, "MoCo + BE": 0.5,
+                             "BE without hard negative": -0.5},
+           "BE": {"BE without hard negative": 0.5, "MoCo": -0.5, "MoCo + BE": 0.5, "MoCo + hard negative": -0.5}}
 THREE = {name: METHODS[name] for name in ("random init", "MoCo", "MoCo + BE")}
 TASKS = {"rotnet": {}, "puzzles": {"frames": 48, "stride": 1}, "clip_order": {"frames": 16, "stride": 1}}
 RELEASED = {"erase": "intra-video-frame-batch-lam", "erase_side": "query", "hard_negative_encoder": "query",
@@ -407,25 +408,34 @@ def tables(record: dict) -> list[str]:
         head = ["", *(name.replace("_", " ") for name in columns)]
         text += [*markdown(head, [[label, *(cell(label, m) for m in columns)] for label in runs]), ""]
     for baseline in record["baselines"] if seeds > 1 else ():
-        pairs = {label: [(label, baseline)] for label in runs if label != baseline}
-        text += [*differences(f"minus {baseline}, paired by seed: mean ± 95 %", runs, pairs), ""]
+        rows = {label: {label: 1, baseline: -1} for label in runs if label != baseline}
+        text += [*contrasts(f"minus {baseline}, paired by seed: mean ± 95 %", runs, rows), ""]
     if seeds > 1 and record["question"] == "methods":
-        text += [*differences("with minus without, mean of both pairs of arms: mean ± 95 %", runs, FACTORS), ""]
+        text += [*contrasts("with minus without, mean of both pairs of arms: mean ± 95 %", runs, FACTORS), ""]
+    if seeds > 1 and record["question"] == "gamma":
+        text += [*contrasts("slope of a straight line: mean ± 95 %", runs, {"for 1 of gamma": slope(list(runs))}), ""]
     return text[:-1]
 
 
-def differences(title: str, runs: dict, pairs: dict[str, list[tuple[str, str]]]) -> list[str]:
-    """A row for each of `pairs`, {row: [(label, label of what is subtracted), ...]}: the mean of several, by seed."""
+def contrasts(title: str, runs: dict, rows: dict[str, dict[str, float]]) -> list[str]:
+    """A line for each of `rows`, {row: {label: weight}}: the weighted sum of the arms, seed by seed, against 0."""
     measures = ("swapped", "reliance", "linear_motion", "linear_scene", "knn_scene")
     head = [title, *(word for m in measures for word in (m.replace("_", " "), "p: t / flip"))]
     lines = []
-    for row, of_row in pairs.items():
+    for row, weights in rows.items():
         lines.append([row])
         for measure in measures:
-            a, b = (np.mean([by_seed(runs[label], measure) for label in side], 0) for side in zip(*of_row, strict=True))
-            d = paired(a.tolist(), b.tolist())
+            of_seed = sum(weight * np.array(by_seed(runs[label], measure)) for label, weight in weights.items())
+            d = paired(of_seed.tolist(), [0.0] * len(of_seed))
             lines[-1] += [f"{d['mean']:+.1f} ± {d['half']:.1f}", f"{d['p']:.3f} / {d['p_flip']:.3f}"]
     return markdown(head, lines)
+
+
+def slope(labels: list[str]) -> dict[str, float]:
+    """Weights that make of the values of arms the slope of the line of least squares over the numbers they end in."""
+    x = np.array([float(label.split()[-1]) for label in labels])
+    x -= x.mean()
+    return dict(zip(labels, (x / (x @ x)).tolist(), strict=True))
 
 
 def plot(path: Path, record: dict):

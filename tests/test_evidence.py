@@ -97,6 +97,9 @@ def test_tables_of_several_seeds():
             "BE without hard negative": runs(0, 0, 1, 1), "MoCo + BE": runs(5, 5, 4, 4)}  # +5, +3: mean 3.5, 2.5
     text = "\n".join(evidence.tables({**record, "question": "methods", "baselines": [], "runs": four}))
     assert "| hard negative " in text and "+3.0 ± 6.4" in text  # 12.706 x 0.5
+    weights = evidence.slope(["g 0", "g 0.1", "g 1"])
+    line = np.polyfit([0, 0.1, 1], [4.0, 1.0, 7.0], 1)
+    assert np.dot(list(weights.values()), [4.0, 1.0, 7.0]) == pytest.approx(line[0])
     assert "+0.0 ± 6.4" in text  # BE: -1 and +2, -1 and 0: mean 0.5, -0.5
 
 
