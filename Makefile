@@ -53,7 +53,7 @@ DEMO_SIZE  = $(if $(QUICK),epochs=2 lr_steps=[1])
 DEMO       = data=$(DEMO_DATA) out=$(DEMO_RUNS)
 .PHONY: $(DEMO_SEEDS:%=demo-seed-%)
 
-demo: $(READY)  ## synthetic videos -> pre-train, fine-tune, test -> a table (QUICK=1: three minutes)
+demo: $(READY)  ## synthetic videos -> pre-train, fine-tune, test -> a table (QUICK=1: smaller, sooner)
 	$(RUN) synth root=$(DEMO_DATA)/ucf101
 	@$(MAKE) --no-print-directory -j $(words $(DEMO_SEEDS)) $(DEMO_SEEDS:%=demo-seed-%)
 	$(RUN) strip --cfg demo-moco-be $(DEMO)
