@@ -603,11 +603,12 @@ def test_a_worker_lets_one_request_to_end_pass_however_often_it_comes(videos, mo
         time.sleep(0.05)
     assert sum(len(batch.index) for batch in itertools.islice(batches, 7)) == 7 and worker.is_alive()
     time.sleep(1)
-    os.kill(worker.pid, signal.SIGTERM)  # asked again, as DataLoader does to be rid of it
+    with pytest.raises(RuntimeError, match="worker"):  # raised wherever this process is when the worker ends
+        os.kill(worker.pid, signal.SIGTERM)  # asked again, as DataLoader does to be rid of it
+        worker.join(10)
+        next(batches)
     worker.join(10)
     assert worker.exitcode == -signal.SIGTERM
-    with pytest.raises(RuntimeError, match="worker"):
-        next(batches)
 
 
 def test_workers_use_one_thread(videos):
