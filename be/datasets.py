@@ -11,15 +11,16 @@ Every number of an item follows from (seed, epoch, index) and the files, so a ba
 many workers or processes decode it nor on what they decoded before.
 """
 
+import atexit
 import csv
 import errno
 import gc
 import json
+import multiprocessing
 import os
 import re
 import signal
 import sys
-import time
 import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
@@ -37,7 +38,6 @@ from be.manifest import Manifest
 from be.video import Index, Reader, VideoError
 
 PATIENCE = 120  # seconds that the clips of one video may take, some thousand times what they do take
-ECHO = 3  # seconds; a signal that comes again sooner is the same request, which a launcher passes on to its whole group
 
 
 class DatasetMissing(UserError, FileNotFoundError):
@@ -597,16 +597,21 @@ def _begin(_):
     twentieth of the time, and memory, as it makes copies of their pages.
 
     Ctrl-C, and a cluster's SIGTERM, reach the workers too, but the training process still needs their batches to
-    finish its step and write a checkpoint. So the first SIGTERM and its echoes are let pass; a later one ends a worker.
+    finish its step and write a checkpoint. So they let both pass, and go when it goes; `_end` is how it says so.
     """
-    came = []
-
-    def stop(number, _):
-        came.append(time.monotonic())
-        if came[-1] - came[0] > ECHO:
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
-
     gc.freeze()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, lambda *_: os._exit(0))
+
+
+@atexit.register
+def _end():
+    """Ends the workers that an error left behind: multiprocessing would send the SIGTERM that they let pass, and wait.
+
+    Registered after multiprocessing's own, so called before it.
+    """
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # DataLoader's handler would raise at the end of each
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            os.kill(child.pid, signal.SIGUSR1)

@@ -5,6 +5,7 @@ every batch, and all random numbers are functions of (seed, step, sample). So 1 
 interrupted and one that was not, compute the same.
 """
 
+import atexit
 import contextlib
 import dataclasses
 import math
@@ -229,6 +230,7 @@ def say(accelerator, bar, done, total, loss, lr, rate, shares, began, start):
                           f"{left / 60:.1f} min left", flush=True)
 
 
+ECHO = 3  # seconds; a signal that comes again sooner is the same request, which a launcher passes on to its group
 ASK_EVERY = 10  # steps; as often at least, processes tell each other of a signal: a launcher kills them after 30 s
 
 
@@ -243,12 +245,15 @@ class Interrupt:
 
     def __exit__(self, *_):
         for number, handler in self.before.items():
-            signal.signal(number, handler)
+            if self.signal is None:
+                signal.signal(number, handler)
+            else:  # echoes may still come, and must not kill what is about to end with a code of its own
+                atexit.register(signal.signal, number, signal.SIG_IGN)
 
     def _remember(self, number, _):
         if self.signal is None:
             self.signal, self.since = signal.Signals(number), time.monotonic()
-        elif time.monotonic() - self.since > datasets.ECHO:  # asked again: do not wait for the step
+        elif time.monotonic() - self.since > ECHO:  # asked again: do not wait for the step
             raise SystemExit(128 + number)
 
     def agreed(self, accelerator) -> signal.Signals | None:

@@ -14,7 +14,7 @@ import pytest
 import torch
 from conftest import ROOT, TINY, command
 
-from be import config, datasets, train
+from be import config, train
 from be.runs import RunError, read_metrics
 
 TEXT = (ROOT / "CLUSTER.md").read_text()
@@ -137,14 +137,25 @@ def test_a_folder_that_is_not_shared_is_noticed(tiny, tmp_path, monkeypatch, oth
 
 def test_a_signal_that_is_passed_on_twice_is_one_request(monkeypatch):
     """Ctrl-C and schedulers signal a whole group, and the launcher passes it on to the same processes again."""
-    now = [100.0]
+    now, before, at_exit = [100.0], {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}, []
     monkeypatch.setattr(train.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(train.atexit, "register", lambda *call: at_exit.append(call))
+    with train.Interrupt():
+        pass
+    assert {n: signal.getsignal(n) for n in before} == before
     with train.Interrupt() as interrupt:
         for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
             signal.raise_signal(number)
             now[0] += 1
         assert interrupt.signal == signal.SIGTERM
-        now[0] += datasets.ECHO
+        now[0] += train.ECHO
         with pytest.raises(SystemExit) as end:  # a person who asks again does not want to wait
             signal.raise_signal(signal.SIGINT)
         assert end.value.code == 128 + signal.SIGINT
+        now[0] = 100.0
+    try:  # after the loop, while the process winds up and ends, an echo is still none
+        signal.raise_signal(signal.SIGTERM)
+        assert at_exit == [(signal.signal, number, signal.SIG_IGN) for number in before]
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

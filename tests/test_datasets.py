@@ -5,6 +5,8 @@ import os
 import pickle
 import re
 import signal
+import subprocess
+import sys
 import time
 from collections import Counter
 from functools import partial
@@ -13,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 
 from be import datasets, prepare, video
 from be.config import ConfigError, arguments
@@ -592,23 +595,36 @@ def test_loader_with_spawned_workers(videos):
         assert same(next(iter(spawned)), want)
 
 
-def test_a_worker_lets_one_request_to_end_pass_however_often_it_comes(videos, monkeypatch):
+def test_a_worker_lets_requests_to_end_pass(videos):
     """Schedulers signal every process of a job, and the launcher its groups again; batches are still wanted."""
-    monkeypatch.setattr(datasets, "ECHO", 1)
     batches = iter(loader(make(videos), [[(0, i % 7)] for i in range(9)], workers=1))
     next(batches)
     (worker,) = batches._workers
-    for _ in range(3):
-        os.kill(worker.pid, signal.SIGTERM)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGTERM):
+        os.kill(worker.pid, number)
         time.sleep(0.05)
-    assert sum(len(batch.index) for batch in itertools.islice(batches, 7)) == 7 and worker.is_alive()
-    time.sleep(1)
-    with pytest.raises(RuntimeError, match="worker"):  # raised wherever this process is when the worker ends
-        os.kill(worker.pid, signal.SIGTERM)  # asked again, as DataLoader does to be rid of it
-        worker.join(10)
-        next(batches)
+    assert sum(len(batch.index) for batch in itertools.islice(batches, 8)) == 8 and worker.is_alive()
+    del batches
     worker.join(10)
-    assert worker.exitcode == -signal.SIGTERM
+    assert worker.exitcode == 0
+
+
+def test_a_process_that_an_error_ends_takes_its_workers_along():
+    """A traceback holds the loader to the very end, where multiprocessing sends workers a SIGTERM and waits."""
+    code = """
+import torch
+from torch.utils.data import DataLoader
+from be import datasets
+batches = iter(DataLoader(torch.arange(99), batch_size=1, num_workers=2, worker_init_fn=datasets._begin))
+next(batches)
+print(*(worker.pid for worker in batches._workers), flush=True)
+raise MemoryError("out of memory")
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and done.stderr.rstrip().endswith("MemoryError: out of memory"), done.stderr
+    for pid in done.stdout.split():
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(pid), 0)
 
 
 def test_workers_use_one_thread(videos):

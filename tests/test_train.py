@@ -194,7 +194,7 @@ def test_a_signal_writes_a_checkpoint_and_says_how_to_go_on(tiny, tmp_path, numb
         if read_metrics(path):
             break
         time.sleep(0.05)
-    for _ in range(2):  # as a terminal and a cluster do: to the loader's workers, too; a launcher passes it on
+    for _ in range(40):  # as a terminal and a cluster do: to the loader's workers, too; a launcher passes it on, late
         os.killpg(process.pid, number)
         time.sleep(0.05)
     said, _ = process.communicate(timeout=60)
