@@ -23,7 +23,7 @@ def gain(out: str = "runs", dataset: str = "hmdb51", static: str = "figure4-stat
     out             the folder of runs
     static          the experiment trained and tested on static videos (config key `static`)
     base, better    the experiments whose accuracies are compared, class by class
-    dataset, subset the list they were tested on; all splits and seeds that are there count
+    dataset, subset the list they were tested on; all splits count, and all seeds that `base` and `better` both have
 
     The relative gain is 100 (better - base) / base, in % of the accuracy of `base`. It has no value for a class of
     which `base` knows nothing: that is left out and named. Pearson's r (none of less than 3 classes) with its two-sided
@@ -31,8 +31,13 @@ def gain(out: str = "runs", dataset: str = "hmdb51", static: str = "figure4-stat
     """
     results = [r for r in read_results(Path(out)) if (r["dataset"], r["subset"]) == (dataset, subset)]
     top1, splits = {}, {}
+    tests = {name: {(r["split"], r["seed"]) for r in results if r["experiment"] == runs_of(name)}
+             for name in (base, better)}
+    both = tests[base] & tests[better] if all(tests.values()) else set()
     for name in (static, base, better):
         rows = [r for r in results if r["experiment"] == runs_of(name)]
+        if name != static and both:  # seeds differ in what they know: a difference is of the same
+            rows = [r for r in rows if (r["split"], r["seed"]) in both]
         counted = confusion(rows) if rows else None
         if counted is None:
             raise RunError(f"{out}: no test of {name} on {dataset} {subset}; finetune and evaluate --cfg {name} first")

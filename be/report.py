@@ -150,11 +150,16 @@ def counts(cell: dict | None, dataset: str) -> list[str]:
 
 def reliance(names: list[str], results: list[dict]) -> list[tuple]:
     """Where a list with swapped scenes was tested too: what is lost when the scene no longer tells the class."""
-    summary, rows = aggregate(results), []
+    tests, rows = defaultdict(set), []
+    for r in results:
+        tests[r["experiment"], r["dataset"], r["subset"]].add((r["split"], r["seed"]))
+    both = {(n, d): tests[n, d, "test"] & of for (n, d, s), of in list(tests.items()) if s == "swapped"}
+    summary = aggregate([r for r in results  # of the same networks: seeds differ in what they know
+                         if (r["split"], r["seed"]) in both.get((r["experiment"], r["dataset"]), ())])
     for name, dataset, subset in summary:
-        if subset == "swapped" and (name, dataset, "test") in summary and name in names:
+        if subset == "swapped" and name in names:
             test, swapped = summary[name, dataset, "test"], summary[name, dataset, "swapped"]
-            pairs = zip(test["values"], swapped["values"], strict=True) if test["seeds"] == swapped["seeds"] else ()
+            pairs = zip(test["values"], swapped["values"], strict=True)
             rows.append([name, number(test), number(swapped), f"{test['mean'] - swapped['mean']:.1f}",
                          "; ".join(f"{a:.0f} / {b:.0f}" for a, b in pairs)])
     if not rows:

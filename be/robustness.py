@@ -54,12 +54,13 @@ def robustness(*runs: tuple[Path, Config]):
     if len({cfg.dataset for _, cfg in runs}) > 1:
         raise ConfigError(f"runs on different data sets cannot stand side by side: {[c.dataset for _, c in runs]}")
     for subset in first.subset.split(","):
-        rows = []
+        rows, several = [], len({cfg.out for _, cfg in runs}) > 1
         for path, cfg in runs:
             model, classes = load_classifier(cfg, path)
             samples = load_list(cfg, subset, classes)
             measured = measure(model.to(accelerator.device), samples, cfg, accelerator)
-            rows.append({"experiment": cfg.name, "run": str(path), "split": cfg.split, "seed": cfg.seed, **measured})
+            name = f"{cfg.out}/{cfg.name}" if several else cfg.name  # experiments of one name in two folders are two
+            rows.append({"experiment": name, "run": str(path), "split": cfg.split, "seed": cfg.seed, **measured})
         if accelerator.is_main_process:
             about = {"dataset": first.dataset, "subset": subset, "test_clips": first.test_clips, "scene": first.scene,
                      "classes": len(classes), "git_sha": git_sha(), "device": str(accelerator.device)}

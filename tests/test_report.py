@@ -89,6 +89,9 @@ def test_reliance_is_biased_minus_swapped():
     (row,) = rows(report.reliance(["demo-random", "demo-moco"], results)[-1])
     assert list(row.values()) == ["demo-moco", "80.0", "30.0", "50.0", "80 / 30"]
     assert report.reliance(["demo-random"], results[2:]) == []
+    more = [*results, result("demo-moco", top1=60.0, seed=1)]  # a network that was tested on one of the lists only
+    (row,) = rows(report.reliance(["demo-random", "demo-moco"], more)[-1])
+    assert list(row.values()) == ["demo-moco", "80.0", "30.0", "50.0", "80 / 30"]
 
 
 def test_retrieval():

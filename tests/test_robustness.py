@@ -141,6 +141,10 @@ def test_the_verb_averages_runs_of_an_experiment(tiny, tmp_path, capsys):
     assert f"{(a + b) / 2:.1f} ± {abs(a - b) / 2**0.5:.1f}" in capsys.readouterr().out
     assert (tmp_path / "robustness-ucf101-test.png").stat().st_size > 10_000
     assert "scored" in (tmp_path / "robustness-ucf101-test.md").read_text()
+    elsewhere = tuned(tiny, tmp_path / "elsewhere")[:2]
+    robustness(runs[0], elsewhere)  # of the same name: no second seed
+    said = json.loads((tmp_path / "robustness-ucf101-test.json").read_text())
+    assert [row["experiment"] for row in said["runs"]] == [f"{cfg.out}/demo-random" for _, cfg in (runs[0], elsewhere)]
 
 
 def test_a_number_that_is_missing_is_not_averaged():
