@@ -66,6 +66,7 @@ class Question(NamedTuple):
     about: str
     baselines: tuple[str, ...]  # labels of the arms that the others are compared with
     arms: list[Arm]
+    effects: tuple[str, dict[str, dict[str, float]]] = ("", {})  # a title, and {row: {label of an arm: weight}}
 
 
 MOCO = {"erase": "none", "hard_negative": False}
@@ -80,6 +81,13 @@ THREE = {name: METHODS[name] for name in ("random init", "MoCo", "MoCo + BE")}
 TASKS = {"rotnet": {}, "puzzles": {"frames": 48, "stride": 1}, "clip_order": {"frames": 16, "stride": 1}}
 RELEASED = {"erase": "intra-video-frame-batch-lam", "erase_side": "query", "hard_negative_encoder": "query",
             "jitter_ops": "one", "bn_group": 0, "weight_decay": 1e-4}  # what does not depend on the size
+GAMMAS = (0, 0.1, 0.3, 0.5, 0.7, 1)
+
+
+def slope(gammas) -> dict[str, float]:
+    """Weights that make of the values of the arms the slope of the line of least squares."""
+    x = np.array(gammas) - np.mean(gammas)
+    return dict(zip((f"gamma {g:g}" for g in gammas), (x / (x @ x)).tolist(), strict=True))
 
 
 def sweep(key: str, values) -> list[Arm]:
@@ -90,14 +98,18 @@ def sweep(key: str, values) -> list[Arm]:
 
 QUESTIONS = {
     "methods": Question("which part of MoCo + BE does what?", ("random init", "MoCo"),
-                        [Arm(name, settings) for name, settings in METHODS.items()]),
+                        [Arm(name, settings) for name, settings in METHODS.items()],
+                        ("with minus without, mean of both pairs of arms", FACTORS)),
     "erase": Question("what distracts (Table 4)", ("none",),
                       [Arm(name, {"erase": name} if name != "intra-video-frame" else {}) for name in
                        ("none", "gaussian-noise", "video-mixup", "video-cutmix", "inter-video-frame",
-                        "intra-video-frame")]),
+                        "intra-video-frame")],
+                      ("a frame of the same video minus one of another",
+                       {"intra-video-frame": {"intra-video-frame": 1, "inter-video-frame": -1}})),
     "gamma": Question("how strongly to distract: lam ~ U[0, gamma]", ("gamma 0",),
                       [Arm(f"gamma {g:g}", {"erase": "none"} if g == 0 else {"gamma": g} if g != 0.3 else {})
-                       for g in (0, 0.1, 0.3, 0.5, 0.7, 1)]),
+                       for g in GAMMAS],
+                      ("slope of a straight line", {"for 1 of gamma": slope(GAMMAS)})),
     "pretext": Question("BE as a regulariser of pretext tasks (Eq. 3-5)", ("random init",),
                         [Arm("random init", None)]
                         + [Arm(task + " + BE" * be, {"method": task, **shape, **({} if be else {"erase": "none"})})
@@ -410,10 +422,9 @@ def tables(record: dict) -> list[str]:
     for baseline in record["baselines"] if seeds > 1 else ():
         rows = {label: {label: 1, baseline: -1} for label in runs if label != baseline}
         text += [*contrasts(f"minus {baseline}, paired by seed: mean ± 95 %", runs, rows), ""]
-    if seeds > 1 and record["question"] == "methods":
-        text += [*contrasts("with minus without, mean of both pairs of arms: mean ± 95 %", runs, FACTORS), ""]
-    if seeds > 1 and record["question"] == "gamma":
-        text += [*contrasts("slope of a straight line: mean ± 95 %", runs, {"for 1 of gamma": slope(list(runs))}), ""]
+    title, rows = QUESTIONS[record["question"]].effects
+    if seeds > 1 and rows:
+        text += [*contrasts(f"{title}: mean ± 95 %", runs, rows), ""]
     return text[:-1]
 
 
@@ -429,13 +440,6 @@ def contrasts(title: str, runs: dict, rows: dict[str, dict[str, float]]) -> list
             d = paired(of_seed.tolist(), [0.0] * len(of_seed))
             lines[-1] += [f"{d['mean']:+.1f} ± {d['half']:.1f}", f"{d['p']:.3f} / {d['p_flip']:.3f}"]
     return markdown(head, lines)
-
-
-def slope(labels: list[str]) -> dict[str, float]:
-    """Weights that make of the values of arms the slope of the line of least squares over the numbers they end in."""
-    x = np.array([float(label.split()[-1]) for label in labels])
-    x -= x.mean()
-    return dict(zip(labels, (x / (x @ x)).tolist(), strict=True))
 
 
 def plot(path: Path, record: dict):

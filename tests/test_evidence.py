@@ -88,7 +88,7 @@ def test_tables_of_several_seeds():
         return [{**dict.fromkeys(evidence.MEASURES, 1.0), "seed": n // 2, "tune": n % 2, "swapped": value, "curve": []}
                 for n, value in enumerate(swapped)]
 
-    record = {"question": "?", "size": "tiny", "version": "v1", "about": "?", "baselines": ["a"],
+    record = {"question": "recipe", "size": "tiny", "version": "v1", "about": "?", "baselines": ["a"],
               "runs": {"a": runs(10.0, 20.0, 30.0, 40.0), "b": runs(20.0, 20.0, 50.0, 60.0)}}  # means 15, 35; 20, 55
     text = "\n".join(evidence.tables(record))
     assert "| a | 1.0 ± 0.0 | 25.0 ± 14.1 |" in text and "mean ± sd of 2 seeds" in text
@@ -97,7 +97,8 @@ def test_tables_of_several_seeds():
             "BE without hard negative": runs(0, 0, 1, 1), "MoCo + BE": runs(5, 5, 4, 4)}  # +5, +3: mean 3.5, 2.5
     text = "\n".join(evidence.tables({**record, "question": "methods", "baselines": [], "runs": four}))
     assert "| hard negative " in text and "+3.0 ± 6.4" in text  # 12.706 x 0.5
-    weights = evidence.slope(["g 0", "g 0.1", "g 1"])
+    weights = evidence.slope([0, 0.1, 1])
+    assert list(weights) == ["gamma 0", "gamma 0.1", "gamma 1"]
     line = np.polyfit([0, 0.1, 1], [4.0, 1.0, 7.0], 1)
     assert np.dot(list(weights.values()), [4.0, 1.0, 7.0]) == pytest.approx(line[0])
     assert "+0.0 ± 6.4" in text  # BE: -1 and +2, -1 and 0: mean 0.5, -0.5
