@@ -110,6 +110,10 @@ QUESTIONS = {
                       [Arm(f"gamma {g:g}", {"erase": "none"} if g == 0 else {"gamma": g} if g != 0.3 else {})
                        for g in GAMMAS],
                       ("slope of a straight line", {"for 1 of gamma": slope(GAMMAS)})),
+    "gamma-query": Question("how strongly to distract the query", ("gamma 0",),
+                            [Arm(f"gamma {g:g}", {"erase": "none"} if g == 0 else
+                                 {"erase_side": "query"} | ({"gamma": g} if g != 0.3 else {})) for g in GAMMAS],
+                            ("slope of a straight line", {"for 1 of gamma": slope(GAMMAS)})),
     "pretext": Question("BE as a regulariser of pretext tasks (Eq. 3-5)", ("random init",),
                         [Arm("random init", None)]
                         + [Arm(task + " + BE" * be, {"method": task, **shape, **({} if be else {"erase": "none"})})
@@ -135,8 +139,8 @@ def evidence(question: str = "methods", size: str = "tiny", seeds: list[int] = (
              out: str = "runs", to: str = "runs/evidence", abreast: int = 1, known: str = ""):
     """evidence: put a question to the benchmark scenebias: tables, a figure, and all numbers
 
-    question   methods, erase, gamma, pretext, scene-bias, pretrain-bias, camera, labels, recipe, erase-side or
-               hard-negative
+    question   methods, erase, gamma, gamma-query, pretext, scene-bias, pretrain-bias, camera, labels, recipe,
+               erase-side or hard-negative
     size       tiny, small or full: evidence/SIZE.yaml
     seeds      of everything that is random, except the videos
     data, out  the folders of videos and of runs
