@@ -127,7 +127,9 @@ QUESTIONS = {
     "labels": Question("how many labels to fine-tune on", ("MoCo, fraction 1",),
                        sweep("fraction", (0.125, 0.25, 0.5, 1.0))),
     "recipe": Question("the paper's values or the released code's", ("paper",),
-                       [Arm("paper", {}), Arm("released", RELEASED)]),
+                       [Arm("paper", {}), *(Arm(f"{key}: {RELEASED[key]}", {key: RELEASED[key]}) for key in
+                                            ("erase_side", "hard_negative_encoder", "jitter_ops", "bn_group")),
+                        Arm("released", RELEASED)]),
     "erase-side": Question("which side of the positive pair is distracted", ("key",),
                            [Arm("key", {}), Arm("query", {"erase_side": "query"})]),
     "hard-negative": Question("which encoder embeds the hard negative", ("momentum",),
