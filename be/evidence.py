@@ -420,8 +420,8 @@ def tables(record: dict) -> list[str]:
         digits = 2 if measure.startswith("actor") else 1
         return f"{mean(values):.{digits}f}" + (f" ± {stdev(values):.{digits}f}" if seeds > 1 else "")
     spread = f"mean ± sd of {seeds} seeds" if seeds > 1 else "one seed"
-    text = [f"scenebias {record['version']} {record['size']}: {record['about']} In %, {spread}; "
-            f"chance is 12.5, for the map on actors 1.", ""]
+    text = [f"scenebias {record['version']} {record['size']}: {record['about']} (in %, {spread}; chance is 12.5, "
+            f"for the map on actors 1)", ""]
     for columns in (("test", "swapped", "reliance", "static", "background"), MEASURES[5:]):
         head = ["", *(name.replace("_", " ") for name in columns)]
         text += [*markdown(head, [[label, *(cell(label, m) for m in columns)] for label in runs]), ""]
@@ -477,6 +477,6 @@ def plot(path: Path, record: dict):
         axis.tick_params(labelsize=8)
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(f"scenebias {record['version']} {record['size']}: {record['about']} Dots: seeds. Dashed: chance.",
-                    fontsize=10)
+    figure.suptitle(f"scenebias {record['version']} {record['size']}: {record['about']} (dots: seeds; dashed: "
+                    f"chance)", fontsize=10)
     save(figure, path)

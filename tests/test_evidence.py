@@ -74,7 +74,7 @@ def synthetic_samples(labels):
 
 
 def test_the_page_says_what_the_records_say():
-    records = list((ROOT / "evidence").glob("*.json"))
+    records = list((ROOT / "evidence").rglob("*.json"))
     page = (ROOT / "EVIDENCE.md").read_text()
     assert records
     for path in records:
