@@ -597,12 +597,11 @@ def _begin(_):
     twentieth of the time, and memory, as it makes copies of their pages.
 
     Ctrl-C, and a cluster's SIGTERM, reach the workers too, but the training process still needs their batches to
-    finish its step and write a checkpoint. So they let both pass, and go when it goes; `_end` is how it says so.
+    finish its step and write a checkpoint. So they let both pass, and go when it goes.
     """
     gc.freeze()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGUSR1, lambda *_: os._exit(0))
 
 
 @atexit.register
@@ -614,4 +613,4 @@ def _end():
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # DataLoader's handler would raise at the end of each
     for child in multiprocessing.active_children():
         if child.daemon:
-            os.kill(child.pid, signal.SIGUSR1)
+            child.kill()
