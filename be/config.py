@@ -108,8 +108,9 @@ class Config:
 
 
 TYPES = typing.get_type_hints(Config)
-AT_LEAST = {"batch_size": 1, "accumulate": 1, "log_every": 1, "save_every": 1, "keep": 1, "bn_group": 0,
-            "probe_every": 0}  # what is divided by, or counted with; 0: never, or all
+AT_LEAST = {"epochs": 1, "batch_size": 1, "accumulate": 1, "log_every": 1, "save_every": 1, "keep": 1, "K": 1,
+            "dim": 1, "frames": 1, "stride": 1, "size": 1, "short_side": 1, "width": 1, "test_clips": 1, "workers": 0,
+            "bn_group": 0, "probe_every": 0}  # what is counted, or divided by; 0: none, never, or all
 
 
 def choose(table, name, what: str):
@@ -151,6 +152,9 @@ def load(name_or_file: str, overrides: list[str] | tuple[str, ...] = (), stage: 
     for key, least in AT_LEAST.items():
         if _typed(key, values[key]) < least:
             raise ConfigError(f"{key}={values[key]} is too small, expected at least {least}")
+    if values["compile"] and values["checkpointing"]:
+        raise ConfigError("compile=true and checkpointing=true do not go together (torch.compile refuses the one in "
+                          "the other); choose one")
     return Config(**{key: _typed(key, value) for key, value in values.items()})
 
 

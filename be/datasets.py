@@ -15,6 +15,7 @@ import atexit
 import csv
 import errno
 import gc
+import itertools
 import json
 import multiprocessing
 import os
@@ -530,14 +531,17 @@ class Clips(Dataset):
 @contextmanager
 def give_up(path):
     """VideoError after PATIENCE seconds in a loader's worker. Elsewhere a person can press Ctrl-C."""
+    ticks = itertools.count(1)  # of a second in which this process ran: it may be suspended for longer
+
     def stop(*_):
-        raise VideoError(f"{path}: makes no progress, given up after {PATIENCE} s")
+        if next(ticks) >= PATIENCE:
+            raise VideoError(f"{path}: makes no progress, given up after {PATIENCE} s")
 
     if get_worker_info() is None:
         yield
         return
     signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, PATIENCE)
+    signal.setitimer(signal.ITIMER_REAL, 1, 1)
     try:
         yield
     finally:
@@ -605,7 +609,7 @@ def _begin(_):
 
 
 @atexit.register
-def _end():
+def end_workers():
     """Ends the workers that an error left behind: multiprocessing would send the SIGTERM that they let pass, and wait.
 
     Registered after multiprocessing's own, so called before it.

@@ -45,7 +45,10 @@ def run(job, items, workers=None, limit=lambda item: 600):
         for _ in range(min(workers or os.cpu_count() or 1, len(left))):
             employ()
         while crew:
+            asked = time.monotonic()
             ready = wait(crew, timeout=1)
+            if (asleep := time.monotonic() - asked - 1) > 5:  # Ctrl-Z, a lid that was shut: all of them were stopped
+                crew.update({pipe: (process, item, until + asleep) for pipe, (process, item, until) in crew.items()})
             for pipe, (process, item, deadline) in list(crew.items()):
                 result = problem = None
                 if pipe in ready:

@@ -255,7 +255,7 @@ def block_sizes(Q, G, D, k, memory_gb) -> tuple[int, int]:
     A row of queries takes 4 D bytes, one of the gallery 6 D, as half and as float32. A pair of both takes 36: cosines
     and row numbers, side by side with the best, and sorted.
     """
-    room = memory_gb * 2**30
+    room, Q = memory_gb * 2**30, max(Q, 1)  # a process may have no query
     rows_g = min(G, 1024, int(room / 4 / (6 * D)))
     rows_q = int((room - 6 * D * rows_g) / (4 * D + 36 * (rows_g + k)))
     if min(rows_q, rows_g) < 1:

@@ -60,9 +60,10 @@ def make_accelerator(cfg: Config) -> Accelerator:
     # Buffers are not broadcast in each step: BatchNorm statistics are a device's own, queues are equal on all anyway
     kwargs = DistributedDataParallelKwargs(broadcast_buffers=False)
     precision = cfg.precision
-    if precision != "fp32" and PartialState().device.type == "cpu":
+    state = PartialState(cpu=not torch.cuda.is_available())  # Apple's GPU lacks kernels that are needed here
+    if precision != "fp32" and state.device.type == "cpu":
         # oneDNN's bfloat16 weight gradients of Conv3d are wrong, and some write where they should not: BENCHMARKS.md
-        PartialState().print(f"precision={precision} is for GPUs (on CPUs Conv3d's gradients are wrong): using fp32")
+        state.print(f"precision={precision} is for GPUs (on CPUs Conv3d's gradients are wrong): using fp32")
         precision = "fp32"
     if cfg.tracker != "none" and cfg.tracker not in map(str, get_available_trackers()):
         raise RunError(f"tracker={cfg.tracker} needs a package that is not installed: pip install {cfg.tracker}")

@@ -61,7 +61,7 @@ def fit(objective, samples: datasets.Samples, cfg: Config, run: Run, accelerator
         accelerator.print(f"{run.path}: going on from step {start} of {total}")
     run.forget_metrics_after(start)
     model, optimizer = accelerator.prepare(objective, optimizer)
-    if checkpoint and accelerator.scaler is not None:
+    if checkpoint and checkpoint["scaler"] and accelerator.scaler is not None:  # empty: of fp16 on a CPU, which is fp32
         accelerator.scaler.load_state_dict(checkpoint["scaler"])
 
     def save(step):
@@ -86,7 +86,9 @@ def fit(objective, samples: datasets.Samples, cfg: Config, run: Run, accelerator
 
     # the loop
     objective.train()
+    atexit.unregister(datasets.end_workers)  # to be called before what DataLoader registers, which waits
     stream, clock, losses, missed, began = iter(loader), Clock(), [], 0, time.perf_counter()
+    atexit.register(datasets.end_workers)
     bar = tqdm(total=total, initial=start, desc=run.path.name, unit="step",
                disable=not (run.write and sys.stderr.isatty()))
     with Interrupt() as interrupt, tracking(accelerator, run) as log:
@@ -115,7 +117,8 @@ def fit(objective, samples: datasets.Samples, cfg: Config, run: Run, accelerator
             # All device syncs are from here on; a quiet step has none
             logs, saves = (done % every == 0 or done == total for every in (cfg.log_every, cfg.save_every))
             stop = interrupt.agreed(accelerator) if world == 1 or logs or saves or done % ASK_EVERY == 0 else None
-            if logs or saves or stop:
+            tests = at_epoch is not None and done % per_epoch == 0
+            if logs or saves or stop or tests:
                 recent += accelerator.reduce(torch.stack(losses), "mean").tolist()
                 skipped += int(accelerator.reduce(torch.tensor(missed, device=device), "sum"))
                 losses, missed = [], 0
@@ -131,12 +134,13 @@ def fit(objective, samples: datasets.Samples, cfg: Config, run: Run, accelerator
                     **stats)
                 say(accelerator, bar, done, total, mean, lr, rate, shares, began, start)
                 recent = []
-            if at_epoch and done % per_epoch == 0:  # before the checkpoint: what has one has its line, too
+            if tests:  # before the checkpoint: what has one has its line, too
                 with clock.pause():
                     share_statistics(objective)
                     if found := at_epoch(done // per_epoch):
                         log(step=done, epoch=done / per_epoch, **found)
                 objective.train()
+                stop = stop or interrupt.agreed(accelerator)  # a test may be long
             if saves or stop:
                 save(done)
             if stop and done < total:
