@@ -113,6 +113,18 @@ AT_LEAST = {"epochs": 1, "batch_size": 1, "accumulate": 1, "log_every": 1, "save
             "bn_group": 0, "probe_every": 0}  # what is counted, or divided by; 0: none, never, or all
 
 
+# Keys that may differ between a run and the command that goes on with it: they do not change what is computed.
+FREE_KEYS = {"out", "data", "workers", "cache_gb", "log_every", "save_every", "keep", "probe_every", "subset",
+             "test_clips", "protocol", "memory_gb", "scene", "tracker", "checkpointing"}
+
+
+def changes(saved: Path, cfg: Config) -> str:
+    """In what `cfg` would compute something else than the run whose config.yaml is `saved`; "" in nothing."""
+    before, now = yaml.safe_load(saved.read_text()), dataclasses.asdict(cfg)
+    free = FREE_KEYS - ({"test_clips"} if cfg.select == "holdout" else set())  # they choose the epoch there
+    return ", ".join(f"{k}: {before.get(k)} -> {now[k]}" for k in now if k not in free and before.get(k) != now[k])
+
+
 def choose(table, name, what: str):
     """`table[name]`, or a ConfigError that lists the choices, nearest first."""
     if name in table:

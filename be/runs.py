@@ -29,7 +29,6 @@ import zlib
 from pathlib import Path
 
 import torch
-import yaml
 from accelerate import Accelerator, PartialState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedDataParallelKwargs
@@ -46,9 +45,6 @@ METRICS = {
     "seconds": "wall time of this process", "...": "the objective's own stats, see its class",
     "probe_*, holdout_*": "on lines of their own, with step and epoch: see be/probe.py, be/finetune.py",
 }
-# Keys that may differ between a run and the command that goes on with it: they do not change what is computed.
-FREE_KEYS = {"out", "data", "workers", "cache_gb", "log_every", "save_every", "keep", "probe_every", "subset",
-             "test_clips", "protocol", "memory_gb", "scene", "tracker", "checkpointing"}
 
 
 class RunError(UserError, RuntimeError):
@@ -138,12 +134,7 @@ class Run:
         old = self.path / "config.yaml"
         if not old.exists() or not (self.checkpoints() or any(self.path.glob("*.safetensors"))):
             return
-        before = yaml.safe_load(old.read_text())
-        now = dataclasses.asdict(self.cfg)
-        free = FREE_KEYS - ({"test_clips"} if self.cfg.select == "holdout" else set())  # they choose the epoch there
-        differ = [k for k in now if k not in free and before.get(k) != now[k]]
-        if differ:
-            changes = ", ".join(f"{k}: {before.get(k)} -> {now[k]}" for k in differ)
+        if changes := configs.changes(old, self.cfg):
             raise RunError(f"{self.path} holds a run of another config ({changes}); give this one a name of its own "
                            f"(name=...), or remove the folder to start over")
 

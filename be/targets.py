@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from be.config import Config, ConfigError, choose, experiments, load, paper_numbers, run_dir
+from be.config import Config, ConfigError, changes, choose, experiments, load, paper_numbers, run_dir
 
 GROUPS = {
     "table1": "all rows of Table 1, shared stages once",
@@ -30,7 +30,7 @@ GROUPS = {
     "more": "methods beyond the paper",
 }
 TRAIN, SPREAD = ("pretrain", "finetune", "evaluate", "retrieve"), ("actors", "cam", "robustness", "inspect")
-ONE_SPLIT = ("diving48", "kinetics400")
+ONE_SPLIT = ("diving48", "kinetics400", "plain")
 
 # SYNTH=1: the demo's networks on stand-ins for all data sets, 48 videos to train on and 16 to test on
 STAND_IN = ("train=6", "test=2", "frames=48")
@@ -70,19 +70,32 @@ def steps(target: str, words: str = "", splits: list[int] = (1, 2, 3), seeds: li
         typed = shlex.split(words)
     except ValueError as error:
         raise ConfigError(f"words={words!r}: {error}") from None
+    for word in typed:
+        if word.startswith(("seed=", "split=")):
+            raise ConfigError(f"{word} cannot be one of the words, a target says it for each command; give make "
+                              f"SEED=... and SPLIT=...")
     removed, again = set(), False
     for step in collect(target, typed, splits, seeds, synth):
         folder = step.end.parent
         if force and step.verb in TRAIN and folder.exists() and begun(folder) < force:
             removed.add(folder)
             print(f"rm -r {shlex.quote(str(folder))}")
-        if folder in removed or not step.end.exists() or (step.picture and (again or force)):
+        done = step.end.exists() and not differs(step)  # if it does, the verb says in what, and refuses
+        if folder in removed or not done or (step.picture and (again or force)):
             again = True
             print(launch if step.verb in TRAIN + SPREAD else run, shlex.join(step.words))
     out = [word for word in typed if word.startswith("out=")]
     rows = target if target in experiments() else f"{target}-*"
-    names = [f"names={rows}"] if fnmatch.filter(experiments(), rows) else []
+    names = [f"names={word.removeprefix('name=')}" for word in typed if word.startswith("name=")][-1:]
+    names = names or ([f"names={rows}"] if fnmatch.filter(experiments(), rows) else [])
     print(run, shlex.join(["report", *names, *out]))
+
+
+def differs(step: Step) -> bool:
+    """Is what lies there a training with other settings than this one's?"""
+    saved = step.end.parent / "config.yaml"
+    return (step.verb in ("pretrain", "finetune") and saved.exists()
+            and bool(changes(saved, load(step.words[2], step.words[3:], step.verb))))
 
 
 def show_list(names: str = "*"):

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from be import backbones, datasets, objectives
 from be.augment import Draws, apply_view, draw_view
-from be.config import Config, ConfigError
+from be.config import Config, ConfigError, experiments
 from be.probe import Probe
 from be.runs import Clock, Run, RunError, make_accelerator, provenance, run_dir, tracking
 from be.video import static_clips
@@ -292,6 +292,9 @@ def pretrain(cfg: Config):
 
     Labels are read by method=classify only.
     """
+    if cfg.pretrained is not None:
+        there = f"run pretrain --cfg {cfg.pretrained}" if cfg.pretrained in experiments() else "go on with finetune"
+        raise ConfigError(f"{cfg.name} pre-trains nothing, its backbone is pretrained={cfg.pretrained}; {there}")
     accelerator = make_accelerator(cfg)
     samples = datasets.load(cfg.dataset, cfg.data, "train", cfg.split)
     torch.manual_seed(cfg.seed)  # of the initial weights; all later draws have seeds of their own

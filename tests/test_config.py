@@ -57,6 +57,9 @@ def test_a_file_is_an_experiment(tmp_path):
 @pytest.mark.parametrize("name, overrides, message", [
     ("table1-moko", [], "unknown experiment 'table1-moko'; nearest: table1-moco"),
     ("table1-moco", ["gama=0.1"], "unknown key 'gama'; nearest: gamma"),
+    ("table1-moco", ["compile=true", "checkpointing=true"], "compile=true and checkpointing=true do not go together"),
+    ("table1-moco", ["epochs=-1"], "epochs=-1 is too small, expected at least 1"),
+    ("table1-moco", ["workers=-1"], "workers=-1 is too small, expected at least 0"),
     ("table1-moco", ["log_every=0"], "log_every=0 is too small, expected at least 1"),
     ("table1-moco", ["save_every=0"], "save_every=0 is too small, expected at least 1"),
     ("table1-moco", ["batch_size=-64"], "batch_size=-64 is too small, expected at least 1"),

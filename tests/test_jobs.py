@@ -6,6 +6,7 @@ from functools import partial
 
 import pytest
 
+from be import jobs
 from be.jobs import run, watch
 
 
@@ -34,6 +35,25 @@ def test_a_crash_or_a_hang_costs_one_item(workers, items):
     good = {item: result for item, (result, _) in seen.items() if result}
     assert all(value == item + 10 for item, (value, _) in good.items()) and len(good) + len(problems) == len(items)
     assert os.getpid() not in [pid for _, pid in good.values()]
+
+
+def nap(item):
+    time.sleep(2)
+    return item
+
+
+def test_time_in_which_all_were_stopped_does_not_count(monkeypatch):
+    """Ctrl-Z, a laptop's lid, a scheduler that suspends: the clock runs on, the processes did not."""
+    slept, wait = [0.0], jobs.wait
+    monkeypatch.setattr(jobs.time, "monotonic", lambda clock=time.monotonic: clock() + slept[0])
+
+    def wakes_late(crew, timeout):
+        ready = wait(crew, timeout)
+        slept[0] += 1000.0
+        return ready
+
+    monkeypatch.setattr(jobs, "wait", wakes_late)
+    assert list(run(nap, [7], 1, lambda item: 60)) == [(7, 7, None)]
 
 
 def test_a_bug_stops_everything(capfd):

@@ -106,11 +106,13 @@ def stand_ins(tmp_path_factory):
     return data
 
 
+SMALL = " ".join([*TINY, "epochs=1", "batch_size=8", "K=16"])  # as many as there are videos
+
+
 def rehearse(target, data, out, stop=None):
     """Runs what `make TARGET SYNTH=1` prints, here and smaller, up to a command of the verb `stop`."""
     did = []
-    small = " ".join([*TINY, "epochs=1", "batch_size=8", "K=16"])  # as many as there are videos
-    for line in make("-n", target, "SYNTH=1", f"DATA={data}", f"OUT={out}", f"SET={small}"):
+    for line in make("-n", target, "SYNTH=1", f"DATA={data}", f"OUT={out}", f"SET={SMALL}"):
         words = words_of(line)
         if words[0] == stop:
             break
@@ -119,7 +121,7 @@ def rehearse(target, data, out, stop=None):
     return did
 
 
-def test_a_row_that_was_interrupted_goes_on_and_what_is_done_is_left(stand_ins, tmp_path):
+def test_a_row_that_was_interrupted_goes_on_and_what_is_done_is_left(stand_ins, tmp_path, capsys):
     """A pretext task, by the commands of the Makefile, in pieces; and FORCE."""
     target = "table1-clip-order-be"
     assert rehearse(target, stand_ins, tmp_path, stop="evaluate") == ["pretrain", "finetune"]
@@ -128,7 +130,7 @@ def test_a_row_that_was_interrupted_goes_on_and_what_is_done_is_left(stand_ins, 
     page = (tmp_path / "report.md").read_text()
     assert "16/16" not in page and page.count("8/8") >= 2 and "synthetic videos" in page
 
-    settings = ["-n", target, "SYNTH=1", f"DATA={stand_ins}", f"OUT={tmp_path}"]
+    settings = ["-n", target, "SYNTH=1", f"DATA={stand_ins}", f"OUT={tmp_path}", f"SET={SMALL}"]
     time.sleep(1)  # FORCE counts in whole seconds
     lines = make(*settings, "FORCE=1")
     removed = [line for line in lines if line.startswith("rm -r ")]
@@ -136,6 +138,12 @@ def test_a_row_that_was_interrupted_goes_on_and_what_is_done_is_left(stand_ins, 
     again = [words_of(line)[0] for line in lines if line not in removed]
     assert again == ["pretrain", "finetune", "evaluate", "finetune", "evaluate", "report"]
     assert [words_of(line)[0] for line in make(*settings)] == ["report"]
+    other = [words_of(line) for line in make(*settings[:-1], f"SET={SMALL} lr=0.7")]  # the verb refuses, and says why
+    assert [words[0] for words in other] == ["pretrain", "finetune", "finetune", "report"]
+    assert run.main(other[0]) == 2 and "-> 0.7)" in capsys.readouterr().err
+    assert words_of(make(*settings[:-1], f"SET={SMALL} name=strong")[-1])[1] == "names=strong"
+    with pytest.raises(config.ConfigError, match="SEED="):
+        targets.steps(target, words="seed=3")
 
 
 @pytest.mark.parametrize("target, then, adds", [("table2-moco", "table2-moco", []), ("figure5", "figure5", []),

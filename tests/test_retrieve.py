@@ -53,6 +53,7 @@ def test_search_is_brute_force(tmp_path, memory_gb):
 
 
 def test_blocks_are_cut_where_the_test_above_needs_it():
+    assert block_sizes(0, 143, 257, 20, 1) == block_sizes(1, 143, 257, 20, 1)  # a process that has no query
     sizes = [block_sizes(61, 143, 257, 20, gb) for gb in (1, 1e-4, 4e-5)]
     assert sizes[0] == (61, 143) and sizes[1][0] < 61 and sizes[1][1] < 143 and sizes[2][1] < 10
 

@@ -23,7 +23,8 @@ def words(tiny, out, *more):
 
 
 def load(tiny, out, *more, stage="pretrain"):
-    return config.load("demo-moco-be", [*words(tiny, out, *more)[2:], "pretrained=none"], stage)
+    more = [*more, *(["pretrained=none"] if stage == "finetune" else [])]
+    return config.load("demo-moco-be", words(tiny, out, *more)[2:], stage)
 
 
 def record(path):
@@ -136,12 +137,42 @@ def test_another_list_is_not_gone_on_with(tiny, tmp_path):
     train.pretrain(replace(cfg, data=str(tmp_path / "elsewhere")))
 
 
+@pytest.mark.parametrize("name, then", [("demo-random", "go on with finetune"),
+                                        ("table3-moco-be-c3d", "run pretrain --cfg table1-moco-be-c3d-ucf101")])
+def test_a_row_that_stands_on_another_backbone_trains_none(tiny, tmp_path, name, then):
+    with pytest.raises(config.ConfigError, match=f"{name} pre-trains nothing, .*{then}"):
+        train.pretrain(config.load(name, words(tiny, tmp_path)[2:]))
+    assert not list(tmp_path.iterdir())
+
+
 def stopped(cfg):
     """Pre-trains for two steps or three, with a checkpoint at the end."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train.Interrupt, "agreed", lambda self, accelerator: signal.SIGTERM)
         with pytest.raises(SystemExit):
             train.pretrain(cfg)
+
+
+def test_a_signal_during_a_test_stops_at_its_end(tiny, tmp_path, monkeypatch):
+    """And not a step, or ASK_EVERY of them, later; nothing of the log is lost."""
+    def probe(self, epoch):
+        signal.raise_signal(signal.SIGTERM)
+        return {"probe": 1.0 * epoch}
+
+    monkeypatch.setattr(train.Probe, "__call__", probe)
+    monkeypatch.setattr(train.atexit, "register", lambda *call: None)
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    cfg = load(tiny, tmp_path, "probe_every=1", "log_every=100")
+    try:
+        with pytest.raises(SystemExit) as end:
+            train.pretrain(cfg)
+    finally:
+        for number, handler in zip((signal.SIGTERM, signal.SIGINT), before, strict=True):
+            signal.signal(number, handler)
+    path = tmp_path / "demo-moco-be/pretrain-seed0"
+    assert end.value.code == 143 and any((path / "checkpoint").glob("step-00000004*"))
+    assert not any((path / "checkpoint").glob("step-00000005*"))
+    assert [line["probe"] for line in read_metrics(path)] == [1.0]
 
 
 def test_what_is_said_of_batch_and_learning_rate(tiny, tmp_path, capsys):
