@@ -144,6 +144,8 @@ def test_a_row_that_was_interrupted_goes_on_and_what_is_done_is_left(stand_ins, 
     assert words_of(make(*settings[:-1], f"SET={SMALL} name=strong")[-1])[1] == "names=strong"
     with pytest.raises(config.ConfigError, match="SEED="):
         targets.steps(target, words="seed=3")
+    with pytest.raises(config.ConfigError, match="unknown split 4"):
+        targets.steps(target, splits=[1, 4])
 
 
 @pytest.mark.parametrize("target, then, adds", [("table2-moco", "table2-moco", []), ("figure5", "figure5", []),
