@@ -83,6 +83,24 @@ def test_the_page_says_what_the_records_say():
         assert "\n".join(lines[2:]) in page, path
 
 
+def test_the_page_says_what_both_rounds_of_seeds_say_together():
+    """The column `all ten` of *Confirmed?*: what stands in no record, for it takes two."""
+    page = (ROOT / "EVIDENCE.md").read_text()
+    first, second = ({path.stem: json.loads(path.read_text())["runs"] for path in (ROOT / folder).glob("*.json")}
+                     for folder in ("evidence", "evidence/confirm"))
+    side = {"query": 1, "key": -1}
+    for question, weights, measure, said in [
+            ("methods-tiny", evidence.FACTORS["hard negative"], "swapped", "+3.0 ± 3.1"),
+            ("methods-tiny", evidence.FACTORS["BE"], "linear_scene", "+2.6 ± 1.8"),
+            ("methods-tiny", evidence.FACTORS["BE"], "swapped", "-10.7 ± 8.6"),
+            ("erase-side-tiny", side, "swapped", "+15.1 ± 7.0"),
+            ("erase-side-tiny", side, "linear_scene", "-6.2 ± 2.7")]:
+        ten = [sum(weight * np.array(evidence.by_seed(runs[question][label], measure))
+                   for label, weight in weights.items()) for runs in (first, second)]
+        d = evidence.paired(np.concatenate(ten).tolist(), [0.0] * 10)
+        assert f"{d['mean']:+.1f} ± {d['half']:.1f}" == said and said in page
+
+
 def test_tables_of_several_seeds():
     def runs(*swapped):
         return [{**dict.fromkeys(evidence.MEASURES, 1.0), "seed": n // 2, "tune": n % 2, "swapped": value, "curve": []}
