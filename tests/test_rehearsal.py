@@ -11,7 +11,8 @@ from be.objectives import OBJECTIVES
 from be.runs import read_metrics
 
 # One experiment per method, the first of the file that BE is part of
-FIRST = {config.load(name).method: name for name in reversed(config.experiments()) if config.load(name).erase != "none"}
+FIRST = {cfg.method: cfg.name for cfg in map(config.load, reversed(config.experiments()))
+         if cfg.erase != "none" and cfg.pretrained is None}
 
 
 def load(name, tiny, out, stage="pretrain"):

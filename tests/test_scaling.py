@@ -22,7 +22,8 @@ CONTEXT.set_forkserver_preload(["be.train", "be.finetune", "torch._dynamo"])
 STAGES = {"pretrain": train.pretrain, "finetune": finetune.finetune, "evaluate": evaluate.evaluate}
 
 # MoCo and each pretext task, with BE: the first experiment of the registry that has it
-FIRST = {config.load(name).method: name for name in reversed(config.experiments()) if config.load(name).erase != "none"}
+FIRST = {cfg.method: cfg.name for cfg in map(config.load, reversed(config.experiments()))
+         if cfg.erase != "none" and cfg.pretrained is None}
 FIRST = {method: name for method, name in FIRST.items() if method == "moco" or method in TASKS}
 
 
