@@ -147,7 +147,7 @@ if __name__ == "__main__":
     try:
         sys.exit(main(sys.argv[1:]))
     except ModuleNotFoundError as error:
-        if error.name.split(".")[0] == "be":
+        if (error.name or "be").split(".")[0] == "be":
             raise
         sys.exit(f"run.py: {sys.executable} has no package {error.name!r}. `make demo` and `make test` install what is "
                  f"needed into .venv: source .venv/bin/activate")

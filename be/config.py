@@ -111,8 +111,6 @@ TYPES = typing.get_type_hints(Config)
 AT_LEAST = {"epochs": 1, "batch_size": 1, "accumulate": 1, "log_every": 1, "save_every": 1, "keep": 1, "K": 1,
             "dim": 1, "frames": 1, "stride": 1, "size": 1, "short_side": 1, "width": 1, "test_clips": 1, "workers": 0,
             "bn_group": 0, "probe_every": 0}  # what is counted, or divided by; 0: none, never, or all
-
-
 # Keys that may differ between a run and the command that goes on with it: they do not change what is computed.
 FREE_KEYS = {"out", "data", "workers", "cache_gb", "log_every", "save_every", "keep", "probe_every", "subset",
              "test_clips", "protocol", "memory_gb", "scene", "tracker", "checkpointing"}

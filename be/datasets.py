@@ -541,6 +541,7 @@ def give_up(path):
         yield
         return
     signal.signal(signal.SIGALRM, stop)
+    signal.siginterrupt(signal.SIGALRM, False)  # a slow disk's open() is not to fail by a tick
     signal.setitimer(signal.ITIMER_REAL, 1, 1)
     try:
         yield

@@ -33,7 +33,7 @@ def gain(out: str = "runs", dataset: str = "hmdb51", static: str = "figure4-stat
     top1, splits = {}, {}
     tests = {name: {(r["split"], r["seed"]) for r in results if r["experiment"] == runs_of(name)}
              for name in (base, better)}
-    both = tests[base] & tests[better] if all(tests.values()) else set()
+    both = tests[base] & tests[better]
     for name in (static, base, better):
         rows = [r for r in results if r["experiment"] == runs_of(name)]
         if name != static and both:  # seeds differ in what they know: a difference is of the same

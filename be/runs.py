@@ -56,7 +56,7 @@ def make_accelerator(cfg: Config) -> Accelerator:
     # Buffers are not broadcast in each step: BatchNorm statistics are a device's own, queues are equal on all anyway
     kwargs = DistributedDataParallelKwargs(broadcast_buffers=False)
     precision = cfg.precision
-    state = PartialState(cpu=not torch.cuda.is_available())  # Apple's GPU lacks kernels that are needed here
+    state = PartialState(cpu=torch.backends.mps.is_available())  # Apple's GPU lacks kernels that are needed here
     if precision != "fp32" and state.device.type == "cpu":
         # oneDNN's bfloat16 weight gradients of Conv3d are wrong, and some write where they should not: BENCHMARKS.md
         state.print(f"precision={precision} is for GPUs (on CPUs Conv3d's gradients are wrong): using fp32")

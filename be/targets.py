@@ -75,7 +75,7 @@ def steps(target: str, words: str = "", splits: list[int] = (1, 2, 3), seeds: li
             raise ConfigError(f"{word} cannot be one of the words, a target says it for each command; give make "
                               f"SEED=... and SPLIT=...")
     for split in splits:  # not found out after the pre-training
-        choose({1: 0, 2: 0, 3: 0}, split, "split")
+        choose(dict.fromkeys((1, 2, 3)), split, "split")
     removed, again = set(), False
     for step in collect(target, typed, splits, seeds, synth):
         folder = step.end.parent
