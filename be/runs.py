@@ -31,7 +31,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, parse_flag_from_env
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
@@ -56,7 +56,9 @@ def make_accelerator(cfg: Config) -> Accelerator:
     # Buffers are not broadcast in each step: BatchNorm statistics are a device's own, queues are equal on all anyway
     kwargs = DistributedDataParallelKwargs(broadcast_buffers=False)
     precision = cfg.precision
-    state = PartialState(cpu=torch.backends.mps.is_available())  # Apple's GPU lacks kernels that are needed here
+    found = torch.accelerator.current_accelerator(check_available=True)
+    cpu = found is None or found.type == "mps" or parse_flag_from_env("ACCELERATE_USE_CPU")  # Apple's lacks kernels
+    state = PartialState(cpu=cpu)
     if precision != "fp32" and state.device.type == "cpu":
         # oneDNN's bfloat16 weight gradients of Conv3d are wrong, and some write where they should not: BENCHMARKS.md
         state.print(f"precision={precision} is for GPUs (on CPUs Conv3d's gradients are wrong): using fp32")
