@@ -67,6 +67,7 @@ class Question(NamedTuple):
     baselines: tuple[str, ...]  # labels of the arms that the others are compared with
     arms: list[Arm]
     effects: tuple[str, dict[str, dict[str, float]]] = ("", {})  # a title, and {row: {label of an arm: weight}}
+    sweep: str = ""  # the field of Arm that is swept: the figure has curves over it
 
 
 MOCO = {"erase": "none", "hard_negative": False}
@@ -77,7 +78,12 @@ METHODS = {"random init": None, "MoCo": MOCO, "MoCo + hard negative": {"erase": 
 FACTORS = {"hard negative": {"MoCo + hard negative": 0.5, "MoCo": -0.5, "MoCo + BE": 0.5,
                              "BE without hard negative": -0.5},
            "BE": {"BE without hard negative": 0.5, "MoCo": -0.5, "MoCo + BE": 0.5, "MoCo + hard negative": -0.5}}
-THREE = {name: METHODS[name] for name in ("random init", "MoCo", "MoCo + BE")}
+# What is swept over: all that is pre-trained has the hard negative, so that pairs differ in BE alone, or in its side
+SWEPT = {"random init": None, "MoCo + hard negative": {"erase": "none"}, "MoCo + BE": {},
+         "BE on the query": {"erase_side": "query"}}
+PAIRS = (("MoCo + hard negative", "random init"), ("MoCo + BE", "MoCo + hard negative"),
+         ("BE on the query", "MoCo + hard negative"), ("BE on the query", "MoCo + BE"))
+LABELLED = ("bias", "fraction")  # fields of Arm that say which videos are labelled: frozen features are as they were
 TASKS = {"rotnet": {}, "puzzles": {"frames": 48, "stride": 1}, "clip_order": {"frames": 16, "stride": 1}}
 RELEASED = {"erase": "intra-video-frame-batch-lam", "erase_side": "query", "hard_negative_encoder": "query",
             "jitter_ops": "one", "bn_group": 0, "weight_decay": 1e-4}  # what does not depend on the size
@@ -90,10 +96,15 @@ def slope(gammas) -> dict[str, float]:
     return dict(zip((f"gamma {g:g}" for g in gammas), (x / (x @ x)).tolist(), strict=True))
 
 
-def sweep(key: str, values) -> list[Arm]:
-    """The three methods at each value of a field of Arm."""
-    return [Arm(f"{name}, {key} {value:g}", settings, **{key: value})
-            for value, (name, settings) in product(values, THREE.items())]
+def sweep(key: str, about: str, values: tuple[float, ...]) -> Question:
+    """The methods of SWEPT at each value of a field of Arm; PAIRS of them, over all values and at each."""
+    arms = [Arm(f"{name}, {key} {value:g}", settings, **{key: value})
+            for value, (name, settings) in product(values, SWEPT.items())]
+    places = {"mean": values} | {f"{key} {value:g}": (value,) for value in values}
+    rows = {f"{a} - {b}, {place}": {f"{name}, {key} {value:g}": sign / len(at) for value in at
+                                    for name, sign in ((a, 1), (b, -1))}
+            for a, b in PAIRS for place, at in places.items()}
+    return Question(about, (), arms, ("differences", rows), key)
 
 
 QUESTIONS = {
@@ -117,15 +128,14 @@ QUESTIONS = {
     "pretext": Question("BE as a regulariser of pretext tasks (Eq. 3-5)", ("random init",),
                         [Arm("random init", None)]
                         + [Arm(task + " + BE" * be, {"method": task, **shape, **({} if be else {"erase": "none"})})
-                           for task, shape in TASKS.items() for be in (False, True)]),
-    "scene-bias": Question("scene bias of the fine-tuning set, pre-training on 0.9", ("MoCo, bias 0.5",),
-                           sweep("bias", (0.0, 0.25, 0.5, 0.75, 0.9, 1.0))),
-    "pretrain-bias": Question("scene bias of the pre-training set", ("MoCo, pretrain_bias 0.9",),
-                              sweep("pretrain_bias", (0.0, 0.5, 0.9, 1.0))),
-    "camera": Question("the camera's longest pan, in short sides of the picture", ("MoCo, drift 0.6",),
-                       sweep("drift", (0.0, 0.3, 0.6, 1.2))),
-    "labels": Question("how many labels to fine-tune on", ("MoCo, fraction 1",),
-                       sweep("fraction", (0.125, 0.25, 0.5, 1.0))),
+                           for task, shape in TASKS.items() for be in (False, True)],
+                        ("with BE minus without", {task: {f"{task} + BE": 1, task: -1} for task in TASKS} | {
+                            "mean of the tasks": {task + " + BE" * be: (1 if be else -1) / len(TASKS)
+                                                  for task in TASKS for be in (False, True)}})),
+    "scene-bias": sweep("bias", "scene bias of the fine-tuning set, pre-training on 0.9", (0, 0.25, 0.5, 0.75, 0.9, 1)),
+    "pretrain-bias": sweep("pretrain_bias", "scene bias of the pre-training set", (0, 0.5, 0.9, 1)),
+    "camera": sweep("drift", "the camera's longest pan, in short sides of the picture", (0, 0.3, 0.6, 1.2)),
+    "labels": sweep("fraction", "how many labels to fine-tune on", (0.125, 0.25, 0.5, 1)),
     "recipe": Question("the paper's values or the released code's", ("paper",),
                        [Arm("paper", {}), *(Arm(f"{key}: {RELEASED[key]}", {key: RELEASED[key]}) for key in
                                             ("erase_side", "hard_negative_encoder", "jitter_ops", "bn_group")),
@@ -178,7 +188,7 @@ def evidence(question: str = "methods", size: str = "tiny", seeds: list[int] = (
     text = "\n".join(tables(record))
     write_text(path.with_suffix(".json"), json.dumps(record, indent=1) + "\n")
     write_text(path.with_suffix(".md"), text + "\n")
-    plot(path.with_suffix(".png"), record)
+    (plot_sweep if asked.sweep else plot)(path.with_suffix(".png"), record)
     print(f"{text}\n\nwritten to {path}.json, .md, .png")
 
 
@@ -422,21 +432,25 @@ def tables(record: dict) -> list[str]:
     spread = f"mean ± sd of {seeds} seeds" if seeds > 1 else "one seed"
     text = [f"scenebias {record['version']} {record['size']}: {record['about']} (in %, {spread}; chance is 12.5, "
             f"for the map on actors 1)", ""]
-    for columns in (("test", "swapped", "reliance", "static", "background"), MEASURES[5:]):
+    asked = QUESTIONS[record["question"]]
+    shown = [("test", "swapped", "reliance", "static", "background"), MEASURES[5:]]
+    tested = ("swapped", "reliance", "linear_motion", "linear_scene", "knn_scene")
+    if asked.sweep in LABELLED:
+        shown, tested = shown[:1], ("test", "swapped", "reliance")
+    for columns in shown:
         head = ["", *(name.replace("_", " ") for name in columns)]
         text += [*markdown(head, [[label, *(cell(label, m) for m in columns)] for label in runs]), ""]
     for baseline in record["baselines"] if seeds > 1 else ():
         rows = {label: {label: 1, baseline: -1} for label in runs if label != baseline}
-        text += [*contrasts(f"minus {baseline}, paired by seed: mean ± 95 %", runs, rows), ""]
-    title, rows = QUESTIONS[record["question"]].effects
+        text += [*contrasts(f"minus {baseline}, paired by seed: mean ± 95 %", runs, rows, tested), ""]
+    title, rows = asked.effects
     if seeds > 1 and rows:
-        text += [*contrasts(f"{title}: mean ± 95 %", runs, rows), ""]
+        text += [*contrasts(f"{title}: mean ± 95 %", runs, rows, tested), ""]
     return text[:-1]
 
 
-def contrasts(title: str, runs: dict, rows: dict[str, dict[str, float]]) -> list[str]:
+def contrasts(title: str, runs: dict, rows: dict[str, dict[str, float]], measures: tuple[str, ...]) -> list[str]:
     """A line for each of `rows`, {row: {label: weight}}: the weighted sum of the arms, seed by seed, against 0."""
-    measures = ("swapped", "reliance", "linear_motion", "linear_scene", "knn_scene")
     head = [title, *(word for m in measures for word in (m.replace("_", " "), "p: t / flip"))]
     lines = []
     for row, weights in rows.items():
@@ -479,4 +493,34 @@ def plot(path: Path, record: dict):
         axis.spines[["top", "right"]].set_visible(False)
     figure.suptitle(f"scenebias {record['version']} {record['size']}: {record['about']} (dots: seeds; dashed: "
                     f"chance)", fontsize=10)
+    save(figure, path)
+
+
+def plot_sweep(path: Path, record: dict):
+    """A panel for each measure, a curve for each method over what is swept: the mean, and a bar of one sd of seeds."""
+    plt, runs = pyplot(), record["runs"]
+    asked = QUESTIONS[record["question"]]
+    panels = {"test": "top-1, scenes as in pre-training", "swapped": "top-1, swapped scenes",
+              "reliance": "reliance: test - swapped"}
+    if asked.sweep not in LABELLED:
+        panels |= {"linear_motion": "linear probe: motion", "linear_scene": "linear probe: scene"}
+    figure, axes = plt.subplots(1, len(panels), figsize=(3.2 * len(panels), 3.6), layout="constrained")
+    for axis, (measure, title) in zip(axes, panels.items(), strict=True):
+        for n, name in enumerate(SWEPT):
+            points = [(getattr(arm, asked.sweep), by_seed(runs[arm.label], measure)) for arm in asked.arms
+                      if arm.label.startswith(f"{name}, ")]
+            axis.errorbar([x for x, _ in points], [mean(y) for _, y in points], color=COLOURS[n], marker="o", ms=4,
+                          yerr=[stdev(y) if len(y) > 1 else 0 for _, y in points], lw=1.5, elinewidth=0.8, capsize=2,
+                          label=name if axis is axes[0] else None)
+        axis.axhline(0 if measure == "reliance" else 12.5, color="0.4", lw=1, ls="--", zorder=0)
+        if asked.sweep == "fraction":
+            axis.set_xscale("log", base=2)
+        axis.set_title(title, fontsize=9)
+        axis.set_xlabel(asked.sweep.replace("_", " "), fontsize=8)
+        axis.tick_params(labelsize=8)
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside lower center", ncols=len(SWEPT), fontsize=8, frameon=False)
+    figure.suptitle(f"scenebias {record['version']} {record['size']}: {record['about']} (mean and sd of seeds, in %; "
+                    f"dashed: chance)", fontsize=10)
     save(figure, path)
