@@ -122,6 +122,38 @@ def test_tables_of_several_seeds():
     assert "+0.0 ± 6.4" in text  # BE: -1 and +2, -1 and 0: mean 0.5, -0.5
 
 
+def test_a_sweep_is_compared_pair_by_pair_and_drawn_as_curves(tmp_path, monkeypatch):
+    asked, base = QUESTIONS["labels"], {"random init": 20.0, "MoCo + hard negative": 30.0, "MoCo + BE": 24.0,
+                                        "BE on the query": 31.0}
+    runs = {}
+    for arm in asked.arms:
+        name = arm.label.split(",")[0]
+        value = base[name] + 8 * arm.fraction * (name == "BE on the query")
+        runs[arm.label] = [{**dict.fromkeys(evidence.MEASURES, 1.0), "seed": seed, "tune": 0, "swapped": value + seed}
+                           for seed in (0, 4)]
+    record = {"question": "labels", "size": "tiny", "version": "v1", "about": "?", "baselines": [], "runs": runs}
+    lines = evidence.tables(record)
+    told = {line.split("|")[1].strip(): line.split("|")[3].strip() for line in lines if line.startswith("| ")}
+    assert told["BE on the query, fraction 0.25"] == "35.0 ± 2.8"
+    assert not any("linear" in line for line in lines)  # frozen features are those of `methods`
+    swapped = {line.split("|")[1].strip(): line.split("|")[4].strip() for line in lines if " - " in line}
+    assert swapped["MoCo + hard negative - random init, mean"] == "+10.0 ± 0.0"
+    assert swapped["BE on the query - MoCo + hard negative, mean"] == "+4.8 ± 0.0"  # 1 + 8 x 15 / 32
+    assert swapped["BE on the query - MoCo + BE, fraction 0.5"] == "+11.0 ± 0.0"
+    assert [arm.fraction for arm in asked.arms[::4]] == [0.125, 0.25, 0.5, 1]
+
+    figures = []
+    monkeypatch.setattr(evidence, "save", lambda figure, path: figures.append(figure))
+    evidence.plot_sweep(tmp_path / "x.png", record)
+    curve = figures[0].axes[1].containers[3].lines[0]  # swapped, BE on the query
+    assert curve.get_xydata().tolist() == [[f, 33 + 8 * f] for f in (0.125, 0.25, 0.5, 1)]
+    assert len(figures[0].axes) == 3
+    for question in QUESTIONS.values():
+        labels = {arm.label for arm in question.arms}
+        assert all(set(weights) <= labels and abs(sum(weights.values())) < 1e-9
+                   for weights in question.effects[1].values())
+
+
 def test_a_question_from_videos_to_table_and_again(tmp_path, capsys, monkeypatch):
     """And the benchmark's reason to be: who fine-tunes on biased videos loses before other scenes.
 
