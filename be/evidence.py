@@ -66,7 +66,7 @@ class Question(NamedTuple):
     about: str
     baselines: tuple[str, ...]  # labels of the arms that the others are compared with
     arms: list[Arm]
-    effects: tuple[str, dict[str, dict[str, float]]] = ("", {})  # a title, and {row: {label of an arm: weight}}
+    effects: dict[str, dict[str, dict[str, float]]] = {}  # {title of a table: {row: {label of an arm: weight}}}
     sweep: str = ""  # the field of Arm that is swept: the figure has curves over it
 
 
@@ -97,41 +97,43 @@ def slope(gammas) -> dict[str, float]:
 
 
 def sweep(key: str, about: str, values: tuple[float, ...]) -> Question:
-    """The methods of SWEPT at each value of a field of Arm; PAIRS of them, over all values and at each."""
+    """The methods of SWEPT at each value of the field `key` of Arm; PAIRS of them, over all values and at each."""
     arms = [Arm(f"{name}, {key} {value:g}", settings, **{key: value})
             for value, (name, settings) in product(values, SWEPT.items())]
-    places = {"mean": values} | {f"{key} {value:g}": (value,) for value in values}
-    rows = {f"{a} - {b}, {place}": {f"{name}, {key} {value:g}": sign / len(at) for value in at
-                                    for name, sign in ((a, 1), (b, -1))}
-            for a, b in PAIRS for place, at in places.items()}
-    return Question(about, (), arms, ("differences", rows), key)
+
+    def pair(a, b, *at):
+        return {f"{name}, {key} {value:g}": sign / len(at) for value in at for name, sign in ((a, 1), (b, -1))}
+
+    over_all = {f"{a} minus {b}": pair(a, b, *values) for a, b in PAIRS}
+    at_each = {f"{a} minus {b}, {key} {value:g}": pair(a, b, value) for a, b in PAIRS for value in values}
+    return Question(about, (), arms, {f"mean over the values of {key}": over_all, f"at each {key}": at_each}, key)
 
 
 QUESTIONS = {
     "methods": Question("which part of MoCo + BE does what?", ("random init", "MoCo"),
                         [Arm(name, settings) for name, settings in METHODS.items()],
-                        ("with minus without, mean of both pairs of arms", FACTORS)),
+                        {"with minus without, mean of both pairs of arms": FACTORS}),
     "erase": Question("what distracts (Table 4)", ("none",),
                       [Arm(name, {"erase": name} if name != "intra-video-frame" else {}) for name in
                        ("none", "gaussian-noise", "video-mixup", "video-cutmix", "inter-video-frame",
                         "intra-video-frame")],
-                      ("a frame of the same video minus one of another",
-                       {"intra-video-frame": {"intra-video-frame": 1, "inter-video-frame": -1}})),
+                      {"a frame of the same video minus one of another":
+                       {"intra-video-frame": {"intra-video-frame": 1, "inter-video-frame": -1}}}),
     "gamma": Question("how strongly to distract: lam ~ U[0, gamma]", ("gamma 0",),
                       [Arm(f"gamma {g:g}", {"erase": "none"} if g == 0 else {"gamma": g} if g != 0.3 else {})
                        for g in GAMMAS],
-                      ("slope of a straight line", {"for 1 of gamma": slope(GAMMAS)})),
+                      {"slope of a straight line": {"for 1 of gamma": slope(GAMMAS)}}),
     "gamma-query": Question("how strongly to distract the query", ("gamma 0",),
                             [Arm(f"gamma {g:g}", {"erase": "none"} if g == 0 else
                                  {"erase_side": "query"} | ({"gamma": g} if g != 0.3 else {})) for g in GAMMAS],
-                            ("slope of a straight line", {"for 1 of gamma": slope(GAMMAS)})),
+                            {"slope of a straight line": {"for 1 of gamma": slope(GAMMAS)}}),
     "pretext": Question("BE as a regulariser of pretext tasks (Eq. 3-5)", ("random init",),
                         [Arm("random init", None)]
                         + [Arm(task + " + BE" * be, {"method": task, **shape, **({} if be else {"erase": "none"})})
                            for task, shape in TASKS.items() for be in (False, True)],
-                        ("with BE minus without", {task: {f"{task} + BE": 1, task: -1} for task in TASKS} | {
+                        {"with BE minus without": {task: {f"{task} + BE": 1, task: -1} for task in TASKS} | {
                             "mean of the tasks": {task + " + BE" * be: (1 if be else -1) / len(TASKS)
-                                                  for task in TASKS for be in (False, True)}})),
+                                                  for task in TASKS for be in (False, True)}}}),
     "scene-bias": sweep("bias", "scene bias of the fine-tuning set, pre-training on 0.9", (0, 0.25, 0.5, 0.75, 0.9, 1)),
     "pretrain-bias": sweep("pretrain_bias", "scene bias of the pre-training set", (0, 0.5, 0.9, 1)),
     "camera": sweep("drift", "the camera's longest pan, in short sides of the picture", (0, 0.3, 0.6, 1.2)),
@@ -443,8 +445,7 @@ def tables(record: dict) -> list[str]:
     for baseline in record["baselines"] if seeds > 1 else ():
         rows = {label: {label: 1, baseline: -1} for label in runs if label != baseline}
         text += [*contrasts(f"minus {baseline}, paired by seed: mean ± 95 %", runs, rows, tested), ""]
-    title, rows = asked.effects
-    if seeds > 1 and rows:
+    for title, rows in asked.effects.items() if seeds > 1 else ():
         text += [*contrasts(f"{title}: mean ± 95 %", runs, rows, tested), ""]
     return text[:-1]
 
