@@ -267,7 +267,7 @@ def _typed(key: str, value, kind=None):
             choices = ", ".join(map(str, typing.get_args(kind)))
             raise ConfigError(f"{key}={value!r} is not one of {choices}")
         return value
-    if isinstance(kind, types.UnionType):  # X | None
+    if typing.get_origin(kind) in (types.UnionType, typing.Union):  # X | None; Python 3.10 says Optional[X]
         if value is None:
             return None
         kind = typing.get_args(kind)[0]

@@ -1,6 +1,7 @@
 """The registry: what wins over what, and how a typing mistake is answered."""
 
 import dataclasses
+import typing
 
 import pytest
 
@@ -99,3 +100,10 @@ def test_arguments_follow_the_signature():
         config.arguments(verb, ["cont=4"])
     with pytest.raises(ConfigError, match="expected int"):
         config.arguments(verb, ["count=many"])
+
+    def another(workers: int | None = None): ...
+
+    for hint in int | None, typing.Union[int, None]:  # noqa: UP007  the second is what Python 3.10 makes of the first
+        another.__annotations__["workers"] = hint
+        assert config.arguments(another, ["workers=16"]) == {"workers": 16}
+        assert config.arguments(another, ["workers=null"]) == {"workers": None}
