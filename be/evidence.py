@@ -516,6 +516,8 @@ def plot_sweep(path: Path, record: dict):
         axis.axhline(0 if measure == "reliance" else 12.5, color="0.4", lw=1, ls="--", zorder=0)
         if asked.sweep == "fraction":
             axis.set_xscale("log", base=2)
+        values = sorted({getattr(arm, asked.sweep) for arm in asked.arms})
+        axis.set_xticks(values, [f"{value:g}" for value in values])
         axis.set_title(title, fontsize=9)
         axis.set_xlabel(asked.sweep.replace("_", " "), fontsize=8)
         axis.tick_params(labelsize=8)
