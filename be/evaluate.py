@@ -10,6 +10,7 @@ import os
 import time
 from functools import partial
 from hashlib import blake2b
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -109,7 +110,12 @@ def load_backbone(cfg: Config) -> torch.nn.Module:
     elif published := weights.find(cfg.pretrained or ""):
         weights.load(published, backbone)
     else:
-        load_weights(run_dir(cfg, "pretrain", cfg.pretrained) / "backbone.safetensors", backbone)
+        path = run_dir(cfg, "pretrain", cfg.pretrained) / "backbone.safetensors"
+        if not path.exists():
+            there = sorted(p.parents[1].name for p in Path(cfg.out).glob(f"*/{path.parent.name}/{path.name}"))
+            raise RunError(f"{path} does not exist: pre-training of {cfg.pretrained or cfg.name} has not been run, or not "
+                           f"to its end. Backbones of this seed in {cfg.out}: {', '.join(there) or 'none'}")
+        load_weights(path, backbone)
     return backbone
 
 

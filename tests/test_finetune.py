@@ -51,3 +51,15 @@ def test_the_epoch_that_is_kept(tiny, tmp_path, monkeypatch, select, epoch):
     assert (about["epoch"], about["holdout_top1"]) == (2, 75)
     assert seen["trained"] | seen["held"] == every and not seen["trained"] & seen["held"]
     assert [line["holdout_top1"] for line in runs.read_metrics(path)] == [25, 75, 75, 50]
+
+
+def test_a_backbone_that_is_not_there(tmp_path):
+    cfg = config.load("demo-moco", [*TINY, f"out={tmp_path}", "pretrained=demo-moko"], "finetune")
+    with pytest.raises(runs.RunError, match="demo-moko/pretrain-seed0/backbone.safetensors does not exist: .*: none"):
+        finetune.load_backbone(cfg)
+    for name in "demo-moco/pretrain-seed0", "mine/pretrain-seed0", "other/pretrain-seed1", "half/pretrain-seed0":
+        (tmp_path / name).mkdir(parents=True)
+        if not name.startswith("half"):
+            (tmp_path / name / "backbone.safetensors").touch()
+    with pytest.raises(runs.RunError, match="pre-training of demo-moko .*: demo-moco, mine$"):
+        finetune.load_backbone(cfg)
