@@ -113,7 +113,7 @@ def load_backbone(cfg: Config) -> torch.nn.Module:
         path = run_dir(cfg, "pretrain", cfg.pretrained) / "backbone.safetensors"
         if not path.exists():
             there = sorted(p.parents[1].name for p in Path(cfg.out).glob(f"*/{path.parent.name}/{path.name}"))
-            raise RunError(f"{path} does not exist: pre-training of {cfg.pretrained or cfg.name} has not been run, or not "
+            raise RunError(f"{path} does not exist: pre-training of {cfg.pretrained or cfg.name} has not been run "
                            f"to its end. Backbones of this seed in {cfg.out}: {', '.join(there) or 'none'}")
         load_weights(path, backbone)
     return backbone
