@@ -422,6 +422,7 @@ def two_steps(name, rank=0, world=1):
         optimizer.step()
         optimizer.zero_grad()
         stats.pop("feature_std", None)  # each process its own batch's
+        stats.pop("contrast_top1", None)  # a decision: some of these embeddings are alike to the last digit
         record.append(torch.stack([loss.detach(), *stats.values()]))
     record = torch.stack(record)
     if world > 1:
