@@ -74,7 +74,7 @@ $(DEMO_SEEDS:%=demo-seed-%): demo-seed-%:
 QUESTION ?= methods
 .PHONY: evidence-tiny evidence-small evidence-full
 
-evidence-tiny:   ## when does BE help? Measured on two CPU cores in 35 minutes (EVIDENCE.md)
+evidence-tiny:   ## when does BE help? Two CPU cores, 14 minutes (AVX-512) to 35 (EVIDENCE.md)
 evidence-small:  ## the same with more videos, in some two hours
 evidence-full:   ## the same with C3D at 112 pixels, for a GPU
 
