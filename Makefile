@@ -75,7 +75,7 @@ QUESTION ?= methods
 .PHONY: evidence-tiny evidence-small evidence-full
 
 evidence-tiny:   ## when does BE help? Two CPU cores, 14 minutes (AVX-512) to 35 (EVIDENCE.md)
-evidence-small:  ## the same with more videos, in some two hours
+evidence-small:  ## the same with more videos, 45 minutes (AVX-512) to two hours
 evidence-full:   ## the same with C3D at 112 pixels, for a GPU
 
 evidence-tiny evidence-small: evidence-%: $(READY)

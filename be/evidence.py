@@ -488,13 +488,7 @@ def plot(path: Path, record: dict):
                       ls=("-", "--", ":")[row // len(COLOURS) % 3])
     axes[-1].set_title("top-1, swapped scenes, along fine-tuning", fontsize=9)
     axes[-1].set_xlabel("steps; mean of the seeds, one clip a video, %", fontsize=8)
-    for axis in axes:
-        axis.tick_params(labelsize=8)
-        axis.grid(alpha=0.25)
-        axis.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(f"scenebias {record['version']} {record['size']}: {record['about']} (dots: seeds; dashed: "
-                    f"chance)", fontsize=10)
-    save(figure, path)
+    finish(figure, path, record, "dots: seeds")
 
 
 def plot_sweep(path: Path, record: dict):
@@ -520,10 +514,15 @@ def plot_sweep(path: Path, record: dict):
         axis.set_xticks(values, [f"{value:g}" for value in values])
         axis.set_title(title, fontsize=9)
         axis.set_xlabel(asked.sweep.replace("_", " "), fontsize=8)
+    figure.legend(loc="outside lower center", ncols=len(SWEPT), fontsize=8, frameon=False)
+    finish(figure, path, record, "mean and sd of seeds, in %")
+
+
+def finish(figure, path: Path, record: dict, shown: str):
+    for axis in figure.axes:
         axis.tick_params(labelsize=8)
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside lower center", ncols=len(SWEPT), fontsize=8, frameon=False)
-    figure.suptitle(f"scenebias {record['version']} {record['size']}: {record['about']} (mean and sd of seeds, in %; "
-                    f"dashed: chance)", fontsize=10)
+    figure.suptitle(f"scenebias {record['version']} {record['size']}: {record['about']} ({shown}; dashed: chance)",
+                    fontsize=10)
     save(figure, path)

@@ -92,7 +92,7 @@ def test_the_same_queue_and_weights(spread):
         for key, value in states[1].items():
             if "running_" not in key and "num_batches" not in key:  # statistics are each device's own
                 off, size = (states[world][key] - value).float().norm(), value.float().norm()
-                # Of the whole, as single weights near 0 are off by more. Biases began at 0, and are all change
+                # Of the whole, as single weights near 0 are off by more; BatchNorm's biases, once 0, are all change
                 assert off <= (0.1 if "bias" in key else 0.01) * size + 1e-6, key
 
 
