@@ -5,15 +5,15 @@ in float32. Drawing and applying are two steps, because the paper augments the h
 clip of the same video, with the query's own augmentation a1:
 
     a1 = draw_view(draws, B, rotate=10.0, jitter=(0.5, 0.5, 0.25, 0.5))
-    x_o = apply_view(clips[:, 0], size, a1, S)         # (B, 3, T, S, S)
-    x_n = apply_view(clips[:, 1], size, a1, S)         # the same window, angle and colour
+    x_o = apply_view(clips[:, 0], size, a1, S)                      # (B, 3, T, S, S)
+    x_n = apply_view(clips[:, 1], size, a1.framed_as(another), S)   # the same angle and colours, another window
 
-The paper's set A is a rotation below 10 degrees and colour jitter after a random crop; it gives no
-strengths for the jitter. No flip.
+The paper's set A is a rotation below 10 degrees and colour jitter after a random crop of the stored size; it gives no
+strengths for the jitter. Resized crops and flips are of later recipes, and off by default.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -83,29 +83,37 @@ class ViewParams:
     """One augmentation per clip. It holds for frames of any size and for clips of any length."""
 
     position: torch.Tensor  # (B, 2) in [0, 1), of the window in the room it has: 0 = at the top, at the left
-    scale: torch.Tensor  # (B,) side of the window, 1 = the side S of the output
+    area: torch.Tensor | None  # (B,) of the window, 1 = the frame's largest square; None: S x S pixels as stored
+    flip: torch.Tensor  # (B,) bool, left and right change places
     angle: torch.Tensor  # (B,) degrees, the picture turns counter-clockwise
     colour: torch.Tensor  # (B, 4) factors of brightness, contrast and saturation; hue in turns
 
+    def framed_as(self, other):
+        """These angles and colours in the windows (place, size, flip) of `other`, ViewParams of as many clips."""
+        return replace(self, position=other.position, area=other.area, flip=other.flip)
 
-def draw_view(draws, n, scale=(1.0, 1.0), rotate=0.0, jitter=(0.0, 0.0, 0.0, 0.0), jitter_ops="all"):
+
+def draw_view(draws, n, scale=None, flip=0.0, rotate=0.0, jitter=(0.0, 0.0, 0.0, 0.0), jitter_ops="all"):
     """Draw n augmentations. The defaults are a plain random crop. -> ViewParams
 
-    scale: range of the side of the crop window, 1 = the side S of the output. (1, 1) cuts S x S pixels out
-      of the frames as they are stored; (0.5, 1) zooms in up to twofold; a window never exceeds its frame.
+    scale: range within (0, 1] of the crop window's area, 1 = the frame's largest square. The window is square, and
+      is resized to S x S. None cuts S x S pixels out of the frames as they are stored.
+    flip: probability in [0, 1] that left and right change places.
     rotate: angles are uniform in (-rotate, rotate) degrees. Paper: 10.
     jitter: strengths of brightness, contrast, saturation, hue, in the units of torchvision's ColorJitter:
       a factor uniform in [max(0, 1 - s), 1 + s], a hue uniform in [-s, s] turns with s <= 0.5.
       Released code: 0.5, 0.5, 0.25, 0.5.
     jitter_ops: "all" of the four, or "one" of them, drawn per clip, as the released code has it in effect.
     """
-    if not 0 < scale[0] <= scale[1]:
-        raise ValueError(f"scale must be a range (low, high) with 0 < low <= high, got {scale}")
+    if scale is not None and not (len(scale) == 2 and 0 < scale[0] <= scale[1] <= 1):
+        raise ValueError(f"scale must be a range [low, high] with 0 < low <= high <= 1, got {scale}")
+    if not 0 <= flip <= 1:
+        raise ValueError(f"flip must be a probability in [0, 1], got {flip}")
     if len(jitter) != 4 or min(jitter) < 0 or jitter[3] > 0.5:
         raise ValueError(f"jitter must be 4 strengths >= 0, the last one (hue) <= 0.5, got {jitter}")
     if jitter_ops not in ("all", "one"):
         raise ValueError(f"jitter_ops must be 'all' or 'one', got {jitter_ops!r}")
-    u = draws.rand(n, 9)  # all at once: one copy to the device
+    u = draws.rand(n, 10)  # all at once: one copy to the device
     low = _constant([max(0.0, 1 - s) for s in jitter[:3]] + [-jitter[3]], u)
     high = _constant([1 + s for s in jitter[:3]] + [jitter[3]], u)
     colour = low + (high - low) * u[:, 4:8]
@@ -114,7 +122,8 @@ def draw_view(draws, n, scale=(1.0, 1.0), rotate=0.0, jitter=(0.0, 0.0, 0.0, 0.0
         colour = torch.where(chosen, colour, _constant([1, 1, 1, 0], u))
     return ViewParams(
         position=u[:, 0:2],
-        scale=scale[0] + (scale[1] - scale[0]) * u[:, 2],
+        area=None if scale is None else scale[0] + (scale[1] - scale[0]) * u[:, 2],
+        flip=u[:, 9] < flip,
         angle=rotate * (2 * u[:, 3] - 1),
         colour=colour,
     )
@@ -127,7 +136,8 @@ def apply_view(clips, size, params, S):
     size: int64 (B, 2), the true height and width of each clip's frames. The padding is never read.
     Raises ValueError if clips are of another type or shape.
     """
-    x = crop(clips, size, params.position, params.scale, params.angle, S)
+    side = torch.full_like(params.angle, S) if params.area is None else size.amin(1) * params.area.sqrt()
+    x = crop(clips, size, params.position, side, params.angle, S, params.flip)
     return normalise(recolour(x, params.colour))
 
 
@@ -138,27 +148,28 @@ def eval_view(clips, size, S):
     """
     half = torch.full((len(clips), 2), 0.5, device=clips.device)
     one = torch.ones_like(half[:, 0])
-    return normalise(crop(clips, size, half, one, 0 * one, S))
+    return normalise(crop(clips, size, half, S * one, 0 * one, S))
 
 
-def crop(clips, size, position, scale, angle, S):
+def crop(clips, size, position, side, angle, S, flip=None):
     """Cut a square window out of every clip and sample it bilinearly. -> float32 (B, 3, T, S, S) in [0, 1]
 
-    The window is round(scale * S) pixels wide, or the short side of the frame if that is less. It starts
-    at a whole pixel, so that scale 1 without rotation copies pixels. It turns about its own centre; what
-    of it then sticks out of the frame repeats the frame's border. Arguments as in ViewParams, apply_view.
+    The window is `side` (B,) pixels wide, rounded, or the short side of the frame if that is less. It starts at a
+    whole pixel, so that a side of S without rotation copies pixels. It turns about its own centre; what of it then
+    sticks out of the frame repeats the frame's border. A window larger than S is sampled without a low-pass. flip:
+    None for no clip. Other arguments as in ViewParams, apply_view.
     """
     if clips.dtype != torch.uint8 or clips.dim() != 5 or clips.shape[-1] != 3:
         raise ValueError(f"clips must be uint8 (B, T, H, W, 3), got {clips.dtype} {tuple(clips.shape)}")
     B, T, H, W, _ = clips.shape
     size = size.float()  # (B, 2)
-    side = (scale * S).round().minimum(size.amin(1))[:, None]  # (B, 1)
+    side = side.round().clamp(min=1).minimum(size.amin(1))[:, None]  # (B, 1)
     room = size - side  # (B, 2)
     start = (position * (room + 1)).floor()  # (B, 2), 0..room
 
     # Where the centre of each output pixel lies in its frame, in pixels; pixel i covers [i, i + 1].
     t = ((torch.arange(S, device=clips.device) + 0.5) / S - 0.5) * side  # (B, S), 0 = centre of the window
-    dy, dx = t[:, :, None], t[:, None, :]
+    dy, dx = t[:, :, None], (t if flip is None else torch.where(flip[:, None], -t, t))[:, None, :]
     cos, sin = angle.deg2rad().cos()[:, None, None], angle.deg2rad().sin()[:, None, None]
     yx = torch.stack([cos * dy + sin * dx, cos * dx - sin * dy], -1)  # (B, S, S, 2)
     yx = yx + (start + side / 2)[:, None, None]

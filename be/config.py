@@ -22,7 +22,8 @@ import yaml
 
 REGISTRY = Path(__file__).resolve().parent.parent / "experiments.yaml"
 STAGES = ("pretrain", "finetune", "retrieve")
-META = ("name", "from", "about", "paper", *STAGES)  # an entry's own, never inherited, and the blocks of stages
+# An entry's own, never inherited; what a recipe says for a data set; the blocks of stages
+META = ("name", "from", "about", "paper", "against", "for", *STAGES)
 
 
 class UserError(Exception):
@@ -41,7 +42,7 @@ class Config:
     name: str
     out: str
     seed: int
-    recipe: Literal["paper", "released"]
+    recipe: Literal["paper", "released", "strong"]
     synthetic: bool
     # data
     data: str
@@ -56,6 +57,8 @@ class Config:
     stride: int
     static: bool
     # augmentation A
+    scale: list[float] | None
+    flip: float
     rotate: float
     jitter: list[float]
     jitter_ops: Literal["all", "one"]
@@ -71,8 +74,10 @@ class Config:
     gamma: float
     beta: float
     be_norm: Literal["mean", "sum"]
-    erase_side: Literal["key", "query"]
+    erase_side: Literal["query", "key", "both"]
     hard_negative: bool
+    hard_negative_view: Literal["own", "a1"]
+    hard_negative_gap: float
     hard_negative_encoder: Literal["momentum", "query"]
     dim: int
     K: int
@@ -83,7 +88,11 @@ class Config:
     batch_size: int
     accumulate: int
     bn_group: int
+    shuffle_bn: bool
+    optimizer: Literal["sgd", "adamw"]
     lr: float
+    schedule: Literal["step", "cosine"]
+    warmup: float
     lr_steps: list[float]
     lr_factor: float
     momentum: float
@@ -108,9 +117,32 @@ class Config:
 
 
 TYPES = typing.get_type_hints(Config)
-AT_LEAST = {"epochs": 1, "batch_size": 1, "accumulate": 1, "log_every": 1, "save_every": 1, "keep": 1, "K": 1,
-            "dim": 1, "frames": 1, "stride": 1, "size": 1, "short_side": 1, "width": 1, "test_clips": 1, "workers": 0,
-            "bn_group": 0, "probe_every": 0}  # what is counted, or divided by; 0: none, never, or all
+ENDLESS = float("inf")
+# The least and the largest value of what is counted or divided by, of shares and strengths
+RANGES = {**dict.fromkeys(("epochs", "batch_size", "accumulate", "log_every", "save_every", "keep", "K", "dim",
+                           "frames", "stride", "size", "short_side", "width", "test_clips"), (1, ENDLESS)),
+          **dict.fromkeys(("workers", "bn_group", "probe_every", "warmup", "hard_negative_gap"), (0, ENDLESS)),
+          **dict.fromkeys(("flip", "gamma"), (0, 1))}
+
+
+def problem(values: dict[str, Any]) -> str | None:
+    """What is wrong with keys that have the right types: a value out of range, or keys that do not go together."""
+    for key, (least, most) in RANGES.items():
+        if values[key] < least:
+            return f"{key}={values[key]} is too small, expected at least {least}"
+        if values[key] > most:
+            return f"{key}={values[key]} is too large, expected at most {most}"
+    scale = values["scale"]
+    if scale is not None and not (len(scale) == 2 and 0 < scale[0] <= scale[1] <= 1):
+        return f"scale={scale} must be null or a range [low, high] of areas in (0, 1]"
+    if values["warmup"] >= values["epochs"]:
+        return f"warmup={values['warmup']:g} takes the whole run of epochs={values['epochs']}; give a shorter one"
+    if values["compile"] and values["checkpointing"]:
+        return ("compile=true and checkpointing=true do not go together (torch.compile refuses the one in the other); "
+                "choose one")
+    return None
+
+
 # Keys that may differ between a run and the command that goes on with it: they do not change what is computed.
 FREE_KEYS = {"out", "data", "workers", "cache_gb", "log_every", "save_every", "keep", "probe_every", "subset",
              "test_clips", "protocol", "memory_gb", "scene", "tracker", "checkpointing"}
@@ -149,23 +181,23 @@ def load(name_or_file: str, overrides: list[str] | tuple[str, ...] = (), stage: 
 
     # Two keys name presets: the recipe is another set of defaults, so what a row of the paper fixes wins over it;
     # synthetic=true shrinks whatever the experiment asks for.
-    said = {**entries["defaults"], **{k: v for block in chain for k, v in block.items()}, **typed}
+    said: dict[str, Any] = {}
+    for block in (entries["defaults"], *chain, {"pretrain": typed, "finetune": typed, "retrieve": typed}):
+        _merge(said, block, stage)
     blocks = [entries["defaults"], *chain]
-    if said["recipe"] == "released" and not saved:
-        blocks.insert(1, entries["presets"]["released"])
+    if said["recipe"] in entries["presets"] and not saved:
+        recipe = entries["presets"][said["recipe"]]
+        blocks[1:1] = [recipe, *(block for block in (recipe.get("for", {}).get(said["dataset"]),) if block)]
     if said["synthetic"] is True and not saved:
         blocks.append(entries["presets"]["synthetic"])
     values: dict[str, Any] = {"name": chain[-1].get("name", default_name)}
     for block in blocks:
         _merge(values, block, stage)
     values.update(typed)
-    for key, least in AT_LEAST.items():
-        if _typed(key, values[key]) < least:
-            raise ConfigError(f"{key}={values[key]} is too small, expected at least {least}")
-    if values["compile"] and values["checkpointing"]:
-        raise ConfigError("compile=true and checkpointing=true do not go together (torch.compile refuses the one in "
-                          "the other); choose one")
-    return Config(**{key: _typed(key, value) for key, value in values.items()})
+    values = {key: _typed(key, value) for key, value in values.items()}
+    if wrong := problem(values):
+        raise ConfigError(wrong)
+    return Config(**values)
 
 
 @functools.cache
@@ -236,6 +268,8 @@ def _merge(values: dict, block: dict, stage: str) -> None:
 def _check_entry(where: str, entry: dict) -> None:
     fields = [field.name for field in dataclasses.fields(Config)]
     stage_keys = [key for stage in STAGES for key in (entry.get(stage) or {})]
+    for dataset, block in (entry.get("for") or {}).items():
+        _check_entry(f"{where}, for {dataset}", block)
     for key in [key for key in entry if key not in META] + stage_keys:
         if key not in fields:
             raise ConfigError(f"{where}: unknown key {key!r}; {_nearest(key, fields)}")

@@ -119,6 +119,7 @@ class Source:
     classes: int = 0  # of the official lists; then the number of videos of each (subset, split)
     expected: dict[tuple[str, int], int] = field(default_factory=dict)
     scattered: bool = False  # videos may lie anywhere below ROOT/SUBSET, and nobody has them all
+    mirrors: bool = True  # a mirrored video has the same label; False: its classes tell left from right
 
     def __call__(self, root, subset: str, split: int = 1) -> Samples:
         """The videos of `subset` ('train', 'test' or any other that has a list), in the order of the list.

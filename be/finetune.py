@@ -8,7 +8,7 @@ from be import datasets, objectives
 from be.config import Config
 from be.evaluate import accuracy, classify, load_backbone
 from be.runs import Run, load_weights, make_accelerator, provenance, run_dir
-from be.train import describe, fit
+from be.train import check_flip, describe, fit
 
 HELD_OUT = 0.1  # of the training list, with select=holdout
 
@@ -21,6 +21,7 @@ def finetune(cfg: Config):
     """
     accelerator = make_accelerator(cfg)
     samples = datasets.load(cfg.dataset, cfg.data, "train", cfg.split)
+    check_flip(cfg, samples)
     run = Run(run_dir(cfg, "finetune"), cfg, write=accelerator.is_main_process)
     if (run.path / "model.safetensors").exists():
         accelerator.print(f"{run.path}: done already; remove the folder to run it again")

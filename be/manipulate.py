@@ -194,7 +194,7 @@ def central(clips, scale: float, S: int):
     """What `eval_view` shows, not normalised, of clips stored `scale` times as large: (K, 3, T, S, S) in [0, 1]."""
     one = torch.ones(len(clips))
     size = torch.tensor(clips.shape[2:4]).expand(len(clips), 2)
-    return crop(clips, size, torch.full((len(clips), 2), 0.5), scale * one, 0 * one, S)
+    return crop(clips, size, torch.full((len(clips), 2), 0.5), scale * S * one, 0 * one, S)
 
 
 @cache

@@ -30,7 +30,7 @@ from be.retrieve import PROTOCOLS, Protocol
 from be.runs import make_accelerator, run_dir
 from be.status import duration, look
 from be.targets import CLIPS
-from be.train import check_batch, make_views, place
+from be.train import check_batch, describe_schedule, make_optimizer, make_views, place, schedule_problems
 from be.video import Reader, VideoError
 
 GIB = 2**30
@@ -128,7 +128,6 @@ def lines_of(stage: str, cfg: Config, accelerator: Accelerator) -> list[str]:
     size = sum(p.numel() * 4 for p in backbones.build(cfg.backbone, cfg.width).state_dict().values())
     disk = (cfg.keep + 1) * cost.state + 2 * size  # one more checkpoint while it is written, and the end's weights
     table = ", ".join(f"{gpu} {duration(world * flop * steps / (SHARE * peak * 1e12))}" for gpu, peak in GPUS.items())
-    drops = f", times {cfg.lr_factor} after epochs {', '.join(f'{e:g}' for e in cfg.lr_steps)}" if cfg.lr_steps else ""
     return [
         f"{stage}: {cfg.method}{f', erase {cfg.erase}' if cfg.erase != 'none' else ''} on {cfg.backbone} of width "
         f"{cfg.width}, {cfg.frames} frames of stride {cfg.stride} at {cfg.size} pixels",
@@ -137,7 +136,8 @@ def lines_of(stage: str, cfg: Config, accelerator: Accelerator) -> list[str]:
         f"  steps    {cfg.epochs} epochs of {n // cfg.batch_size}: {steps}",
         f"  batch    {cfg.batch_size} = {world} device(s) x {cfg.accumulate} part(s) x {each} clips, "
         f"BatchNorm over {cfg.bn_group or each}",
-        f"  lr       {cfg.lr:g} for the batch of {cfg.batch_size}, on any number of devices{drops}",
+        f"  lr       {cfg.lr:g} for the batch of {cfg.batch_size}, on any number of devices, {describe_schedule(cfg)}",
+        *(f"  warning  {problem}" for problem in schedule_problems(cfg)),
         f"  memory   {cost.memory / GIB:.1f} GiB a device, in {cfg.precision}"
         f"{', activations recomputed' if cfg.checkpointing else '; checkpointing=true needs less'}",
         f"  time     {duration(seconds * steps)} here: {seconds:.3g} s a step, decoding not counted ({measured})",
@@ -214,7 +214,7 @@ def prepare(cfg: Config, classes: int, clips: int):
         size = torch.tensor([[H, W]], device=device).repeat(clips, 1)
         index, draws = torch.arange(clips, device=device), Draws(cfg.seed, step, device=device)
         batch = datasets.Batch(frames, size, index % classes, index, None, None)
-        return make_views(batch, objective.views, draws, cfg), batch.label, batch.index, draws
+        return make_views(batch, objective.views, draws, cfg, objective.flips_together), batch.label, batch.index, draws
 
     return objective, arguments
 
@@ -296,8 +296,7 @@ def timed(cfg: Config, classes: int, clips: int, accelerator: Accelerator) -> tu
     """(seconds, FLOP) of a step of `clips`, augmentation to optimizer: the best of those after the first."""
     objective, arguments = prepare(cfg, classes, clips)
     place(objective, cfg, accelerator.device)
-    learned = [p for p in objective.parameters() if p.requires_grad]
-    optimizer = torch.optim.SGD(learned, lr=1e-6, momentum=cfg.momentum, weight_decay=cfg.weight_decay)
+    optimizer = make_optimizer(objective, dataclasses.replace(cfg, lr=1e-6))
 
     def step(i):
         with accelerator.autocast():

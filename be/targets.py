@@ -22,13 +22,16 @@ GROUPS = {
     "table4": "all rows of Table 4",
     "figure4": "what BE gains in each class, against what a network without motion knows  [paper: r -0.48, p 0.0004]",
     "figure5": "HMDB51 cropped to its persons: what is left without the background",
-    "figure6": "what supervised, MoCo and MoCo + BE networks look at; made together with Figure 7",
-    "figure7": "what they look at in videos that were tampered with",
+    "figure6": "what supervised, MoCo and MoCo + BE networks trained on UCF101 look at",
+    "figure7": "what such networks trained on Kinetics-400 look at in videos that were tampered with",
     "sweep-gamma": "the supplement's sweep of gamma",
     "sweep-stride": "the supplement's sweep of the temporal stride",
     "analyses": "robustness and errors of MoCo and MoCo + BE on HMDB51",
     "more": "methods beyond the paper",
 }
+# The networks of the two: those that know UCF101, and those that know Kinetics-400 (paper 4.7)
+PRETRAINED = {"figure6": ("table2-moco-i3d-ucf101", "table1-moco-be-i3d-ucf101"),
+              "figure7": ("table1-k400", "table1-moco", "table1-moco-be")}
 TRAIN, SPREAD = ("pretrain", "finetune", "evaluate", "retrieve"), ("actors", "cam", "robustness", "inspect")
 ONE_SPLIT = ("diving48", "kinetics400", "plain")
 
@@ -193,15 +196,17 @@ def figure(target: str, typed: list[str], splits, synth: bool) -> Iterator[Step]
         runs = ",".join(str(test.end.parent) for test in tests)
         yield Step(("robustness", "--cfg", runs, *where, *rendered), out / "robustness-hmdb51-test.json", "hmdb51")
         yield Step(("inspect", "--cfg", runs, *where), out / "inspect-hmdb51-test.json", "hmdb51")
-    if target in ("figure6", "figure7"):  # one command draws both: networks that know UCF101, shown HMDB51
-        supervised = step("finetune", "table1-random", [*typed, "dataset=ucf101", "split=1"], "model.safetensors")
-        others = [one for name in ("table2-moco-i3d-ucf101", "table1-moco-be-i3d-ucf101")
-                  for one in pretraining(name, typed, synth)]
-        yield from (supervised, *others)
-        runs = ",".join(str(one.end.parent) for one in (supervised, *others))
+    if target in PRETRAINED:  # both are shown HMDB51
+        trained = [one for name in PRETRAINED[target] for one in pretraining(name, typed, synth)]
+        if target == "figure6":
+            words = [*typed, "dataset=ucf101", "split=1"]
+            trained = [step("finetune", "table1-random", words, "model.safetensors"), *trained]
+        yield from trained
+        runs, folder = ",".join(str(one.end.parent) for one in trained), out / target
         larger = ("size=96", "short_side=120") if synth else ()  # at the demo's 32 pixels I3D's map has but one place
-        words = ("cam", "--cfg", runs, *where, "dataset=hmdb51", "split=1", *rendered, *larger)
-        yield Step(words, out / "cam-hmdb51-test.json", "hmdb51")
+        data = [word for word in where if word.startswith("data=")]
+        words = ("cam", "--cfg", runs, *data, f"out={folder}", "dataset=hmdb51", "split=1", *rendered, *larger)
+        yield Step(words, folder / "cam-hmdb51-test.json", "hmdb51")
 
 
 def step(verb: str, name: str, words: list[str], end: str) -> Step:

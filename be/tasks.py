@@ -5,6 +5,7 @@ A task is a set of transformations R and a head (paper 3.3.1). It is a small mod
     task = RotNet(dim, frames, stride)         dim: channels of the backbone; frames, stride: of a clip
     task.sampler(n, rng) -> (K, T)             which frames of a video of n frames make its K clips
     task.views                                 (clip, augmentation) of each view the task wants, see be/objectives.py
+    task.mirrors = True                        all views of a video may be mirrored together: the answer stays the same
     x, target = task.transform(views, draws)   (B, n, 3, t, s, s): n inputs a video; (B, m) int64: m questions a video
     logits = task.logits(z, draws)             from the inputs' pooled features (B, n, dim) to (B, m, classes)
 

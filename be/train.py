@@ -8,12 +8,14 @@ interrupted and one that was not, compute the same.
 import atexit
 import contextlib
 import dataclasses
+import inspect
 import math
 import signal
 import sys
 import time
 from functools import partial
 from itertools import chain
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -27,10 +29,42 @@ from be.probe import Probe
 from be.runs import Clock, Run, RunError, make_accelerator, provenance, run_dir, tracking
 from be.video import static_clips
 
+AUGMENTATION = tuple(inspect.signature(draw_view).parameters)[2:]  # keys of the config that say how views are drawn
 
-def lr_at(step: int, per_epoch: int, lr: float, lr_steps: list[float], lr_factor: float) -> float:
-    """Step schedule (paper 4.1): lr times lr_factor for every entry of `lr_steps` (epochs) that has passed."""
-    return lr * lr_factor ** sum(step >= epoch * per_epoch for epoch in lr_steps)
+
+def lr_at(step: int, per_epoch: int, cfg: Config) -> float:
+    """The learning rate of a step. `warmup`, `epochs` and `lr_steps` count epochs of `per_epoch` steps.
+
+    `warmup` epochs rise linearly to lr. Then `step` (paper 4.1): times lr_factor for every entry of `lr_steps` that has
+    passed; or `cosine`: half a cosine from lr down to 0 at the end (Loshchilov and Hutter 2017, without restarts).
+    """
+    warmup = cfg.warmup * per_epoch
+    if step < warmup:
+        return cfg.lr * (step + 1) / (warmup + 1)
+    if cfg.schedule == "step":
+        return cfg.lr * cfg.lr_factor ** sum(step >= epoch * per_epoch for epoch in cfg.lr_steps)
+    return cfg.lr * (1 + math.cos(math.pi * (step - warmup) / (cfg.epochs * per_epoch - warmup))) / 2
+
+
+def schedule_problems(cfg: Config) -> list[str]:
+    """What is odd about a schedule, a sentence each: steps that never come, or a rate that is next to nothing."""
+    problems = []
+    if cfg.schedule == "step":
+        if late := [f"{epoch:g}" for epoch in cfg.lr_steps if epoch >= cfg.epochs]:
+            problems.append(f"lr_steps {', '.join(late)} lie beyond epochs={cfg.epochs}: the rate does not fall there")
+        rates = [lr_at(epoch, 1, cfg) / cfg.lr for epoch in range(cfg.epochs)]
+        if (tiny := sum(rate <= 1.001e-3 for rate in rates)) > cfg.epochs / 2:
+            problems.append(f"{tiny} of {cfg.epochs} epochs run at a thousandth of lr={cfg.lr:g} or less; give "
+                            f"lr_steps that go with epochs, or schedule=cosine")
+    return problems
+
+
+def make_optimizer(objective, cfg: Config) -> torch.optim.Optimizer:
+    """SGD with momentum (paper 4.1), or AdamW, over all that is learned."""
+    learned = [p for p in objective.parameters() if p.requires_grad]
+    if cfg.optimizer == "adamw":
+        return torch.optim.AdamW(learned, lr=cfg.lr, weight_decay=cfg.weight_decay)
+    return torch.optim.SGD(learned, lr=cfg.lr, momentum=cfg.momentum, weight_decay=cfg.weight_decay)
 
 
 def fit(objective, samples: datasets.Samples, cfg: Config, run: Run, accelerator: Accelerator, at_epoch=None):
@@ -49,8 +83,7 @@ def fit(objective, samples: datasets.Samples, cfg: Config, run: Run, accelerator
 
     # model and optimizer
     place(objective, cfg, device)
-    optimizer = torch.optim.SGD([p for p in objective.parameters() if p.requires_grad], lr=cfg.lr,
-                                momentum=cfg.momentum, weight_decay=cfg.weight_decay)
+    optimizer = make_optimizer(objective, cfg)
     start, skipped, recent = 0, 0, []  # recent: losses since the last line of the log, a number per part of a batch
     checkpoint = run.latest()
     check_same(accelerator, run, samples, checkpoint)
@@ -93,7 +126,7 @@ def fit(objective, samples: datasets.Samples, cfg: Config, run: Run, accelerator
                disable=not (run.write and sys.stderr.isatty()))
     with Interrupt() as interrupt, tracking(accelerator, run) as log:
         for step in range(start, total):
-            lr = lr_at(step, per_epoch, cfg.lr, cfg.lr_steps, cfg.lr_factor)
+            lr = lr_at(step, per_epoch, cfg)
             for group in optimizer.param_groups:
                 group["lr"] = lr
             for part in range(cfg.accumulate):
@@ -102,7 +135,7 @@ def fit(objective, samples: datasets.Samples, cfg: Config, run: Run, accelerator
                 draws = Draws(cfg.seed, step * cfg.accumulate + part, rank, world, device)
                 last = part == cfg.accumulate - 1
                 with contextlib.nullcontext() if last else accelerator.no_sync(model):
-                    views = make_views(batch, objective.views, draws, cfg)
+                    views = make_views(batch, objective.views, draws, cfg, objective.flips_together)
                     label, index = (x.to(device, non_blocking=True) for x in (batch.label, batch.index))
                     loss, stats = model(views, label, index, draws)
                     accelerator.backward(loss / cfg.accumulate)
@@ -200,12 +233,29 @@ def epoch_micro_batches(n, cfg: Config, epoch, rank, world, start):
     return (part for part, _ in zip(parts, range(start, whole), strict=False))
 
 
-def make_views(batch: datasets.Batch, wanted, draws: Draws, cfg: Config) -> list[torch.Tensor]:
-    """Clips (B, K, T, H, W, 3) uint8 -> a float view (B, 3, T, S, S) per (clip, augmentation) pair of `wanted`."""
+def make_views(batch: datasets.Batch, wanted, draws: Draws, cfg: Config, flips_together=False) -> list[torch.Tensor]:
+    """Clips (B, K, T, H, W, 3) uint8 -> a float view (B, 3, T, S, S) per (clip, augmentation) pair of `wanted`.
+
+    An augmentation is a number, or (w, a): draw a in the window of draw w. See be/objectives.py.
+    """
     clips, size = batch.clips.to(draws.device, non_blocking=True), batch.size.to(draws.device, non_blocking=True)
-    params = [draw_view(draws, len(clips), rotate=cfg.rotate, jitter=cfg.jitter, jitter_ops=cfg.jitter_ops)
-              for _ in range(1 + max(aug for _, aug in wanted))]
-    return [apply_view(clips[:, clip], size, params[aug], cfg.size) for clip, aug in wanted]
+    pairs = [(clip, *(aug if isinstance(aug, tuple) else (aug, aug))) for clip, aug in wanted]
+    options = {name: getattr(cfg, name) for name in AUGMENTATION}
+    drawn = [draw_view(draws, len(clips), **options) for _ in range(1 + max(max(w, a) for _, w, a in pairs))]
+    if flips_together:
+        drawn = [dataclasses.replace(view, flip=drawn[0].flip) for view in drawn]
+    return [apply_view(clips[:, clip], size, drawn[a].framed_as(drawn[w]), cfg.size) for clip, w, a in pairs]
+
+
+def check_flip(cfg: Config, samples: datasets.Samples):
+    """Raises ConfigError where mirrored clips would have another label, or another answer to the pretext task."""
+    task = getattr(objectives.OBJECTIVES.get(cfg.method), "keywords", {}).get("task")
+    for name, mirrors in ((f"method={cfg.method}", getattr(task, "mirrors", True)),
+                          (f"dataset={cfg.dataset}", datasets.DATASETS[cfg.dataset].mirrors),
+                          ("these drawn videos", not (Path(samples.root) / "synthetic.jsonl").exists())):
+        if cfg.flip and not mirrors:
+            raise ConfigError(f"flip={cfg.flip:g}: {name} can tell left from right, and a mirrored clip would have a "
+                              f"wrong label; give flip=0")
 
 
 def check_batch(cfg: Config, n: int, world: int):
@@ -281,10 +331,18 @@ def describe(accelerator, cfg: Config, samples, stage: str):
         f"  data     {cfg.dataset}, split {cfg.split} in {cfg.data}: {len(samples)} videos, "
         f"{len(samples.classes)} classes\n"
         f"  steps    {cfg.epochs} epochs of {len(samples) // cfg.batch_size}\n"
-        f"  batch    {cfg.batch_size} = {accelerator.num_processes} device(s) x {cfg.accumulate} part(s) x {each} clips"
-        f", lr {cfg.lr:g} for the batch of {cfg.batch_size}, on any number of devices\n"
+        f"  lr       {cfg.lr:g} for the batch of {cfg.batch_size}, on any number of devices, {describe_schedule(cfg)}\n"
+        f"  batch    {cfg.batch_size} = {accelerator.num_processes} device(s) x {cfg.accumulate} part(s) x {each}\n"
         f"  device   {accelerator.device}, mixed precision {accelerator.mixed_precision}, BatchNorm groups of "
         f"{cfg.bn_group or 'all'}")
+    for problem in schedule_problems(cfg):
+        accelerator.print(f"  warning  {problem}")
+
+
+def describe_schedule(cfg: Config) -> str:
+    steps = ", ".join(f"{epoch:g}" for epoch in cfg.lr_steps)
+    falls = f"times {cfg.lr_factor:g} after epochs {steps}" if steps else "constant"
+    return ("along a cosine" if cfg.schedule == "cosine" else falls) + f", warm-up {cfg.warmup:g}" * bool(cfg.warmup)
 
 
 def pretrain(cfg: Config):
@@ -297,6 +355,7 @@ def pretrain(cfg: Config):
         raise ConfigError(f"{cfg.name} pre-trains nothing, its backbone is pretrained={cfg.pretrained}; {there}")
     accelerator = make_accelerator(cfg)
     samples = datasets.load(cfg.dataset, cfg.data, "train", cfg.split)
+    check_flip(cfg, samples)
     torch.manual_seed(cfg.seed)  # of the initial weights; all later draws have seeds of their own
     backbone = backbones.build(cfg.backbone, cfg.width, cfg.checkpointing)
     objective = objectives.build(cfg.method, backbone, {**dataclasses.asdict(cfg), "classes": len(samples.classes)})

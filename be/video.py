@@ -14,6 +14,7 @@ A sample needs some tens of a video's hundreds of frames. What is saved on the o
   * only needed frames are scaled and become RGB, by reused scalers, straight into the result.
 """
 
+import math
 import os
 import re
 from dataclasses import dataclass
@@ -472,6 +473,32 @@ def random_clips(n, rng, *, K, T, stride):
     return _clips(n, np.resize(rng.permutation(places if places > 0 else n), K), T, stride)
 
 
+def distant_clips(n, rng, *, T, stride, gap):
+    """Two clips in random order whose starts lie at least `gap` clip spans apart, or as far as the video allows.
+
+    gap: share of a clip's span of (T - 1) * stride + 1 frames, rounded up to frames; at least one frame. All pairs of
+    starts that keep the distance are equally likely:
+
+        n = 12, T = 3, stride = 2, gap = 0.8      o . o . o . . . . . . .       0 2 4
+                                                  . . . . . o . o . o . .       5 7 9
+
+    A video shorter than a clip is a circle, and so is the distance; it is at most n // 2 then.
+    """
+    if n < 1:
+        raise ValueError(f"a video of {n} frames has no clips")
+    span = (T - 1) * stride + 1
+    apart, places = max(1, math.ceil(gap * span)), n - span + 1
+    if places < 1:
+        distance = rng.integers(min(apart, n // 2), n // 2 + 1)
+        first = rng.integers(n)
+    else:
+        distances = np.arange(min(apart, places - 1), places)
+        ways = places - distances  # how many pairs of starts have that distance
+        distance = rng.choice(distances, p=ways / ways.sum())
+        first = rng.integers(places - distance)
+    return _clips(n, rng.permutation([first, first + distance]), T, stride)
+
+
 def ordered_clips(n, rng, *, K, T, stride, interval):
     """K clips in temporal order that do not overlap, `interval` frames from the end of one to the next.
 
@@ -493,9 +520,17 @@ def even_clips(n, rng=None, *, K, T, stride):
                                    K = 2      . . o . o . o . . . . .       2 4 6
                                               . . . . . . o . o . o .       6 8 10
 
-    In a video shorter than a clip all start at 0 and wrap around.
+    Ten copies of one clip are one clip. So where a video has fewer than K starts, the K clips start evenly over all of
+    its frames instead, and those that reach the end wrap around:
+
+        n = 6, T = 3, stride = 2, K = 3           . o . o . o                   1 3 5
+                                                  . o . o . o                   3 5 1
+                                                  . o . o . o                   5 1 3
+
+    K = 1 of a video shorter than a clip starts at 0.
     """
     places = max(1, n - (T - 1) * stride)
+    places = n if places < K else places
     return _clips(n, (2 * np.arange(K) + 1) * places // (2 * K), T, stride)
 
 

@@ -20,7 +20,7 @@ from be.augment import (
     recolour,
 )
 
-ALL = dict(scale=(0.5, 1.2), rotate=10.0, jitter=(0.5, 0.5, 0.25, 0.5))  # everything on
+ALL = dict(scale=(0.3, 1.0), flip=0.5, rotate=10.0, jitter=(0.5, 0.5, 0.25, 0.5))  # everything on
 
 
 def noise_clips(B=3, T=4, H=24, W=32, seed=0):
@@ -40,9 +40,9 @@ def address_clips(B, H, W):
     return clips
 
 
-def params(position=(0.5, 0.5), scale=1.0, angle=0.0, colour=(1, 1, 1, 0)):
-    rows = (torch.tensor([v], dtype=torch.float32) for v in (position, scale, angle, colour))
-    return ViewParams(*rows)
+def params(position=(0.5, 0.5), flip=False, angle=0.0, colour=(1, 1, 1, 0)):
+    position, angle, colour = (torch.tensor([v], dtype=torch.float32) for v in (position, angle, colour))
+    return ViewParams(position, None, torch.tensor([flip]), angle, colour)
 
 
 def pixels(view):
@@ -127,17 +127,20 @@ def slow_sample(frame, start, side, angle, S):
     return out
 
 
-def test_crop_scale_and_rotation_against_a_slow_sampler():
+@pytest.mark.parametrize("resized", [False, True])
+def test_crop_flip_and_rotation_against_a_slow_sampler(resized):
     clips, S = noise_clips(B=6, T=2), 12
     size = torch.tensor([[24, 32], [14, 32], [24, 13], [24, 32], [20, 20], [9, 11]])
-    drawn = draw_view(Draws(5, 0), 6, scale=(0.5, 1.5), rotate=40.0)
+    drawn = draw_view(Draws(5, 0), 6, scale=(0.2, 1.0) if resized else None, flip=0.5, rotate=40.0)
     got = pixels(apply_view(clips, size, drawn, S))
+    assert 0 < drawn.flip.sum() < 6
     for b, (H, W) in enumerate(size.tolist()):
-        side = min(round(drawn.scale[b].item() * S), H, W)
+        side = round(math.sqrt(drawn.area[b].item()) * min(H, W)) if resized else min(S, H, W)
         top, left = drawn.position[b].tolist()
         start = math.floor(top * (H - side + 1)), math.floor(left * (W - side + 1))
         for t in range(2):
             want = slow_sample(clips[b, t, :H, :W].double().numpy(), start, side, drawn.angle[b].item(), S)
+            want = want[:, ::-1] if drawn.flip[b] else want
             np.testing.assert_allclose(got[b, t].numpy(), want, rtol=0, atol=0.02)
 
 
@@ -156,7 +159,7 @@ def test_padding_is_never_read():
     inside[:17, :19] = True
     white = torch.where(inside, black // 2, 255)
     black = torch.where(inside, black // 2, 0)
-    drawn = draw_view(Draws(0, 0), 64, scale=(0.8, 1.2), rotate=45.0)
+    drawn = draw_view(Draws(0, 0), 64, scale=(0.2, 1.0), flip=0.5, rotate=45.0)
     for look in (lambda clips: apply_view(clips, size, drawn, 16), lambda clips: eval_view(clips, size, 24)):
         assert torch.equal(look(black), look(white))
         assert pixels(look(white)).max() < 128
@@ -252,11 +255,12 @@ def test_two_processes_see_the_views_one_sees():
 
 
 def test_ranges_of_the_parameters():
-    drawn = draw_view(Draws(0, 0), 4000, scale=(0.5, 2.0), rotate=10.0, jitter=(0.5, 1.5, 0.25, 0.1))
+    drawn = draw_view(Draws(0, 0), 4000, scale=(0.2, 0.9), flip=0.25, rotate=10.0, jitter=(0.5, 1.5, 0.25, 0.1))
+    assert abs(drawn.flip.float().mean() - 0.25) < 0.03
     table = [
         (drawn.position[:, 0], 0, 1),
         (drawn.position[:, 1], 0, 1),
-        (drawn.scale, 0.5, 2),
+        (drawn.area, 0.2, 0.9),
         (drawn.angle, -10, 10),
         (drawn.colour[:, 0], 0.5, 1.5),
         (drawn.colour[:, 1], 0, 2.5),  # no factor below 0
@@ -283,13 +287,15 @@ def test_jitter_of_one_op_chooses_each_as_often():
 def test_defaults_are_a_plain_crop():
     drawn = draw_view(Draws(0, 0), 5)
     assert torch.equal(drawn.colour, torch.tensor([[1.0, 1, 1, 0]]).expand(5, 4))
-    assert (drawn.scale == 1).all() and (drawn.angle == 0).all()
+    assert drawn.area is None and not drawn.flip.any() and (drawn.angle == 0).all()
 
 
 @pytest.mark.parametrize(
     "wrong, says",
     [
         (dict(scale=(0.0, 1.0)), r"scale .* got \(0.0, 1.0\)"),
+        (dict(scale=(0.5, 1.1)), r"scale .* got \(0.5, 1.1\)"),
+        (dict(flip=1.5), "flip .* got 1.5"),
         (dict(jitter=(0.5, 0.5, 0.5)), r"jitter .* got \(0.5, 0.5, 0.5\)"),
         (dict(jitter=(0.5, 0.5, 0.5, 0.6)), "hue"),
         (dict(jitter_ops="some"), "'all' or 'one', got 'some'"),
@@ -395,3 +401,13 @@ def test_the_gpu_draws_and_shows_what_the_cpu_does():
     want = apply_view(clips, size, draw_view(Draws(0, 0), 3, **ALL), 16)
     got = apply_view(clips.cuda(), size.cuda(), draw_view(Draws(0, 0, device="cuda"), 3, **ALL), 16)
     torch.testing.assert_close(got.cpu(), want, rtol=0, atol=1e-3)
+
+
+def test_framed_as_keeps_angle_and_colours_and_takes_the_window():
+    """What the hard negative is seen under with `a1`."""
+    one, other = (draw_view(Draws(0, step), 5, **ALL) for step in (0, 1))
+    mixed = one.framed_as(other)
+    for name in ("position", "area", "flip"):
+        assert torch.equal(getattr(mixed, name), getattr(other, name))
+    for name in ("angle", "colour"):
+        assert torch.equal(getattr(mixed, name), getattr(one, name))

@@ -5,14 +5,14 @@ import typing
 
 import pytest
 
-from be import config
+from be import config, targets
 from be.config import Config, ConfigError, load
 
 
 def test_every_experiment_resolves_in_every_stage():
     for name, entry in config.experiments().items():
         for stage in config.STAGES:
-            for preset in ([], ["recipe=released"], ["synthetic=true"]):
+            for preset in ([], ["recipe=released"], ["recipe=strong"], ["synthetic=true"]):
                 assert load(name, preset, stage).name == entry.get("name", name)
 
 
@@ -44,6 +44,44 @@ def test_precedence():
     assert load("table1-moco-be", ["synthetic=true"]).data == "data/demo"
 
 
+# FingerRec/BE's scripts, as the method page of this project has them: batch, epochs, lr, its steps, weight decay, queue
+SCRIPTS = {"table1-moco-be": ("kinetics400", 64, 50, 0.003, [], 1e-4, 65536),
+           "table1-moco-be-i3d-ucf101": ("ucf101", 4, 200, 0.003, [120, 160], 1e-4, 3569),
+           "table2-moco-be-i3d-diving48": ("diving48", 8, 10, 0.003, [], 1e-4, 3569)}
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_the_released_recipe_is_that_of_the_data_set(name):
+    cfg = load(name, ["recipe=released"])
+    assert (cfg.dataset, cfg.batch_size, cfg.epochs, cfg.lr, cfg.lr_steps, cfg.weight_decay, cfg.K) == SCRIPTS[name]
+    assert (cfg.erase, cfg.erase_side) == ("intra-video-frame-batch-lam", "query")
+    assert (cfg.hard_negative_view, cfg.hard_negative_encoder) == ("own", "query")
+    assert (cfg.pool, cfg.shuffle_bn) == ("avg", False)
+    assert (cfg.jitter, cfg.jitter_ops, cfg.m, cfg.temperature) == ([0.5, 0.5, 0.25, 0.5], "one", 0.999, 0.07)
+    assert cfg.batch_size // (8 if cfg.dataset == "kinetics400" else 1) == (cfg.bn_group or cfg.batch_size)  # GPUS=8
+    steps = {"kinetics400": 50 * (246534 // 64), "ucf101": 476_800, "diving48": 10 * (15027 // 8)}[cfg.dataset]
+    assert cfg.epochs * (targets.VIDEOS[cfg.dataset][0] // cfg.batch_size) == steps
+    tuned = load(name, ["recipe=released"], "finetune")
+    assert (tuned.frames, tuned.stride, tuned.lr, tuned.lr_factor, tuned.batch_size) == (64, 1, 0.001, 0.3, 4)
+    assert (tuned.lr_steps, tuned.dropout, tuned.weight_decay) == ([10, 20, 25, 30, 35, 40], 0.5, 1e-8)
+    assert load(name, ["recipe=released"], "retrieve").protocol == "gap"
+
+
+def test_the_released_recipe_on_another_data_set():
+    """The part of a data set follows what is typed, and what is typed wins over it."""
+    cfg = load("table1-moco-be-i3d-ucf101", ["recipe=released", "dataset=hmdb51"])
+    assert (cfg.batch_size, cfg.epochs, cfg.lr_steps) == (4, 10, [])
+    assert load("table1-moco-be", ["recipe=released", "epochs=7"]).epochs == 7
+
+
+def test_the_strong_recipe():
+    cfg, tuned = (load("table1-moco-be", ["recipe=strong"], stage) for stage in ("pretrain", "finetune"))
+    assert (cfg.epochs, cfg.schedule, cfg.warmup, cfg.temperature, cfg.weight_decay) == (200, "cosine", 10, 0.1, 1e-4)
+    assert (tuned.epochs, tuned.batch_size, tuned.lr, tuned.dropout, tuned.schedule) == (150, 128, 0.025, 0.5, "step")
+    assert all((c.scale, c.flip) == ([0.2, 1], 0.5) for c in (cfg, tuned))
+    assert load("demo-moco-be", ["recipe=strong"]).flip == 0  # left and right are classes of the drawn videos
+
+
 def test_a_file_is_an_experiment(tmp_path):
     """A diff of one's own, and the config saved with a run, which reads back as itself."""
     mine = tmp_path / "mine.yaml"
@@ -71,7 +109,14 @@ def test_a_file_is_an_experiment(tmp_path):
     ("table1-moco", ["epochs=1.5"], "epochs=1.5 is float, expected int"),
     ("table1-moco", ["hard_negative=1"], "hard_negative=1 is int, expected bool"),
     ("table1-moco", ["seed=true"], "seed=True is bool, expected int"),
-    ("table1-moco", ["erase_side=both"], "erase_side='both' is not one of key, query"),
+    ("table1-moco", ["erase_side=all"], "erase_side='all' is not one of query, key, both"),
+    ("table1-moco", ["scale=[0, 1]"], "scale=[0.0, 1.0] must be null or a range [low, high] of areas in (0, 1]"),
+    ("table1-moco", ["scale=[0.5, 1.5]"], "scale=[0.5, 1.5] must be null"),
+    ("table1-moco", ["scale=[0.5]"], "scale=[0.5] must be null"),
+    ("table1-moco", ["flip=1.5"], "flip=1.5 is too large, expected at most 1"),
+    ("table1-moco", ["flip=-0.5"], "flip=-0.5 is too small, expected at least 0"),
+    ("table1-moco", ["warmup=50"], "warmup=50 takes the whole run of epochs=50"),
+    ("table1-moco", ["hard_negative_gap=-1"], "hard_negative_gap=-1.0 is too small"),
     ("table1-moco", ["jitter=[0.1"], "the value is not YAML"),
     ("table1-moco", ["jitter=0.1"], "expected list"),
     ("no/such.yaml", [], "cannot read"),

@@ -12,6 +12,7 @@ import torch.multiprocessing as mp
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.flop_counter import FlopCounterMode
 
 from be import backbones, objectives
 from be.augment import Draws
@@ -68,9 +69,10 @@ def moco(**options):
     return MoCo(Tiny(), **settings | options)
 
 
-def test_moco_is_eq_7():
-    """Two steps against a transcription of Eq. 7, one sample, one negative at a time."""
-    model = moco()
+@pytest.mark.parametrize("side", ["query", "key", "both"])
+def test_moco_is_eq_7(side):
+    """Two steps against a transcription of Eq. 7, one sample, one negative at a time; `both` is the mean of two."""
+    model = moco(erase_side=side)
     twin = moco()  # same seed, same weights: the oracle's own encoders
     remembered = []  # (video, key), the oracle's queue
     for step, index in enumerate([torch.arange(6), torch.tensor([6, 0, 7, 1, 8, 2])]):
@@ -80,7 +82,6 @@ def test_moco_is_eq_7():
         for slow, fast in zip(twin.momentum_encoder.parameters(), twin.encoder.parameters(), strict=True):
             slow.data = 0.9 * slow.data + 0.1 * fast.data
         draws = Draws(0, step)
-        x_d = twin.erase(views[1], draws)
 
         def shuffled(x, draws=draws):
             order = draws.randperm(6)
@@ -89,24 +90,38 @@ def test_moco_is_eq_7():
                 z[group] = F.normalize(twin.momentum_encoder(x[group]).detach(), dim=1)
             return z
 
-        k, h = shuffled(x_d), shuffled(views[2])
-        q = F.normalize(torch.cat([twin.encoder(part) for part in views[0].split(3)]).detach(), dim=1)
-        total = 0.0
-        for i in range(6):
-            positive = math.exp(float(q[i] @ k[i]) / 0.2)
-            negatives = [math.exp(float(q[i] @ key) / 0.2) for video, key in remembered if video != int(index[i])]
-            negatives.append(math.exp(float(q[i] @ h[i]) / 0.2))
-            total -= math.log(positive / (positive + sum(negatives)))
-        assert loss.item() == pytest.approx(total / 6, rel=1e-5)
-        remembered += [(int(index[i]), k[i]) for i in range(6)]
+        h = shuffled(views[2])
+        x_o, x_v = views[:2]
+        pairs = [(x_o, twin.erase(x_v, draws))] if side == "key" else [(twin.erase(x_o, draws), x_v)]
+        pairs += [(twin.erase(x_v, draws), x_o)] if side == "both" else []
+        total, similarities, new = 0.0, [], None
+        for x_q, x_k in pairs:
+            k = shuffled(x_k)
+            new = k if new is None else new
+            q = F.normalize(torch.cat([twin.encoder(part) for part in x_q.split(3)]).detach(), dim=1)
+            for i in range(6):
+                positive = math.exp(float(q[i] @ k[i]) / 0.2)
+                negatives = [math.exp(float(q[i] @ key) / 0.2) for video, key in remembered if video != int(index[i])]
+                negatives.append(math.exp(float(q[i] @ h[i]) / 0.2))
+                total -= math.log(positive / (positive + sum(negatives)))
+            similarities += (q * h).sum(1).tolist()
+        assert loss.item() == pytest.approx(total / 6 / len(pairs), rel=1e-5)
+        remembered += [(int(index[i]), new[i]) for i in range(6)]  # of `both`, the keys of x_v
         remembered = remembered[-10:]
-        assert stats["hard_negative"].item() == pytest.approx((q * h).sum(1).mean().item(), abs=1e-6)
+        assert stats["hard_negative"].item() == pytest.approx(np.mean(similarities), abs=1e-6)
+
+
+@pytest.mark.parametrize("view, augmentation", [("own", 2), ("a1", (2, 0))])
+def test_hard_negative_view(view, augmentation):
+    """A draw of its own, or the query's angle and colours in a window of its own."""
+    model = moco(hard_negative_view=view)
+    assert model.views == ((0, 0), (0, 1), (1, augmentation))
+    assert moco(hard_negative=False, hard_negative_view=view).views == ((0, 0), (0, 1))
 
 
 def test_be_off_is_plain_moco():
-    """Without erasing and hard negative only Eq. 6's terms are left, and x_d is x_v itself."""
+    """Without erasing and hard negative only Eq. 6's terms are left, and both sides are the views themselves."""
     model, twin = moco(erase="none", hard_negative=False, bn_group=0), moco(bn_group=0)
-    assert model.views == ((0, 0), (0, 1))
     views = clips(2)
     model.queue.copy_(F.normalize(torch.randn(10, 5), dim=1))
     model.queue_index.copy_(torch.arange(100, 110))
@@ -117,16 +132,68 @@ def test_be_off_is_plain_moco():
     torch.testing.assert_close(loss, F.cross_entropy(logits, torch.zeros(6, dtype=torch.long)))
 
 
-@pytest.mark.parametrize("side, erased", [("key", 1), ("query", 0)])
+@pytest.mark.parametrize("side, erased", [("key", [1]), ("query", [0]), ("both", [0, 1])])
 @pytest.mark.parametrize("method", CONTRASTIVE)
 def test_erase_side(method, side, erased):
-    """The clip that reaches an encoder erased is the key's (Eq. 6-7) or the query's (released code)."""
+    """The clip that reaches an encoder erased is the query's (released code), the key's, or each once."""
     model = build(method, erase_side=side)
     seen = []
     model.erase = lambda x, draws: seen.append(x) or x
     views = films(model)
     model(views, None, torch.arange(6), Draws(0, 0))
-    assert len(seen) == 1 and seen[0] is views[erased]
+    assert len(seen) == len(erased) and all(x is views[place] for x, place in zip(seen, erased, strict=True))
+
+
+@pytest.mark.parametrize("method", ["triplet", "simclr", "byol"])
+def test_both_sides_are_the_mean_of_two_losses(method):
+    """Of a method whose weights do not move within a step: the pairs one by one, each a step of its own."""
+    options = dict(erase="gaussian-noise", bn_group=0)
+    both, one = build(method, erase_side="both", **options), build(method, erase_side="query", **options)
+    views, index = films(both), torch.arange(6)
+    loss, stats = both(views, None, index, Draws(0, 0))
+    x_o, x_v, *rest = views
+    draws = Draws(0, 0)  # the draws of the second pair follow those of the first
+    found = [one([x_q, x_k, *rest], None, index, draws) for x_q, x_k in ((x_o, x_v), (x_v, x_o))]
+    assert loss.item() == pytest.approx(np.mean([loss.item() for loss, _ in found]), rel=1e-5)
+    for name in stats:
+        assert stats[name].item() == pytest.approx(np.mean([each[name].item() for _, each in found]), rel=1e-4)
+
+
+@pytest.mark.parametrize("method", ["classify", *TASKS])
+def test_both_needs_two_sides(method):
+    with pytest.raises(ConfigError, match="erase_side=both is for methods with a query and a key: moco, triplet"):
+        build(method, erase_side="both")
+
+
+def test_both_sides_cost_as_said():
+    """1.8 times the arithmetic of MoCo + BE, in the backbone."""
+    flop = {}
+    for side in ("query", "both"):
+        model = build("moco", backbones.build("c3d", 8), erase_side=side)
+        views = [torch.zeros(6, 3, 16, 32, 32) for _ in model.views]
+        with FlopCounterMode(display=False) as counter:
+            model(views, None, torch.arange(6), Draws(0, 0))[0].backward()
+        flop[side] = counter.get_total_flops()
+    assert flop["both"] / flop["query"] == pytest.approx(1.8, abs=0.05)
+
+
+def test_classify_with_be():
+    """BE as an augmentation of the training clips, and never of the tested ones."""
+    model, plain = build("classify", erase="intra-video-frame"), build("classify")
+    (x,), label = clips(1), torch.tensor([0, 1, 2, 0, 1, 2])
+    x_d = ERASE["intra-video-frame"](x, Draws(0, 0), 0.3)
+    torch.testing.assert_close(model([x], label, None, Draws(0, 0))[0], plain([x_d], label, None, Draws(0, 0))[0])
+    assert not torch.equal(x, x_d)
+    torch.testing.assert_close(model.eval().logits(x), plain.eval().logits(x))
+
+
+def test_keys_without_shuffle_pass_in_the_groups_of_the_queries():
+    model, seen = moco(shuffle_bn=False), []
+    model.momentum_encoder.backbone.register_forward_pre_hook(
+        lambda _, args: seen.append(args[0][:, 0, 0, 0, 0].tolist()))
+    x = torch.arange(6.0).view(6, 1, 1, 1, 1) + torch.zeros(6, 3, 4, 8, 8)
+    model._keys(x, Draws(0, 0))
+    assert seen == [[0, 1, 2], [3, 4, 5]]
 
 
 @pytest.mark.parametrize("encoder, gradient", [("momentum", False), ("query", True)])
@@ -177,7 +244,7 @@ def test_shuffle_keeps_batchnorm_from_leaking():
     mixed = 0
     for step in range(40):
         groups.clear()
-        z = model._shuffled_keys(x, Draws(0, step))
+        z = model._keys(x, Draws(0, step))
         assert sorted(groups[0] + groups[1]) == list(range(6))
         mixed += set(groups[0]) not in ({0, 1, 2}, {3, 4, 5})
     assert mixed > 28  # of the 20 ways to draw 3 of 6, 18 mix
@@ -222,7 +289,7 @@ def embed_slowly(model, x, network):
 
 
 def erased_pair(views, erase):
-    return views[0], ERASE[erase](views[1], Draws(0, 0), 0.3)
+    return ERASE[erase](views[0], Draws(0, 0), 0.3), views[1]
 
 
 @pytest.mark.parametrize("erase", ["none", "intra-video-frame"])
@@ -270,8 +337,10 @@ def test_triplet_by_distances(erase):
     assert len(views) == 3  # the negative is not optional
     q, k, h = (embed_slowly(twin, x, twin.encoder).detach() for x in (*erased_pair(views, erase), views[2]))
     distance = [float((q[i] - k[i]).norm() - (q[i] - h[i]).norm()) for i in range(6)]
+    others = [float((q[i] - k[i]).norm() - (q[i] - h[5 - i]).norm()) for i in range(6)]  # of another video
     loss, stats = model(views, None, None, Draws(0, 0))
-    assert loss.item() == pytest.approx(np.mean([max(0, d + 0.5) for d in distance]), abs=1e-5)
+    slow = np.mean([max(0, d + 0.5) for d in distance]) + np.mean([max(0, d + 0.5) for d in others])
+    assert loss.item() == pytest.approx(slow, abs=1e-5)
     assert stats["contrast_top1"].item() == pytest.approx(np.mean([d < 0 for d in distance]))
 
 

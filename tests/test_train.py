@@ -7,15 +7,18 @@ import signal
 import subprocess
 import time
 from dataclasses import asdict, replace
+from functools import partial
 
 import pytest
 import torch
 from conftest import TINY, command, run
 
-from be import backbones, config, finetune, objectives, train
+from be import backbones, config, datasets, finetune, objectives, train
+from be.augment import Draws, apply_view, draw_view
 from be.config import ConfigError, UserError
 from be.objectives import Classify
 from be.runs import RunError, make_accelerator, read_metrics
+from be.tasks import RotNet
 
 
 def words(tiny, out, *more):
@@ -35,12 +38,96 @@ def record(path):
 
 def test_lr_at():
     """0.01, divided by 10 every 10 epochs, by a slow count."""
+    cfg = config.load("table1-moco-be")
     for step in range(0, 500, 7):
         slow = 0.01
         for epoch in (10, 20, 30, 40):
             if step >= 10 * epoch:
                 slow /= 10
-        assert train.lr_at(step, 10, 0.01, [10, 20, 30, 40], 0.1) == pytest.approx(slow)
+        assert train.lr_at(step, 10, cfg) == pytest.approx(slow)
+
+
+def test_cosine_and_warm_up_are_torchs():
+    """Of a run of 20 epochs of 10 steps, 3 of them warm-up."""
+    cfg = config.load("table1-moco-be", ["schedule=cosine", "warmup=3", "epochs=20"])
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=cfg.lr)
+    rise = torch.optim.lr_scheduler.LinearLR(optimizer, 1 / 31, 1, total_iters=30)
+    fall = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 170)
+    both = torch.optim.lr_scheduler.SequentialLR(optimizer, [rise, fall], [30])
+    for step in range(200):
+        assert train.lr_at(step, 10, cfg) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-6), step
+        optimizer.step()
+        both.step()
+
+
+@pytest.mark.parametrize("words, says", [
+    ([], []), (["epochs=200"], ["170 of 200 epochs run at a thousandth of lr=0.01 or less"]),
+    (["epochs=20"], ["lr_steps 20, 30, 40 lie beyond epochs=20"]), (["epochs=200", "schedule=cosine"], []),
+    (["recipe=released"], []), (["recipe=strong"], []),
+])
+def test_an_odd_schedule_is_said(words, says):
+    found = train.schedule_problems(config.load("table1-moco-be", words))
+    assert len(found) == len(says) and all(message in problem for message, problem in zip(says, found, strict=True))
+
+
+def test_adamw_moves_by_the_rate_in_its_first_step():
+    """Each weight by lr against the sign of its gradient, after decay (Loshchilov and Hutter 2019)."""
+    cfg = config.load("table1-moco-be", ["optimizer=adamw", "lr=0.1", "weight_decay=0.5"])
+    layer = torch.nn.Linear(2, 1, bias=False)
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([[2.0, -2.0]]))
+    layer.weight.grad = torch.tensor([[5.0, -0.1]])
+    train.make_optimizer(layer, cfg).step()
+    torch.testing.assert_close(layer.weight.detach(), torch.tensor([[2 * 0.95 - 0.1, -2 * 0.95 + 0.1]]))
+
+
+class Turned(RotNet):
+    """A task of somebody's fork whose answer a mirror would change."""
+
+    mirrors = False
+
+
+def test_mirrored_clips_are_refused_where_left_and_right_matter(tiny, tmp_path, monkeypatch):
+    with pytest.raises(ConfigError, match="flip=0.5: these drawn videos can tell left from right"):
+        train.pretrain(load(tiny, tmp_path, "flip=0.5"))
+    monkeypatch.setitem(objectives.OBJECTIVES, "turned", partial(objectives.PretextTask, task=Turned))
+    cfg = load(tiny, tmp_path, "method=turned", "flip=0.5")
+    samples = replace(datasets.load("ucf101", tiny, "train"), root="/elsewhere")
+    with pytest.raises(ConfigError, match="flip=0.5: method=turned can tell left from right"):
+        train.check_flip(cfg, samples)
+    train.check_flip(replace(cfg, method="rotnet"), samples)
+    monkeypatch.setitem(datasets.DATASETS, "ucf101", replace(datasets.DATASETS["ucf101"], mirrors=False))
+    with pytest.raises(ConfigError, match="flip=0.5: dataset=ucf101 can tell"):
+        train.check_flip(replace(cfg, method="rotnet"), samples)
+    train.check_flip(replace(cfg, method="turned", flip=0.0), samples)
+
+
+def test_views_of_a_task_flip_together():
+    """And those of a contrastive method on their own. A clip that gets darker to the right shows which way it lies."""
+    ramp = torch.arange(32, dtype=torch.uint8).flip(0).expand(64, 2, 4, 24, 32)[..., None].expand(-1, -1, -1, -1, -1, 3)
+    batch = datasets.Batch(ramp, torch.tensor([[24, 32]] * 64), None, None, None, None)
+    cfg = config.load("demo-moco-be", ["flip=0.5", "rotate=0", "jitter=[0, 0, 0, 0]", "size=16"])
+    for together in (True, False):
+        views = train.make_views(batch, ((0, 0), (1, 1)), Draws(0, 0), cfg, together)
+        mirrored = torch.stack([(x[..., -1] > x[..., 0]).all((1, 2, 3)) for x in views])
+        assert 20 < mirrored[0].sum() < 44
+        assert (mirrored[0] == mirrored[1]).all() == together
+    assert objectives.PretextTask.flips_together and not objectives.MoCo.flips_together
+
+
+def test_the_hard_negative_under_a1_has_the_querys_colours_and_another_window():
+    batch = datasets.Batch(torch.randint(256, (8, 2, 4, 40, 40, 3), dtype=torch.uint8).sort(3).values,
+                           torch.tensor([[40, 40]] * 8), None, None, None, None)
+    cfg = config.load("demo-moco-be", ["size=16"])
+    for view, same in ((2, False), ((2, 0), True)):
+        wanted = ((0, 0), (0, 1), (1, view))
+        query, _, hard = train.make_views(batch, wanted, Draws(0, 0), cfg)
+        draws = Draws(0, 0)
+        drawn = [draw_view(draws, 8, rotate=cfg.rotate, jitter=cfg.jitter) for _ in range(3)]
+        a = drawn[0] if same else drawn[2]
+        own = replace(a, position=drawn[2].position)
+        assert torch.equal(hard, apply_view(batch.clips[:, 1], batch.size, own, 16))
+        assert torch.equal(query, apply_view(batch.clips[:, 0], batch.size, drawn[0], 16))
 
 
 def test_batches_that_do_not_fit():
@@ -50,6 +137,7 @@ def test_batches_that_do_not_fit():
                                       ({"bn_group": 5}, 500, 1, "do not divide by bn_group=5")]:
         with pytest.raises(ConfigError, match=message):
             train.check_batch(replace(cfg, **change), n, world)
+    train.check_batch(config.load("table1-moco-be", ["recipe=released"]), 246534, 8)  # on 8 GPUs, as released
 
 
 def test_same_seed_same_losses_and_another_seed_others(tiny, tmp_path):
@@ -178,7 +266,9 @@ def test_a_signal_during_a_test_stops_at_its_end(tiny, tmp_path, monkeypatch):
 def test_what_is_said_of_batch_and_learning_rate(tiny, tmp_path, capsys):
     train.pretrain(load(tiny, tmp_path, "accumulate=2", "epochs=1"))
     said = capsys.readouterr().out
-    assert "8 = 1 device(s) x 2 part(s) x 4 clips, lr 0.01 for the batch of 8, on any number of devices" in said
+    assert "8 = 1 device(s) x 2 part(s) x 4\n" in said
+    assert "lr       0.01 for the batch of 8, on any number of devices, times 0.1 after epochs 1\n" in said
+    assert "warning  lr_steps 1 lie beyond epochs=1: the rate does not fall there" in said
 
 
 def test_the_loss_scaler_is_resumed(tiny, tmp_path, monkeypatch):

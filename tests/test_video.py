@@ -490,13 +490,17 @@ def test_clips_are_in_range_evenly_strided_and_reproducible(name, n, K, T, strid
         assert clips.shape == (K, T) and clips.dtype == np.int64
         assert clips.min() >= 0 and clips.max() < n
         assert np.all((np.diff(clips, axis=1) - stride) % n == 0)  # strides, around the end of a short video
-        if n >= (T - 1) * stride + 1 and name != "ordered":
+        if n - (T - 1) * stride >= (K if name == "even" else 1) and name != "ordered":
             assert np.all(np.diff(clips, axis=1) == stride)  # and not around the end of a long one
         again = CLIPS[name](n, np.random.default_rng(seed), K=K, T=T, stride=stride)
         assert np.array_equal(clips, again)
 
 
-@pytest.mark.parametrize("clips", CLIPS.values())
+def distant_clips(n, rng, *, K, T, stride):
+    return video.distant_clips(n, rng, T=T, stride=stride, gap=0.5)
+
+
+@pytest.mark.parametrize("clips", [*CLIPS.values(), distant_clips])
 def test_no_clips_of_nothing(clips):
     with pytest.raises(ValueError, match="0 frames"):
         clips(0, np.random.default_rng(0), K=1, T=4, stride=1)
@@ -532,10 +536,41 @@ def test_ordered_clips_do_not_overlap():
     assert short[:, 0].tolist() == [0, 24, 48] and short[2, :4].tolist() == [48, 49, 0, 1]
 
 
+@pytest.mark.parametrize("n", [40, 93, 186, 300])
+def test_distant_clips_keep_their_distance(n):
+    """Clips of 16 frames, stride 4, span 61: half of that is 31 frames; a video of 40 is a circle of at most 20."""
+    pairs = [video.distant_clips(n, np.random.default_rng(s), T=16, stride=4, gap=0.5)[:, 0] for s in range(3000)]
+    apart = np.array([abs(int(a) - int(b)) for a, b in pairs])
+    apart = np.minimum(apart, n - apart) if n < 61 else apart
+    assert apart.min() >= (20 if n < 61 else 31)
+    assert abs(np.mean([a < b for a, b in pairs]) - 0.5) < 0.04  # in random order
+    # Against all pairs, counted one by one: each is as likely.
+    places = n if n < 61 else n - 60
+    far = [(a, b) for a in range(places) for b in range(places)
+           if (min(abs(a - b), n - abs(a - b)) == 20 if n < 61 else abs(a - b) >= 31)]
+    assert set(map(tuple, (p.tolist() for p in pairs))) <= set(far)
+    expected = np.bincount([a for a, _ in far], minlength=places) / len(far)
+    seen = np.bincount([int(a) for a, _ in pairs], minlength=places) / len(pairs)
+    assert np.abs(np.cumsum(seen) - np.cumsum(expected)).max() < 2.2 / np.sqrt(3000)  # Kolmogorov, 1e-4
+
+
+def test_distant_clips_where_there_is_no_room():
+    """As far as the video allows: from end to end, or half way around one shorter than a clip."""
+    for seed in range(50):
+        rng = np.random.default_rng(seed)
+        assert sorted(video.distant_clips(70, rng, T=16, stride=4, gap=0.5)[:, 0]) == [0, 9]
+        assert sorted(video.distant_clips(61, rng, T=16, stride=4, gap=0.5)[:, 0]) == [0, 0]  # the only one
+        a, b = video.distant_clips(41, rng, T=16, stride=4, gap=0.5)[:, 0]
+        assert abs(int(a) - int(b)) in (20, 21)
+    near = {abs(int(a) - int(b)) for a, b in (video.distant_clips(100, np.random.default_rng(s), T=16, stride=4, gap=0)
+                                              [:, 0] for s in range(500))}
+    assert min(near) == 1 and max(near) > 30  # gap 0: distinct, and that is all
+
+
 def test_even_clips_cover_the_video():
     assert video.even_clips(12, K=1, T=3, stride=2).tolist() == [[4, 6, 8]]
     assert video.even_clips(12, K=2, T=3, stride=2).tolist() == [[2, 4, 6], [6, 8, 10]]
-    for n in (16, 61, 100, 187, 1000):
+    for n in (70, 100, 187, 1000):
         clips = video.even_clips(n, K=10, T=16, stride=4)
         starts, places = clips[:, 0], max(1, n - 60)
         gaps = np.diff(starts)
@@ -543,6 +578,15 @@ def test_even_clips_cover_the_video():
         # Each start stands for a tenth of the possible ones, in the middle of it.
         assert np.all(np.abs(starts + 0.5 - (np.arange(10) + 0.5) * places / 10) <= 0.5)
         middle = video.even_clips(n, K=1, T=16, stride=4)[0]
-        if n > 60:
-            assert abs((middle[0] + middle[-1]) / 2 - (n - 1) / 2) <= 0.5
-    assert np.all(video.even_clips(7, K=3, T=16, stride=1) == np.arange(16) % 7)
+        assert abs((middle[0] + middle[-1]) / 2 - (n - 1) / 2) <= 0.5
+
+
+@pytest.mark.parametrize("n", [10, 16, 40, 61, 69])
+def test_even_clips_of_short_videos_are_different_ones(n):
+    """Fewer than ten starts: ten different ones over all frames, wrapping around."""
+    clips = video.even_clips(n, K=10, T=16, stride=4)
+    starts = clips[:, 0]
+    assert len(set(starts.tolist())) == 10
+    assert np.all(np.abs(starts + 0.5 - (np.arange(10) + 0.5) * n / 10) <= 0.5)
+    assert np.array_equal(clips, (starts[:, None] + 4 * np.arange(16)) % n)
+    assert video.even_clips(n, K=1, T=16, stride=4)[0, 0] == max(0, n - 60) // 2  # one clip needs no spreading
