@@ -3,7 +3,8 @@
     defaults <- recipe <- parents (`from:`) <- the experiment <- synthetic <- key=value
 
 `experiments.yaml` holds the values and says what each key means; `Config` below holds the types. A block may have a
-part for each stage (`pretrain:` ...), which counts only in that stage. An unknown key, a wrong type or a value
+part for each stage (`pretrain:` ...), which counts only in that stage, and a part for each data set (`for: {hmdb51:
+...}`), which counts where the stage reads that one. An unknown key, a wrong type or a value
 outside the choices stops the run with one line (`ConfigError`) that names the nearest choices. No torch in here, so
 that `run.py --help` answers at once.
 """
@@ -181,18 +182,14 @@ def load(name_or_file: str, overrides: list[str] | tuple[str, ...] = (), stage: 
 
     # Two keys name presets: the recipe is another set of defaults, so what a row of the paper fixes wins over it;
     # synthetic=true shrinks whatever the experiment asks for.
-    said: dict[str, Any] = {}
-    for block in (entries["defaults"], *chain, {"pretrain": typed, "finetune": typed, "retrieve": typed}):
-        _merge(said, block, stage)
     blocks = [entries["defaults"], *chain]
+    said = {**_merged(blocks, stage), **typed}
     if said["recipe"] in entries["presets"] and not saved:
-        recipe = entries["presets"][said["recipe"]]
-        blocks[1:1] = [recipe, *(block for block in (recipe.get("for", {}).get(said["dataset"]),) if block)]
+        blocks.insert(1, entries["presets"][said["recipe"]])
     if said["synthetic"] is True and not saved:
         blocks.append(entries["presets"]["synthetic"])
-    values: dict[str, Any] = {"name": chain[-1].get("name", default_name)}
-    for block in blocks:
-        _merge(values, block, stage)
+        said = {**_merged(blocks, stage), **typed}
+    values: dict[str, Any] = {"name": chain[-1].get("name", default_name), **_merged(blocks, stage, said["dataset"])}
     values.update(typed)
     values = {key: _typed(key, value) for key, value in values.items()}
     if wrong := problem(values):
@@ -259,10 +256,14 @@ def _chain(name: str, entries: dict, seen: tuple = ()) -> list[dict]:
     return [*parents, entry]
 
 
-def _merge(values: dict, block: dict, stage: str) -> None:
-    """A block's common keys, then its keys of this stage, over `values`."""
-    values.update({key: value for key, value in block.items() if key not in META})
-    values.update(block.get(stage) or {})
+def _merged(blocks: list[dict], stage: str, dataset: str | None = None) -> dict[str, Any]:
+    """One block over the other: its common keys, its keys of this stage, and both of its part `for` the data set."""
+    values: dict[str, Any] = {}
+    for block in blocks:
+        for part in (block, (block.get("for") or {}).get(dataset, {})):
+            values.update({key: value for key, value in part.items() if key not in META})
+            values.update(part.get(stage) or {})
+    return values
 
 
 def _check_entry(where: str, entry: dict) -> None:

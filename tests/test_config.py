@@ -74,6 +74,17 @@ def test_the_released_recipe_on_another_data_set():
     assert load("table1-moco-be", ["recipe=released", "epochs=7"]).epochs == 7
 
 
+def test_a_part_for_a_data_set_counts_where_it_is_read(tmp_path):
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("from: table1-moco\nfinetune: {stride: 8}\nfor: {hmdb51: {finetune: {stride: 2}}}\n")
+    strides = [load(str(mine), words, "finetune").stride for words in ([], ["dataset=hmdb51"],
+                                                                      ["dataset=hmdb51", "stride=1"])]
+    assert strides == [8, 2, 1] and load(str(mine), ["dataset=hmdb51"]).stride == 4
+    mine.write_text("from: table1-moco\nfor: {hmdb51: {strid: 2}}\n")
+    with pytest.raises(ConfigError, match="for hmdb51: unknown key 'strid'"):
+        load(str(mine))
+
+
 def test_the_strong_recipe():
     cfg, tuned = (load("table1-moco-be", ["recipe=strong"], stage) for stage in ("pretrain", "finetune"))
     assert (cfg.epochs, cfg.schedule, cfg.warmup, cfg.temperature, cfg.weight_decay) == (200, "cosine", 10, 0.1, 1e-4)
