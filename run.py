@@ -14,8 +14,10 @@
 import ast
 import difflib
 import importlib
+import os
 import re
 import sys
+import textwrap
 from pathlib import Path
 
 # verb, of one word or two: (module, function, stage of the config it runs under, an example). Modules are imported when
@@ -127,11 +129,24 @@ def split_words(words: list[str]) -> tuple[str | None, list[str]]:
 def help_text(verb: str) -> str:
     first, rest, signature = docstring(verb)
     _, _, stage, example = VERBS[verb]
-    keys = "[key=value ...]\n\nkeys and what they mean: experiments.yaml, block `defaults`"
+    keys = f"[key=value ...]\n\n{keys_text() if stage and stage != 'dataset' else ''}"
     own = f"[key=value ...]\n\narguments: {signature}"
     keys = {None: own, "dataset": f"--cfg DATASET {own}", "runs": f"--cfg RUN[,RUN ...] {keys}"}.get(
         stage, f"--cfg NAME_OR_FILE {keys}; names: run.py list")
-    return f"run.py {verb} {keys}\n\n{first}\n{rest}\n\nexample:\n  {example}"
+    return f"{first}\n{rest}\n\nexample:\n  {example}\n\nrun.py {verb} {keys}"
+
+
+def keys_text() -> str:
+    """All keys of the configuration, a group after the other, with default, choices and meaning."""
+    from be.config import key_groups
+
+    text = []
+    for title, rows in key_groups().items():
+        text.append(f"{title}\n")
+        for key, default, meaning in rows:
+            text.append(textwrap.fill(meaning or "", 118, initial_indent=f"  {f'{key}={default}':34} ",
+                                      subsequent_indent=" " * 37) + "\n")
+    return "".join(text)
 
 
 def docstring(verb: str) -> tuple[str, str, str]:
@@ -146,6 +161,8 @@ def docstring(verb: str) -> tuple[str, str, str]:
 if __name__ == "__main__":
     try:
         sys.exit(main(sys.argv[1:]))
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except ModuleNotFoundError as error:
         if (error.name or "be").split(".")[0] == "be":
             raise

@@ -2,29 +2,37 @@
 
     defaults <- recipe <- parents (`from:`) <- the experiment <- synthetic <- key=value
 
-`experiments.yaml` holds the values and says what each key means; `Config` below holds the types. A block may have a
-part for each stage (`pretrain:` ...), which counts only in that stage, and a part for each data set (`for: {hmdb51:
-...}`), which counts where the stage reads that one. An unknown key, a wrong type or a value
-outside the choices stops the run with one line (`ConfigError`) that names the nearest choices. No torch in here, so
-that `run.py --help` answers at once.
+`Config` declares every key once: its type and range, default and meaning. `run.py VERB --help` prints them from here.
+`experiments.yaml` holds the diffs. A block may have a part for a stage (`pretrain:` ...), which counts in that stage,
+and a part for a data set (`for: {hmdb51: ...}`), which counts where the stage reads it. An unknown key, a wrong type
+or a value out of range stops the run with one line (`ConfigError`) that names the nearest choices.
+
+No torch in here, so that `run.py --help` answers at once.
 """
 
 import dataclasses
 import difflib
+import fnmatch
 import functools
 import inspect
+import re
 import types
 import typing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 
 REGISTRY = Path(__file__).resolve().parent.parent / "experiments.yaml"
 STAGES = ("pretrain", "finetune", "retrieve")
-# An entry's own, never inherited; what a recipe says for a data set; the blocks of stages
-META = ("name", "from", "about", "paper", "against", "for", *STAGES)
+# An entry's own, never inherited; parts for data sets; parts for stages
+META = ("from", "about", "paper", "against", "same_runs_as", "for", *STAGES)
+
+ENDLESS = float("inf")
+Count, Natural = Annotated[int, 1, ENDLESS], Annotated[int, 0, ENDLESS]
+Share, Amount = Annotated[float, 0, 1], Annotated[float, 0, ENDLESS]
+Floats = tuple[float, ...]
 
 
 class UserError(Exception):
@@ -37,130 +45,140 @@ class ConfigError(UserError, ValueError):
 
 @dataclass(frozen=True)
 class Config:
-    """Types of all keys; their values and meaning stand in `experiments.yaml`, block `defaults`."""
+    """All keys. Choices and ranges are in the types; lengths count frames and pixels, epochs passes over the list."""
 
     # which run
-    name: str
-    out: str
-    seed: int
-    recipe: Literal["paper", "released", "strong"]
-    synthetic: bool
+    name: str  # of the run's folder, by default the experiment's; a variant typed on the command line needs its own
+    out: str = "runs"  # the folder of runs: OUT/NAME/STAGE-...
+    seed: Natural = 0  # of the weights and of every draw
+    recipe: Literal["paper", "released", "strong"] = "paper"  # released: the authors' scripts | strong: today's
+    synthetic: bool = False  # rehearse any experiment on the demo's videos at the demo's size
+
     # data
-    data: str
-    dataset: str
-    split: int
-    subset: str
-    workers: int
-    cache_gb: float
-    short_side: int
-    size: int
-    frames: int
-    stride: int
-    static: bool
-    # augmentation A
-    scale: list[float] | None
-    flip: float
-    rotate: float
-    jitter: list[float]
-    jitter_ops: Literal["all", "one"]
+    data: str = "data"  # the folder that holds ucf101/, hmdb51/, ... with their official lists
+    dataset: str = "ucf101"  # ucf101 hmdb51 actor_hmdb51 diving48 kinetics400 plain, see be/datasets.py
+    split: Count = 1  # of the official lists
+    classes: tuple[str, ...] | None = None  # only these classes of the data set, by name; null: all
+    subset: str = "test"  # the list to test on; several as test,swapped (drawn videos have `swapped`)
+    workers: Natural = 4  # decoding processes per device
+    cache_gb: Amount = 0  # GiB of decoded videos that each of these keeps: lists that fit are decoded once
+    short_side: Count = 128  # after decoding
+    size: Count = 112  # of the square crop that the network sees
+    frames: Count = 16  # T
+    stride: Count = 4  # between the frames of a clip (paper 4.1)
+    static: bool = False  # one random frame of a video, repeated: no motion at all (Figure 4)
+
+    # augmentation A: one draw per clip, shared by its frames (paper 4.1)
+    scale: Floats | None = None  # [low, high]: resized crops, in shares of the largest square; null: pixels as stored
+    flip: Share = 0  # probability that a clip is mirrored
+    rotate: Annotated[float, 0, 180] = 10  # degrees, uniform in +-rotate
+    jitter: Floats = (0.4, 0.4, 0.4, 0.1)  # brightness, contrast, saturation, hue; the paper gives none: MoCo v2's
+    jitter_ops: Literal["all", "one"] = "all"  # one: a single op per clip, which the released code amounts to
+
     # backbone
-    backbone: str
-    width: int
-    pool: Literal["max", "avg"]
-    dropout: float
-    pretrained: str | None
+    backbone: str = "i3d"  # c3d i3d r3d18 r3d34 r3d18tv r2plus1d18 s3d, see be/backbones.py
+    width: Count = 64  # channels of the first stage; 8 or 16 for a laptop
+    pool: Literal["max", "avg"] = "max"  # over space and time, before the linear layer (paper 3.3.2 and 4.1)
+    dropout: Annotated[float, 0, 0.99] = 0  # before the classifier
+    pretrained: str = "self"  # self: this experiment's own backbone; random; another experiment's name; or published
+    #                           weights: a file, a folder, torchvision:googlenet, hf:USER/REPO (be/weights.py)
+
     # method
-    method: str
-    erase: str
-    gamma: float
-    beta: float
-    be_norm: Literal["mean", "sum"]
-    erase_side: Literal["query", "key", "both"]
-    hard_negative: bool
-    hard_negative_view: Literal["own", "a1"]
-    hard_negative_gap: float
-    hard_negative_encoder: Literal["momentum", "query"]
-    dim: int
-    K: int
-    m: float
-    temperature: float
-    # optimisation
-    epochs: int
-    batch_size: int
-    accumulate: int
-    bn_group: int
-    shuffle_bn: bool
-    optimizer: Literal["sgd", "adamw"]
-    lr: float
-    schedule: Literal["step", "cosine"]
-    warmup: float
-    lr_steps: list[float]
-    lr_factor: float
-    momentum: float
-    weight_decay: float
-    precision: Literal["fp32", "bf16", "fp16"]
-    checkpointing: bool
-    compile: bool
-    # test
-    test_clips: int
-    select: Literal["last", "holdout"]
-    # analyses
-    scene: Literal["median", "rendered"]
-    # retrieval
-    protocol: Literal["paper", "vcop", "gap"]
-    memory_gb: float
+    method: str = "moco"  # moco triplet simclr byol; rotnet puzzles clip_order pace arrow_of_time order_verification;
+    #                       classify: see be/objectives.py
+    erase: str = "intra-video-frame"  # BE; none; or a variant of Table 4, see be/erase.py
+    gamma: Share = 0.3  # lam ~ U[0, gamma] (Eq. 1); larger blurs
+    beta: Amount = 1  # weight of L_be in pretext tasks (Eq. 5)
+    be_norm: Literal["mean", "sum"] = "mean"  # of L_be's square over channel and time; sum: Eq. 4 to the letter
+    erase_side: Literal["query", "key", "both"] = "query"  # the distracted one; both costs 1.8 times as much
+    hard_negative: bool = True  # Eq. 7: another clip of the same video
+    hard_negative_view: Literal["own", "a1"] = "own"  # own draw (released) | the query's angle and colours, own window
+    hard_negative_gap: Amount = 0.5  # least distance to the query in clip spans, where the video has room; 0: 1 frame
+    hard_negative_encoder: Literal["momentum", "query"] = "momentum"  # query: with gradient (released)
+    dim: Count = 128  # D of the embedding z
+    K: Count = 3569  # queue length, at most the videos to pre-train on; released: 3569, and 65536 for Kinetics-400
+    m: Share = 0.999  # momentum of the key encoder
+    temperature: Annotated[float, 1e-6, ENDLESS] = 0.07  # tau
+
+    # optimisation (paper 4.1)
+    epochs: Count = 50  # passes over the list
+    batch_size: Count = 64  # global: over all devices and accumulation steps
+    accumulate: Count = 1  # batches are cut in so many parts when they do not fit
+    bn_group: Natural = 8  # samples that share BatchNorm statistics: 64 on 8 GPUs gives 8; 0: all of a device's
+    shuffle_bn: bool = True  # MoCo's keys pass BatchNorm in another order than the queries (ShuffleBN)
+    optimizer: Literal["sgd", "adamw"] = "sgd"  # with momentum | with betas 0.9, 0.999
+    lr: Amount = 0.01  # for the global batch, on any number of devices
+    schedule: Literal["step", "cosine"] = "step"  # falls at lr_steps | to 0 at the end
+    warmup: Amount = 0  # epochs in which lr rises from 0
+    lr_steps: Floats = (10, 20, 30, 40)  # epochs after which lr is multiplied by lr_factor
+    lr_factor: Share = 0.1  # at each of lr_steps
+    momentum: Annotated[float, 0, 0.9999] = 0.9  # of SGD
+    weight_decay: Amount = 5e-4  # of all parameters
+    precision: Literal["fp32", "bf16", "fp16"] = "bf16"  # fp32 on a CPU whatever is asked
+    checkpointing: bool = False  # backward recomputes activations: a third of I3D's memory for +40 % time
+    compile: bool = False  # torch.compile for the backbone; minutes at the start
+
+    # test: mean softmax of so many clips spread over the video (paper 4.1)
+    test_clips: Count = 10  # of a video
+    select: Literal["last", "holdout"] = "last"  # holdout: the best epoch on a tenth of the training list, which is not
+    #                                              trained on; never chosen on the test list
+
+    # analyses and retrieval
+    scene: Literal["median", "rendered"] = "median"  # tells scene from actor: the clip's median, for a still camera |
+    #                                                  the truth of drawn videos
+    protocol: Literal["paper", "vcop", "gap"] = "paper"  # every 16-frame clip | mean of 10 clips | one clip (released)
+    memory_gb: Annotated[float, 0.01, ENDLESS] = 2  # GiB for the blocks of the search; the program takes about 1 more
+
     # housekeeping
-    log_every: int
-    save_every: int
-    keep: int
-    tracker: Literal["none", "tensorboard", "wandb"]
-    probe_every: int
+    log_every: Count = 10  # steps
+    save_every: Count = 500  # steps between checkpoints; one is also written at the end and on SIGTERM or Ctrl-C
+    keep: Count = 2  # checkpoints kept
+    tracker: Literal["none", "tensorboard", "wandb"] = "none"  # what metrics.jsonl holds goes there, too
+    probe_every: Natural = 0  # epochs; 0: never. kNN and linear probe in pre-training, on a part of the training list
 
 
-TYPES = typing.get_type_hints(Config)
-ENDLESS = float("inf")
-# The least and the largest value of what is counted or divided by, of shares and strengths
-RANGES = {**dict.fromkeys(("epochs", "batch_size", "accumulate", "log_every", "save_every", "keep", "K", "dim",
-                           "frames", "stride", "size", "short_side", "width", "test_clips"), (1, ENDLESS)),
-          **dict.fromkeys(("workers", "bn_group", "probe_every", "warmup", "hard_negative_gap"), (0, ENDLESS)),
-          **dict.fromkeys(("flip", "gamma"), (0, 1))}
-
-
-def problem(values: dict[str, Any]) -> str | None:
-    """What is wrong with keys that have the right types: a value out of range, or keys that do not go together."""
-    for key, (least, most) in RANGES.items():
-        if values[key] < least:
-            return f"{key}={values[key]} is too small, expected at least {least}"
-        if values[key] > most:
-            return f"{key}={values[key]} is too large, expected at most {most}"
-    scale = values["scale"]
-    if scale is not None and not (len(scale) == 2 and 0 < scale[0] <= scale[1] <= 1):
-        return f"scale={scale} must be null or a range [low, high] of areas in (0, 1]"
-    if values["warmup"] >= values["epochs"]:
-        return f"warmup={values['warmup']:g} takes the whole run of epochs={values['epochs']}; give a shorter one"
-    if values["compile"] and values["checkpointing"]:
-        return ("compile=true and checkpointing=true do not go together (torch.compile refuses the one in the other); "
-                "choose one")
-    return None
-
-
+TYPES = typing.get_type_hints(Config, include_extras=True)
+DEFAULTS = {field.name: field.default for field in dataclasses.fields(Config) if field.name != "name"}
 # Keys that may differ between a run and the command that goes on with it: they do not change what is computed.
 FREE_KEYS = {"out", "data", "workers", "cache_gb", "log_every", "save_every", "keep", "probe_every", "subset",
              "test_clips", "protocol", "memory_gb", "scene", "tracker", "checkpointing"}
+ALIASES = {"pretrained": {None: "self", "none": "random"}}  # values as they were once written
+
+
+def key_groups() -> dict[str, list[tuple[str, str, str]]]:
+    """{group: [(key, default, choices and meaning)]} of `Config`, read from its source, where each stands once."""
+    groups: dict[str, list] = {}
+    for line in inspect.getsource(Config).splitlines():
+        if title := re.fullmatch(r"    # (\S.*)", line):
+            rows = groups.setdefault(title[1], [])
+        elif key := re.match(r"    (\w+): .*?(?:  # (.*))?$", line):
+            meaning, choices = key[2] or "", _choices(TYPES[key[1]])
+            default = yaml.safe_dump(DEFAULTS.get(key[1]), default_flow_style=True).split("\n")[0]
+            rows.append((key[1], default, f"{choices}; {meaning}" if choices and meaning else choices or meaning))
+        elif more := re.fullmatch(r"    #\s{9,}(.*)", line):
+            rows[-1] = (*rows[-1][:2], f"{rows[-1][2]} {more[1].strip()}")
+    return groups
+
+
+def _choices(kind) -> str:
+    return " | ".join(typing.get_args(kind)) if typing.get_origin(kind) is Literal else ""
 
 
 def changes(saved: Path, cfg: Config) -> str:
-    """In what `cfg` would compute something else than the run whose config.yaml is `saved`; "" in nothing."""
-    before, now = yaml.safe_load(saved.read_text()), dataclasses.asdict(cfg)
+    """In what `cfg` would compute something else than the run whose config.yaml is `saved`; "" in nothing.
+
+    A key that the code gained after that run was made stands for its default.
+    """
+    before, now = dataclasses.asdict(load(str(saved))), dataclasses.asdict(cfg)
     free = FREE_KEYS - ({"test_clips"} if cfg.select == "holdout" else set())  # they choose the epoch there
-    return ", ".join(f"{k}: {before.get(k)} -> {now[k]}" for k in now if k not in free and before.get(k) != now[k])
+    return ", ".join(f"{k}: {before[k]} -> {now[k]}" for k in now if k not in free and before[k] != now[k])
 
 
 def choose(table, name, what: str):
     """`table[name]`, or a ConfigError that lists the choices, nearest first."""
     if name in table:
         return table[name]
-    raise ConfigError(f"unknown {what} {name!r}; {_nearest(name, table)}")
+    raise ConfigError(f"unknown {what} {name!r}; {nearest(name, table)}")
 
 
 def load(name_or_file: str, overrides: list[str] | tuple[str, ...] = (), stage: str = "pretrain") -> Config:
@@ -169,32 +187,29 @@ def load(name_or_file: str, overrides: list[str] | tuple[str, ...] = (), stage: 
     `name_or_file`: an entry of experiments.yaml, or a YAML file holding one entry that says `from: ENTRY`, or the
     complete `config.yaml` saved with a run, which has its presets in it. `overrides`: `key=value`, values in YAML.
     """
-    entries, saved = registry(), False
+    entries = registry()
     typed = dict(_parse(text) for text in overrides)
     if str(name_or_file).endswith((".yaml", ".yml")):
         path = Path(name_or_file)
         entry = _read_yaml(path)
         _check_entry(str(path), entry)
-        default_name, saved = path.stem, "from" not in entry
-        chain = [*_chain(entry["from"], entries), entry] if "from" in entry else [entry]
+        if "from" not in entry:  # a run's own, complete
+            return _config({"name": path.stem, **DEFAULTS, **entry, **typed})
+        default_name, chain = path.stem, [*_chain(entry["from"], entries), entry]
     else:
         default_name, chain = name_or_file, _chain(name_or_file, entries)
 
     # Two keys name presets: the recipe is another set of defaults, so what a row of the paper fixes wins over it;
     # synthetic=true shrinks whatever the experiment asks for.
     blocks = [entries["defaults"], *chain]
-    said = {**_merged(blocks, stage), **typed}
-    if said["recipe"] in entries["presets"] and not saved:
+    said = {**DEFAULTS, **_merged(blocks, stage), **typed}
+    if said["recipe"] in entries["presets"]:
         blocks.insert(1, entries["presets"][said["recipe"]])
-    if said["synthetic"] is True and not saved:
+    if said["synthetic"] is True:
         blocks.append(entries["presets"]["synthetic"])
-        said = {**_merged(blocks, stage), **typed}
-    values: dict[str, Any] = {"name": chain[-1].get("name", default_name), **_merged(blocks, stage, said["dataset"])}
-    values.update(typed)
-    values = {key: _typed(key, value) for key, value in values.items()}
-    if wrong := problem(values):
-        raise ConfigError(wrong)
-    return Config(**values)
+        said = {**DEFAULTS, **_merged(blocks, stage), **typed}
+    name = chain[-1].get("same_runs_as", default_name)
+    return _config({"name": name, **DEFAULTS, **_merged(blocks, stage, said["dataset"]), **typed})
 
 
 @functools.cache
@@ -218,6 +233,19 @@ def paper_numbers(name: str) -> dict[str, float]:
     return experiments().get(name, {}).get("paper", {})
 
 
+def show_list(names: str = "*"):
+    """list: show the experiments and the paper's numbers
+
+    names   a pattern such as table1-* (default: all)
+
+    Each but the demo's is a target of make. `run.py plan --cfg NAME` says what one costs.
+    """
+    for name, entry in experiments().items():
+        if fnmatch.fnmatch(name, names):
+            numbers = ", ".join(f"{key} {value}" for key, value in paper_numbers(name).items() if value is not None)
+            print(f"{name:34}  {entry.get('about', '')}{f'  [paper: {numbers}]' if numbers else ''}")
+
+
 def run_dir(cfg: Config, stage: str, name: str | None = None) -> Path:
     """Where a stage of an experiment lives. All but pre-training name their list: one pre-training serves many."""
     target = "" if stage == "pretrain" else f"-{cfg.dataset}-split{cfg.split}"
@@ -236,19 +264,34 @@ def arguments(function, overrides: list[str]) -> dict[str, Any]:
     keys, values = list(parameters), {}
     for key, value in map(_split, overrides):
         if key not in keys:
-            raise ConfigError(f"unknown key {key!r}; {_nearest(key, keys)}")
-        values[key] = _typed(key, value, hints[key])
+            raise ConfigError(f"unknown key {key!r}; {nearest(key, keys)}")
+        values[key] = typed_value(key, value, hints[key])
     missing = [k for k, p in parameters.items() if p.default is p.empty and k not in values]
     if missing:
         raise ConfigError(f"{function.__name__} needs {', '.join(f'{k}=...' for k in missing)}")
     return values
 
 
+def _config(values: dict[str, Any]) -> Config:
+    """Raises ConfigError for a value of the wrong type or out of range, and for keys that do not go together."""
+    cfg = Config(**{key: typed_value(key, value, TYPES[key]) for key, value in values.items()})
+    if cfg.scale is not None and not (len(cfg.scale) == 2 and 0 < cfg.scale[0] <= cfg.scale[1] <= 1):
+        raise ConfigError(f"scale={list(cfg.scale)} must be null or a range [low, high] of areas in (0, 1]")
+    if len(cfg.jitter) != 4 or min(cfg.jitter) < 0 or cfg.jitter[3] > 0.5:
+        raise ConfigError(f"jitter={list(cfg.jitter)} must be 4 strengths >= 0, the last one (hue) <= 0.5")
+    if cfg.warmup >= cfg.epochs:
+        raise ConfigError(f"warmup={cfg.warmup:g} takes the whole run of epochs={cfg.epochs}; give a shorter one")
+    if cfg.compile and cfg.checkpointing:
+        raise ConfigError("compile=true and checkpointing=true do not go together (torch.compile refuses the one in "
+                          "the other); choose one")
+    return cfg
+
+
 def _chain(name: str, entries: dict, seen: tuple = ()) -> list[dict]:
     """The entry and its parents, oldest first."""
     names = [key for key in entries if key not in ("defaults", "presets")]
     if name not in names:
-        raise ConfigError(f"unknown experiment {name!r}; {_nearest(name, names)}; `run.py list` shows them all")
+        raise ConfigError(f"unknown experiment {name!r}; {nearest(name, names)}; `run.py list` shows them all")
     if name in seen:
         raise ConfigError(f"experiments.yaml: `from` goes in a circle: {' -> '.join((*seen, name))}")
     entry = entries[name]
@@ -267,21 +310,18 @@ def _merged(blocks: list[dict], stage: str, dataset: str | None = None) -> dict[
 
 
 def _check_entry(where: str, entry: dict) -> None:
-    fields = [field.name for field in dataclasses.fields(Config)]
-    stage_keys = [key for stage in STAGES for key in (entry.get(stage) or {})]
     for dataset, block in (entry.get("for") or {}).items():
         _check_entry(f"{where}, for {dataset}", block)
-    for key in [key for key in entry if key not in META] + stage_keys:
-        if key not in fields:
-            raise ConfigError(f"{where}: unknown key {key!r}; {_nearest(key, fields)}")
+    for key in [key for key in entry if key not in META] + [key for stage in STAGES for key in entry.get(stage) or {}]:
+        if key not in TYPES:
+            raise ConfigError(f"{where}: unknown key {key!r}; {nearest(key, TYPES)}")
 
 
 def _parse(text: str) -> tuple[str, Any]:
     key, value = _split(text)
-    fields = [field.name for field in dataclasses.fields(Config)]
-    if key not in fields:
-        raise ConfigError(f"unknown key {key!r}; {_nearest(key, fields)}")
-    return key, _typed(key, value)
+    if key not in TYPES:
+        raise ConfigError(f"unknown key {key!r}; {nearest(key, TYPES)}")
+    return key, typed_value(key, value, TYPES[key])
 
 
 def _split(text: str) -> tuple[str, Any]:
@@ -294,35 +334,36 @@ def _split(text: str) -> tuple[str, Any]:
         raise ConfigError(f"{text!r}: the value is not YAML") from None
 
 
-def _typed(key: str, value, kind=None):
-    """`value` as the type of field `key`, without guessing: an int may stand for a float, nothing else converts."""
-    kind = kind or TYPES[key]
-    if typing.get_origin(kind) is Literal:
-        if value not in typing.get_args(kind):
-            choices = ", ".join(map(str, typing.get_args(kind)))
-            raise ConfigError(f"{key}={value!r} is not one of {choices}")
+def typed_value(key: str, value, kind):
+    """`value` as the type `kind` of a key, without guessing: an int may stand for a float, nothing else converts.
+
+    Raises ConfigError for another type, a value that is no choice of a Literal, or one out of an Annotated range.
+    """
+    value = ALIASES.get(key, {}).get(value, value) if not isinstance(value, list) else value
+    origin, parts = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Annotated:
+        value, (_, least, most) = typed_value(key, value, parts[0]), parts
+        if value < least or value > most:
+            limit = f"small, expected at least {least}" if value < least else f"large, expected at most {most}"
+            raise ConfigError(f"{key}={value} is too {limit}")
         return value
-    if typing.get_origin(kind) in (types.UnionType, typing.Union):  # X | None; Python 3.10 says Optional[X]
-        if value is None:
-            return None
-        kind = typing.get_args(kind)[0]
-    if typing.get_origin(kind) is list and isinstance(value, list):
-        return [_typed(key, item, *typing.get_args(kind)) for item in value]
-    if kind is float:
-        return _as_float(key, value)
+    if origin is Literal:
+        if value not in parts:
+            raise ConfigError(f"{key}={value!r} is not one of {', '.join(map(str, parts))}")
+        return value
+    if origin in (types.UnionType, typing.Union):  # X | None; Python 3.10 says Optional[X]
+        return None if value is None else typed_value(key, value, parts[0])
+    if origin in (list, tuple) and isinstance(value, list | tuple):
+        return origin(typed_value(key, item, parts[0]) for item in value)
+    try:
+        if kind is float and not isinstance(value, bool):
+            return float(value)  # also "1e-3", which YAML 1.1 reads as text
+    except (TypeError, ValueError):
+        pass
     if type(value) is not kind:
-        wanted = getattr(kind, "__name__", str(kind))
+        wanted = {float: "a number", tuple: "a list"}.get(origin or kind, getattr(kind, "__name__", str(kind)))
         raise ConfigError(f"{key}={value!r} is {type(value).__name__}, expected {wanted}")
     return value
-
-
-def _as_float(key: str, value) -> float:
-    try:
-        if isinstance(value, bool):
-            raise ValueError
-        return float(value)  # also "1e-3", which YAML 1.1 reads as text
-    except (TypeError, ValueError):
-        raise ConfigError(f"{key}={value!r} is {type(value).__name__}, expected a number") from None
 
 
 def _read_yaml(path: Path) -> dict:
@@ -337,6 +378,6 @@ def _read_yaml(path: Path) -> dict:
     return data
 
 
-def _nearest(name: str, choices) -> str:
+def nearest(name: str, choices) -> str:
     near = difflib.get_close_matches(str(name), [str(choice) for choice in choices], n=4, cutoff=0.4)
     return f"nearest: {', '.join(near)}" if near else f"choices: {', '.join(map(str, choices))}"

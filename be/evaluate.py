@@ -101,19 +101,20 @@ def accuracy(probabilities, label, ok) -> dict:
 
 
 def load_backbone(cfg: Config) -> torch.nn.Module:
-    """The backbone of `cfg.pretrained`: null, the experiment's own pre-training; the name of another experiment; none,
-    random weights of `cfg.seed`; or published weights, a file, folder, torchvision:NAME or hf:USER/REPO."""
+    """The backbone of `cfg.pretrained`: self, the experiment's own pre-training; another experiment's name; random
+    weights of `cfg.seed`; or published weights, a file, folder, torchvision:NAME or hf:USER/REPO."""
     torch.manual_seed(cfg.seed)
     backbone = backbones.build(cfg.backbone, cfg.width, cfg.checkpointing)
-    if cfg.pretrained == "none":
+    if cfg.pretrained == "random":
         print("backbone from random initialisation")
-    elif published := weights.find(cfg.pretrained or ""):
+    elif published := weights.find(cfg.pretrained):
         weights.load(published, backbone)
     else:
-        path = run_dir(cfg, "pretrain", cfg.pretrained) / "backbone.safetensors"
+        source = cfg.name if cfg.pretrained == "self" else cfg.pretrained
+        path = run_dir(cfg, "pretrain", source) / "backbone.safetensors"
         if not path.exists():
             there = sorted(p.parents[1].name for p in Path(cfg.out).glob(f"*/{path.parent.name}/{path.name}"))
-            raise RunError(f"{path} does not exist: pre-training of {cfg.pretrained or cfg.name} has not been run "
+            raise RunError(f"{path} does not exist: pre-training of {source} has not been run "
                            f"to its end. Backbones of this seed in {cfg.out}: {', '.join(there) or 'none'}")
         load_weights(path, backbone)
     return backbone

@@ -269,7 +269,7 @@ class Bench:
             words |= arm.pretrain or {}
         else:
             words |= {"name": tune_name(arm), "seed": seed + 1000 * tune,
-                      "pretrained": "none" if arm.pretrain is None else pretrain_name(arm),
+                      "pretrained": "random" if arm.pretrain is None else pretrain_name(arm),
                       "data": self.root(arm, "bias")}
         where = Path(__file__).parent.parent / "evidence" / f"{self.size}.yaml"
         cfg = load(str(where), [f"{key}={json.dumps(value)}" for key, value in words.items()], stage)

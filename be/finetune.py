@@ -14,7 +14,7 @@ HELD_OUT = 0.1  # of the training list, with select=holdout
 
 
 def finetune(cfg: Config):
-    """Loads the backbone of `cfg.pretrained` (null: this experiment's own, none: random init), trains, saves.
+    """Loads the backbone of `cfg.pretrained` (self: this experiment's own, random), trains, saves.
 
     The last epoch is what is tested; or, with select=holdout, the one that is best on a tenth of the training list,
     whole source videos that are not trained on. The test list plays no part here.

@@ -62,7 +62,7 @@ def plan(pretrain: Config, finetune: Config, retrieve: Config):
     machine = torch.cuda.get_device_name() if cuda else f"a CPU, {torch.get_num_threads()} of {os.cpu_count()} threads"
     accelerator.print(f"{pretrain.name}: {experiments().get(pretrain.name, {}).get('about', 'no entry of its own')}\n"
                       f"here: {accelerator.num_processes} x {machine}")
-    lines = lines_of("pretrain", pretrain, accelerator) if pretrain.pretrained is None else borrowed(pretrain)
+    lines = lines_of("pretrain", pretrain, accelerator) if pretrain.pretrained == "self" else borrowed(pretrain)
     accelerator.print("\n" + "\n".join(lines))
     retrieves = "R@1" in paper_numbers(pretrain.name)  # as be/targets.py has it
     lines = lines_of_retrieval(retrieve, accelerator) if retrieves else lines_of("finetune", finetune, accelerator)
@@ -72,7 +72,7 @@ def plan(pretrain: Config, finetune: Config, retrieve: Config):
 def borrowed(cfg: Config) -> list[str]:
     """Where an experiment's backbone comes from that it does not train itself; of another's, what makes it."""
     source = cfg.pretrained
-    if source == "none":
+    if source == "random":
         return ["pretrain: not needed, the backbone is random"]
     if ":" in source or weights.find(source):  # nothing is fetched for a plan
         return [f"pretrain: not needed, the backbone is {source}"]

@@ -66,7 +66,7 @@ def report(out: str = "runs", names: str = "*"):
 
 def runs_of(name: str) -> str:
     """The experiment whose runs a row of the paper stands for: itself, or the entry's `name`."""
-    return experiments().get(name, {}).get("name", name)
+    return experiments().get(name, {}).get("same_runs_as", name)
 
 
 # ---- numbers

@@ -149,10 +149,10 @@ def row(name: str, typed: list[str], splits, synth: bool, datasets: tuple[str, .
     """An entry: pre-training, then fine-tuning and test on each of `datasets` (by default those of `paper`)."""
     paper = paper_numbers(name)
     datasets = datasets or tuple(key for key in paper if key in VIDEOS) or ("ucf101", "hmdb51")
-    name = experiments()[name].get("name", name)
+    name = experiments()[name].get("same_runs_as", name)
     yield from pretraining(name, typed, synth)
-    if synth and ":" in (load(name, typed).pretrained or ""):
-        typed = [*typed, "pretrained=none"]  # published weights fit no small network, and may have to be fetched
+    if synth and ":" in load(name, typed).pretrained:
+        typed = [*typed, "pretrained=random"]  # published weights fit no small network, and may have to be fetched
     if "R@1" in paper:
         words = [*typed, f"dataset={load(name, stage='retrieve').dataset}", "split=1"]
         yield step("retrieve", name, words, "recall-{cfg.protocol}-test.json")
@@ -171,7 +171,7 @@ def row(name: str, typed: list[str], splits, synth: bool, datasets: tuple[str, .
 def pretraining(name: str, typed: list[str], synth: bool) -> Iterator[Step]:
     """The pre-training that an entry stands on: its own, another's, or none."""
     source = load(name, typed).pretrained
-    if source is None:
+    if source == "self":
         dataset = load(name).dataset
         yield step("pretrain", name, [*typed, f"dataset={dataset}"] if synth else typed, "backbone.safetensors")
     elif source in experiments():

@@ -350,7 +350,7 @@ def pretrain(cfg: Config):
 
     Labels are read by method=classify only.
     """
-    if cfg.pretrained is not None:
+    if cfg.pretrained != "self":
         there = f"run pretrain --cfg {cfg.pretrained}" if cfg.pretrained in experiments() else "go on with finetune"
         raise ConfigError(f"{cfg.name} pre-trains nothing, its backbone is pretrained={cfg.pretrained}; {there}")
     accelerator = make_accelerator(cfg)

@@ -26,7 +26,7 @@ def test_static_clips_are_one_random_frame():
 def test_static_training_and_test_show_no_motion(tiny, tmp_path, monkeypatch, static):
     words = [*TINY, "synthetic=true", f"data={tiny}", f"out={tmp_path}", "epochs=1", "dataset=ucf101"]
     cfg = config.load("figure4-static", [*words, f"static={str(static).lower()}", "backbone=c3d"], "finetune")
-    assert cfg.pretrained == "none" and config.load("figure4-static", stage="finetune").static
+    assert cfg.pretrained == "random" and config.load("figure4-static", stage="finetune").static
     seen = {True: [], False: []}
     logits = objectives.Classify.logits
 

@@ -99,7 +99,7 @@ def test_a_batch_that_does_not_divide_is_found_before_anything_starts(tiny, tmp_
 
 
 def test_only_the_stages_to_come(tiny, tmp_path, capsys):
-    words = [*TINY, f"data={tiny}", f"out={tmp_path}", "pretrained=none"]
+    words = [*TINY, f"data={tiny}", f"out={tmp_path}", "pretrained=random"]
     planned("demo-random", *words)
     said = capsys.readouterr().out
     assert "pretrain: not needed, the backbone is random" in said and said.count("epochs of") == 1
@@ -132,7 +132,7 @@ def test_a_backbone_that_another_experiment_makes(name, tiny, tmp_path, capsys):
 @pytest.mark.parametrize("protocol", ["paper", "gap"])
 def test_a_row_of_table_3_retrieves(protocol, tiny, tmp_path, capsys):
     """No fine-tuning is planned, and the features are as many and as large as those that it then writes."""
-    words = [*TINY, "stride=1", "dataset=ucf101", f"data={tiny}", f"out={tmp_path}", "pretrained=none",
+    words = [*TINY, "stride=1", "dataset=ucf101", f"data={tiny}", f"out={tmp_path}", "pretrained=random",
              f"protocol={protocol}"]
     planned("table3-moco-be-c3d", *words)
     said = capsys.readouterr().out

@@ -10,7 +10,7 @@ from be.config import experiments, load, paper_numbers
 
 PAPER = yaml.safe_load((Path(__file__).parent / "paper_numbers.yaml").read_text())
 SHARED = Path(__file__).parents[2] / "shared/paper/tables.yaml"
-SUPERVISED = {"random-init": "none", "imagenet-supervised": "torchvision:googlenet"}
+SUPERVISED = {"random-init": "random", "imagenet-supervised": "torchvision:googlenet"}
 METHODS = {"classify": "k400-supervised", "rotnet": "3d-rotnet", "puzzles": "st-puzzles", "clip_order": "clip-order",
            "moco": "moco"}
 BACKBONES = {"c3d": "C3D-10", "i3d": "I3D-22", "r3d18": "R3D-18", "r3d34": "R3D-34"}
@@ -28,8 +28,8 @@ def said(name):
     cfg = source(name)
     for method, pretrained in SUPERVISED.items():
         if cfg.pretrained == pretrained:
-            return method, False, BACKBONES[cfg.backbone], {"none": None}.get(pretrained, "ImageNet"), None, cfg.size
-    assert cfg.pretrained is None and (load(name).backbone, load(name).size) == (cfg.backbone, cfg.size)
+            return method, False, BACKBONES[cfg.backbone], {"random": None}.get(pretrained, "ImageNet"), None, cfg.size
+    assert cfg.pretrained == "self" and (load(name).backbone, load(name).size) == (cfg.backbone, cfg.size)
     if cfg.method == "moco":  # the diamond rows of the paper are without both
         assert cfg.hard_negative == (cfg.erase != "none")
     assert cfg.erase in ("none", "intra-video-frame") and cfg.gamma == 0.3 and cfg.erase_side == "query"
@@ -96,7 +96,7 @@ def test_sweeps_change_one_key_of_pre_training(key, values):
 
 def test_a_name_is_an_entry_of_the_same_config():
     """A row that stands for another entry's runs must ask for nothing else."""
-    found = {name: entry["name"] for name, entry in experiments().items() if "name" in entry}
+    found = {name: entry["same_runs_as"] for name, entry in experiments().items() if "same_runs_as" in entry}
     assert found
     for name, other in found.items():
         for stage in config.STAGES:

@@ -12,7 +12,7 @@ from be.runs import read_metrics
 
 # One experiment per method, the first of the file that BE is part of
 FIRST = {cfg.method: cfg.name for cfg in map(config.load, reversed(config.experiments()))
-         if cfg.erase != "none" and cfg.pretrained is None}
+         if cfg.erase != "none" and cfg.pretrained == "self"}
 
 
 def load(name, tiny, out, stage="pretrain"):

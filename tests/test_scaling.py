@@ -23,7 +23,7 @@ STAGES = {"pretrain": train.pretrain, "finetune": finetune.finetune, "evaluate":
 
 # MoCo and each pretext task, with BE: the first experiment of the registry that has it
 FIRST = {cfg.method: cfg.name for cfg in map(config.load, reversed(config.experiments()))
-         if cfg.erase != "none" and cfg.pretrained is None}
+         if cfg.erase != "none" and cfg.pretrained == "self"}
 FIRST = {method: name for method, name in FIRST.items() if method == "moco" or method in TASKS}
 
 

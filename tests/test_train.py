@@ -26,7 +26,7 @@ def words(tiny, out, *more):
 
 
 def load(tiny, out, *more, stage="pretrain"):
-    more = [*more, *(["pretrained=none"] if stage == "finetune" else [])]
+    more = [*more, *(["pretrained=random"] if stage == "finetune" else [])]
     return config.load("demo-moco-be", words(tiny, out, *more)[2:], stage)
 
 
