@@ -1,4 +1,4 @@
-"""What the network is asked to learn. An objective is a module whose forward returns the loss:
+"""Objectives: pretext tasks, MoCo and others, and where BE enters them. A module whose forward returns the loss:
 
     loss, stats = objective(views, label, index, draws)
 
@@ -8,53 +8,50 @@
     draws   everything random of this step, the same numbers for any number of processes (augment.Draws)
     stats   dict of scalar tensors for the log; reading them is the caller's choice of a device sync
 
-The arguments of an objective's constructor are keys of the config under the same names, which is all it takes to make
-a new method configurable: `build` hands each class what its signature asks for.
+An objective's constructor names keys of the config as its arguments, and `build` hands it those. It declares what it
+needs of a video. `sampler(n, rng) -> (K, T)` says which frames to decode. `views` are (clip, augmentation) pairs,
+which of the K clips goes under which augmentation: MoCo's ((0, 0), (0, 1), (1, 2)) are the query under a1, the
+positive under a2, and another clip of the video under its own draw. An augmentation is a number, or a pair (w, a):
+the window of draw w, angle and colours of draw a. With `flips_together` all views of a video are mirrored, or none.
+Teachers and queues move inside forward and live in buffers, so that checkpoints are complete.
 
-An objective declares what it needs of a video and the trainer serves it blindly: `sampler(n, rng) -> (K, T)` says which
-frames to decode, `views` says which of the K clips goes under which augmentation, as (clip, augmentation) pairs: MoCo's
-((0, 0), (0, 1), (1, 2)) is the query under a1, the positive under a2, and another clip of the video under a draw of its
-own. An augmentation is a number, or a pair (w, a): the window of draw w, angle and colours of draw a. With
-`flips_together` all views of a video are mirrored, or none.
-Teachers and queues move inside forward, so the trainer knows nothing of them, and live in buffers, so that checkpoints
-are complete.
+Background Erasing enters once per paradigm of the paper: in `PretextTask` as a regulariser (3.3.1), in `Contrastive` as
+one side of the positive pair (3.3.2). `Classify` takes it as an augmentation, as later papers do.
 
-Background Erasing enters twice, once per paradigm of the paper: in `PretextTask` as a regulariser (3.3.1), in
-`Contrastive` as one side of the positive pair (3.3.2). `Classify` takes it as an augmentation, as later papers do. No
-task and no method below knows more of it than that.
+Choices in MoCo + BE that the paper leaves open, or that the released code (FingerRec/BE) makes otherwise:
 
-Where the paper leaves a choice in MoCo + BE, or the released code (FingerRec/BE) makes another one:
-
-                            paper                    released                  here by default (key)
-    distracted side         Eq. 6-7 name the anchor  query                     query (erase_side: query | key | both)
-                            of a dot product only
-    lam                     per clip                 per batch                 per clip (erase: ...-batch-lam)
-    hard negative's view    "with a1"; the crop is   own draw                  own draw (hard_negative_view: own | a1;
-                            not part of A                                      a1: angle and colours, own window)
-    its distance in time    another clip             2 to 4 frames, or a       half a clip's span (hard_negative_gap)
-                                                     third of the video
-    its encoder             open                     query, with gradient      momentum (hard_negative_encoder)
-    keys of own video       n != i: no negatives     stay in the queue         masked
-    BatchNorm               open                     as the GPU has it,        groups of bn_group, shuffled
-                                                     ShuffleBN commented out   (shuffle_bn)
-    pooling in phi          max                      average                   max (pool)
-    K, temperature, m       open                     3569 or 65536, 0.07,      the same
-                                                     0.999
+                           paper                      released                here by default (key)
+    distracted side        open: Eq. 6-7 name the     query                   query (erase_side)
+                           anchor of a dot product
+    lam                    per clip                   per batch               per clip (erase: ...-batch-lam)
+    hard negative's view   "with a1", which does not  own draw                own draw (hard_negative_view: own | a1)
+                           hold the crop
+    its distance in time   open                       2 to 4 frames           half a clip's span (hard_negative_gap)
+    its encoder            open                       query, with gradient    momentum (hard_negative_encoder)
+    keys of own video      n != i: no negatives       stay in the queue       masked
+    BatchNorm              open                       no ShuffleBN            groups, shuffled (bn_group, shuffle_bn)
+    pooling in phi         max                        average                 max (pool)
+    K, tau, m              open                       3569 or 65536, .07, .999  the same
 """
 
 import copy
 import inspect
 from functools import partial
+from itertools import permutations
 
+import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
+from torch.distributed.nn import all_gather
 
 from be import video
 from be.config import ConfigError, choose
 from be.erase import ERASE
-from be.tasks import TASKS
+
+INTERVAL = 8  # frames between the clips of a tuple, as in VCOP
+HIDDEN = 512  # of VCOP's pairs; the other heads over several inputs follow it
 
 
 class Objective(nn.Module):
@@ -119,17 +116,195 @@ class Classify(Objective):
 # ---- pretext tasks (paper 3.3.1)
 
 
+class Task(nn.Module):
+    """Changes a clip in a way it knows; the network shall say in which: a set of transformations R and a head.
+
+        task = RotNet(dim, frames, stride)         dim: channels of the backbone; frames, stride: of a clip
+        task.sampler, task.views                   as of an objective
+        task.mirrors                               all views of a video may be mirrored: the answer stays the same
+        x, target = task.transform(views, draws)   (B, n, 3, t, s, s): n inputs a video; (B, m) int64: m questions each
+        logits = task.logits(z, draws)             from the inputs' pooled features (B, n, dim) to (B, m, classes)
+
+    The inputs of a video lie side by side, so that BatchNorm groups and processes cut between videos, never through
+    one. Where R is small, as in RotNet, a step asks about all of it, as Eq. 3; of 6 or 48 permutations it draws one per
+    video, as the sources do. A task knows nothing of Background Erasing.
+    """
+
+    views, mirrors, classes = ((0, 0),), True, 0
+
+    def __init__(self, dim: int, frames: int, stride: int):
+        super().__init__()
+        K = 1 + max(clip for clip, _ in self.views)
+        clips = video.random_clips if K == 1 else partial(video.ordered_clips, interval=INTERVAL)
+        self.sampler = partial(clips, K=K, T=frames, stride=stride)
+        self.head = self.make_head(dim)
+
+    def make_head(self, dim):
+        return nn.Linear(dim, self.classes)
+
+    def logits(self, z, draws):
+        return self.head(z)
+
+
+class RotNet(Task):
+    """3D RotNet (Jing et al. 2018): by how many quarter turns is the clip turned? All four of each clip are asked."""
+
+    classes = 4
+
+    def transform(self, views, draws):
+        return every([views[0].rot90(k, (3, 4)) for k in range(4)])  # counter-clockwise
+
+
+class Puzzles(Task):
+    """Space-Time Cubic Puzzles (Kim et al. 2019): in which order are the four pieces?
+
+    A clip is cut into 4 x 2 x 2 cells. A spatial puzzle takes the four quadrants of one quarter of the time, a temporal
+    one the four quarters of one quadrant. Each video asks one of 2 x 24 classes, its kind and its permutation (Kim et
+    al. give both kinds the same 24, and reach 48 by upside-down clips). Against shortcuts a piece takes 3/4 of its
+    cell's sides, anywhere inside, and one colour channel stands for all three. At 48 frames of 112 pixels a piece has 9
+    frames of 42. Raises ConfigError below 4 frames.
+    """
+
+    def __init__(self, dim: int, frames: int, stride: int):
+        super().__init__(dim, frames, stride)
+        if frames < 4:
+            raise ConfigError(f"puzzles cuts a clip into 4 pieces of time, frames={frames} are too few")
+        self.register_buffer("orders", torch.tensor(list(permutations(range(4)))), persistent=False)  # (24, 4)
+
+    def make_head(self, dim):
+        return compare(4 * dim, 48)
+
+    def transform(self, views, draws):
+        x = views[0]  # (B, 3, T, S, S)
+        B, T, S = len(x), x.shape[2], x.shape[3]
+        label = draws.randint(48, B)
+        order = self.orders[label % 24]  # (B, 4): the cell that piece j comes from
+        shared = draws.randint(4, B)[:, None].expand(B, 4)  # the quarter of the other kind, the same for all pieces
+        spatial = (label < 24)[:, None]
+        quarter, quadrant = torch.where(spatial, shared, order), torch.where(spatial, order, shared)
+
+        cells = torch.stack([quarter, quadrant // 2, quadrant % 2], 2)  # (B, 4, 3) in time, height, width
+        cell = torch.tensor([T // 4, S // 2, S // 2], device=x.device)
+        t, s = (-(-3 * side // 4) for side in (T // 4, S // 2))
+        room = cell - torch.tensor([t, s, s], device=x.device)
+        start = cells * cell + (draws.rand(B, 4, 3) * (room + 1)).long()  # (B, 4, 3)
+
+        t, h, w = (start[..., axis, None] + torch.arange(n, device=x.device) for axis, n in enumerate((t, s, s)))
+        row = torch.arange(B, device=x.device).view(B, 1, 1, 1, 1)
+        channel = draws.randint(3, B).view(B, 1, 1, 1, 1)
+        pieces = x[row, channel, t[:, :, :, None, None], h[:, :, None, :, None], w[:, :, None, None]]  # (B, 4, t, s, s)
+        return pieces[:, :, None].expand(-1, -1, 3, -1, -1, -1), label[:, None]
+
+    def logits(self, z, draws):
+        return self.head(z.flatten(1))[:, None]  # (B, 1, 48)
+
+
+class ClipOrder(Task):
+    """Video Clip Order Prediction (Xu et al. 2019): three clips, `INTERVAL` frames apart, are shuffled: which 3! order?
+
+    A tuple of 16 frames of stride 1 spans 3 x 16 + 2 x 8 = 64; in a shorter video it wraps around. Each clip has a view
+    of its own. The head is theirs: pairs of clips, concatenated, 2 dim -> 512, ReLU; then the three pairs, dropout 0.5.
+    """
+
+    views = ((0, 0), (1, 1), (2, 2))
+
+    def __init__(self, dim: int, frames: int, stride: int):
+        super().__init__(dim, frames, stride)
+        self.register_buffer("orders", torch.tensor(list(permutations(range(3)))), persistent=False)  # (6, 3)
+
+    def make_head(self, dim):
+        self.pair = nn.Linear(2 * dim, HIDDEN)
+        return nn.Linear(3 * HIDDEN, 6)
+
+    def transform(self, views, draws):
+        x = torch.stack(views, 1)  # (B, 3, 3, T, S, S)
+        label = draws.randint(6, len(x))
+        row = torch.arange(len(x), device=x.device)[:, None]
+        return x[row, self.orders[label]], label[:, None]  # place j shows clip orders[label][j]
+
+    def logits(self, z, draws):
+        pairs = z[:, [[0, 1], [0, 2], [1, 2]]].flatten(2)  # (B, 3, 2 dim)
+        pairs = self.pair(pairs).relu().flatten(1)  # (B, 3 * HIDDEN)
+        if self.training:
+            pairs = draws.dropout(pairs, 0.5)
+        return self.head(pairs)[:, None]  # (B, 1, 6)
+
+
+class Pace(Task):
+    """Pace prediction (Wang et al. 2020): is the clip played at 1, 2, 3 or 4 times the speed? All four are asked.
+
+    A clip of pace p has a stride of p * `stride`, and a start of its own. Wang et al. have stride 1.
+    """
+
+    views, classes = ((0, 0), (1, 0), (2, 0), (3, 0)), 4
+
+    def __init__(self, dim: int, frames: int, stride: int):
+        super().__init__(dim, frames, stride)
+        self.sampler = partial(self.paced_clips, T=frames, stride=stride)
+
+    @staticmethod
+    def paced_clips(n, rng, *, T, stride):
+        return np.concatenate([video.random_clips(n, rng, K=1, T=T, stride=p * stride) for p in (1, 2, 3, 4)])  # (4, T)
+
+    def transform(self, views, draws):
+        return every(views)
+
+
+class ArrowOfTime(Task):
+    """The arrow of time (Wei et al. 2018): does the clip run forwards (0) or backwards (1)? Both are asked."""
+
+    classes = 2
+
+    def transform(self, views, draws):
+        return every([views[0], views[0].flip(2)])
+
+
+class OrderVerification(Task):
+    """Shuffle & Learn (Misra et al. 2016) with clips in place of frames: is the middle one from between the others?
+
+    Of clips a, b, c, d in temporal order, (b, c, d) is in order (1) and (b, a, d) is not (0). Both are asked.
+    """
+
+    views = ((0, 0), (1, 1), (2, 2), (3, 3))
+
+    def make_head(self, dim):
+        return compare(3 * dim, 2)
+
+    def transform(self, views, draws):
+        x = torch.stack(views, 1)  # (B, 4, 3, T, S, S)
+        return x, torch.tensor([1, 0], device=x.device).expand(len(x), 2)
+
+    def logits(self, z, draws):
+        return self.head(z[:, [[1, 2, 3], [1, 0, 3]]].flatten(2))  # (B, 2, 2)
+
+
+def every(inputs):
+    """All of R, to be told apart one by one: a list of n inputs (B, 3, T, S, S) -> x (B, n, ...), target (B, n)."""
+    x = torch.stack(inputs, 1)
+    return x, torch.arange(len(inputs), device=x.device).expand(x.shape[:2])
+
+
+def compare(dim: int, classes: int):
+    """A head over concatenated features. One linear layer would add up what each input says, and compare nothing."""
+    return nn.Sequential(nn.Linear(dim, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, classes))
+
+
+TASKS = {
+    "rotnet": RotNet, "puzzles": Puzzles, "clip_order": ClipOrder,
+    "pace": Pace, "arrow_of_time": ArrowOfTime, "order_verification": OrderVerification,
+}  # fmt: skip
+
+
 class PretextTask(Objective):
-    """A task of be/tasks.py with BE plugged in as a regulariser: Eq. 3-5.
+    """A task with BE plugged in as a regulariser: Eq. 3-5.
 
     L = L_p + beta L_be,  L_p = mean over r in R of CE(F(r(x_o)), r),  L_be = |psi(f(x_o)) - psi(f(x_d))|^2
 
-    x_o and x_v are two views of one clip, x_d = BE(x_v), f the feature map, psi the maximum over space, which keeps
-    channel and time. The task sees x_o only (of tasks with several clips a video, x_o is the first one). f(x_o) is
-    taken of the whole, unchanged clip, as it is in fine-tuning; BE thus costs two more passes of the backbone.
+    x_o and x_v are two views of one clip, x_d = BE(x_v), f the feature map of the whole clip, psi the maximum over
+    space. The task sees x_o only (of several clips, x_o is the first). BE costs two more passes of the backbone.
 
     be_norm says what |.|^2 is: `mean` averages over the C x T' numbers of psi, which keeps beta comparable between
-    backbones, `sum` adds them up (Eq. 4 to the letter; 1024 times as much for C3D). `erase="none"` is the plain task.
+    backbones and is what the released README says; `sum` adds them up, Eq. 4 to the letter. `erase="none"`: no BE.
 
     stats: pretext = L_p, be = L_be without beta, top1 of the task.
     """
@@ -158,7 +333,7 @@ class PretextTask(Objective):
             x_o, x_d = views[0], self.erase(views[-1], draws)
             stats["be"] = be_loss(self.features(x_o), self.features(x_d), self.be_norm)
             loss = loss + self.beta * stats["be"]
-        return loss, detached(stats)
+        return loss, {name: value.detach() for name, value in stats.items()}
 
 
 def be_loss(f_o, f_d, norm: str):
@@ -183,17 +358,15 @@ class Contrastive(Objective):
                                                Mean of two losses; MoCo + BE then costs 1.8 times as much.
 
     Eq. 6-7 write z_xo . z_xd. That names the anchor of a dot product, which is symmetric, and not the encoder that
-    each side passes. The key's encoder has no gradient, and a target should vary less than what is pulled to it (Wang
-    et al. 2022, "On the Importance of Asymmetry for Siamese Representation Learning"), hence the query.
-    `erase="none"` leaves both sides alone.
+    each side passes. A target, which has no gradient, should vary less than what is pulled to it (Wang et al. 2022, "On
+    the Importance of Asymmetry for Siamese Representation Learning"): hence the query. `erase="none"`: no BE.
 
     With `hard_negative` there is a third view: another clip of the same video (N2 of Eq. 7), which starts at least
-    `hard_negative_gap` clip spans away where the video has room, else as far as it can. `hard_negative_view` says
-    what it is seen under: `own` is a draw of its own, `a1` the query's angle and colours in a window of its own.
+    `hard_negative_gap` clip spans away where the video has room, else as far as it can. `hard_negative_view` `own` is a
+    draw of its own, `a1` the query's angle and colours in a window of its own.
 
-    A method implements `contrast`. stats of all: positive, hard_negative: mean similarity to each, in -1..1;
-    feature_std: of the batch's embeddings, mean over D, near 1 / sqrt(D) when they spread and 0 when all are one;
-    contrast_top1: the positive is the nearest.
+    A method implements `contrast`. stats of all: positive, hard_negative: mean similarity, in -1..1; feature_std: of
+    the embeddings, near 1 / sqrt(D) when they spread, 0 when all are one; contrast_top1: the positive is nearest.
     """
 
     def __init__(self, backbone, *, erase: str = "intra-video-frame", gamma: float = 0.3, erase_side: str = "query",
@@ -212,10 +385,8 @@ class Contrastive(Objective):
         x_o, x_v = views[:2]
         if self.erase_side == "key":
             return [(x_o, self.erase(x_v, draws))]
-        pairs = [(self.erase(x_o, draws), x_v)]
-        if self.erase_side == "both":
-            pairs.append((self.erase(x_v, draws), x_o))
-        return pairs
+        one = self.erase(x_o, draws), x_v
+        return [one] if self.erase_side == "query" else [one, (self.erase(x_v, draws), x_o)]
 
     def forward(self, views, label, index, draws):
         h = self.negative(views[2], draws) if len(views) == 3 else None
@@ -223,9 +394,8 @@ class Contrastive(Objective):
         losses, stats = zip(*found, strict=True)
         return sum(losses) / len(losses), {name: sum(s[name] for s in stats).detach() / len(stats) for name in stats[0]}
 
-    def contrast(self, x_q, x_k, h, index, draws):
+    def contrast(self, x_q, x_k, h, index, draws):  # a method's own
         """Loss and stats of queries and keys (B, 3, T, S, S); h: hard negatives (B, D), or None without."""
-        raise NotImplementedError
 
     def negative(self, x_h, draws):
         """The hard negatives' embeddings (B, D), made once for all pairs."""
@@ -234,6 +404,17 @@ class Contrastive(Objective):
     def embed(self, x, network=None):
         """Clips (B, 3, T, S, S) -> z (B, D) of length 1."""
         return F.normalize(self.features(x, network or self.encoder).float(), dim=1)
+
+    def info_nce(self, q, k, others, left_out, h):
+        """Eq. 6 and 7: -log of the softmax of q.k / tau among the similarities to others (N, M), of which some are left
+        out (N, M) bool, and to h, if there is one. q, k, h: (N, D). -> loss, stats of all methods."""
+        l_pos = (q * k).sum(1, keepdim=True)  # (N, 1)
+        l_hard = [] if h is None else [(q * h).sum(1, keepdim=True)]
+        logits = torch.cat([l_pos, others.masked_fill(left_out, -torch.inf), *l_hard], 1) / self.temperature
+        positive = torch.zeros(len(q), dtype=torch.long, device=q.device)  # is class 0
+        loss, top1 = F.cross_entropy(logits, positive), (logits.argmax(1) == positive).float().mean()
+        stats = {"positive": l_pos.mean(), "feature_std": feature_std(q), "contrast_top1": top1}
+        return loss, {**stats, "hard_negative": l_hard[0].mean()} if l_hard else stats
 
 
 class Embed(nn.Module):
@@ -258,12 +439,9 @@ class MoCo(Contrastive):
 
     BatchNorm must not tell a query which key is its own: with `shuffle_bn` keys pass the momentum encoder in an order
     shuffled over all devices (ShuffleBN), in groups of `bn_group`, so the shuffle also works on one device. Without,
-    they pass in the groups of the queries, which leaks, as in the released code.
+    they pass in the groups of the queries, as in the released code. Of erase_side="both" the queue takes x_v's keys.
 
-    With erase_side="both" the queue takes the keys of x_v only, so that it holds as many videos as otherwise.
-
-    stats, too: queue: mean similarity to the keys not masked; masked: share of the queue that is, all of it at first,
-    about 1 / videos once it is full.
+    stats, too: queue: mean similarity to the keys not masked; masked: share of the queue that is, all of it at first.
     """
 
     def __init__(self, backbone, *, hard_negative_encoder: str = "momentum", dim: int = 128, K: int = 3569,
@@ -275,7 +453,7 @@ class MoCo(Contrastive):
         self.shuffle_bn = shuffle_bn
 
         self.encoder = Embed(backbone, pool, nn.Linear(backbone.dim, dim))
-        self.momentum_encoder = teacher_of(self.encoder)
+        self.momentum_encoder = copy.deepcopy(self.encoder).requires_grad_(False)
         self.register_buffer("queue", torch.zeros(K, dim))
         self.register_buffer("queue_index", torch.full((K,), -1))  # the video each key came from; -1: empty
         self.register_buffer("queue_pointer", torch.zeros((), dtype=torch.long))
@@ -293,17 +471,10 @@ class MoCo(Contrastive):
     def contrast(self, x_q, x_k, h, index, draws):
         q, k = self.embed(x_q), self._keys(x_k, draws)  # (B, D)
         self.fresh.append(k)
-        l_pos = (q * k).sum(1, keepdim=True)  # (B, 1)
         l_queue = similarity(q, self.queue.clone())  # (B, K); backward needs the queue as it is before _enqueue
         masked = (index[:, None] == self.queue_index) | (self.queue_index < 0)  # (B, K)
-        negatives = [l_queue.masked_fill(masked, -torch.inf)]
-        stats = {"positive": l_pos.mean(), "queue": masked_mean(l_queue, ~masked), "masked": masked.float().mean(),
-                 "feature_std": spread(q)}
-        if h is not None:
-            negatives.append((q * h).sum(1, keepdim=True))  # (B, 1)
-            stats["hard_negative"] = negatives[-1].mean()
-        loss, stats["contrast_top1"] = info_nce(l_pos, negatives, self.temperature)
-        return loss, stats
+        loss, stats = self.info_nce(q, k, l_queue, masked, h)
+        return loss, {**stats, "queue": masked_mean(l_queue, ~masked), "masked": masked.float().mean()}
 
     @torch.no_grad()
     def _keys(self, x, draws):
@@ -328,10 +499,9 @@ class MoCo(Contrastive):
 class Triplet(Contrastive):
     """The released code's variant: MoCo's three clips, but no queue and no teacher.
 
-    L = max(0, |q - k| - |q - h| + 0.5) + max(0, |q - k| - |q - g| + 0.5), each a mean over the batch: the same video's
-    other clip h, and the one g of another video of the batch, shall lie farther from the query than the positive k, by
-    the released margin. g is h in the reverse order of the global batch; the middle row of an odd one meets its own.
-    All through one encoder.
+    L = max(0, |q - k| - |q - h| + 0.5) + max(0, |q - k| - |q - g| + 0.5), each a mean over the batch. The same video's
+    other clip h, and the one g of another video, shall lie farther from the query than the positive k. g is h in the
+    reverse order of the global batch; the middle row of an odd one meets its own. All through one encoder.
     """
 
     def __init__(self, backbone, *, dim: int = 128, pool: str = "max", **base):
@@ -340,9 +510,9 @@ class Triplet(Contrastive):
 
     def contrast(self, x_q, x_k, h, index, draws):
         q, k = self.embed(x_q), self.embed(x_k)  # (B, D)
-        g = Gather.apply(h).flip(0)[rank() * len(h) : (rank() + 1) * len(h)]
+        g = gather_with_gradient(h).flip(0)[rank() * len(h) : (rank() + 1) * len(h)]
         positive, negative = (q * k).sum(1), (q * h).sum(1)  # (B,)
-        stats = {"positive": positive.mean(), "hard_negative": negative.mean(), "feature_std": spread(q),
+        stats = {"positive": positive.mean(), "hard_negative": negative.mean(), "feature_std": feature_std(q),
                  "contrast_top1": (positive > negative).float().mean()}
         return sum(F.triplet_margin_loss(q, k, other, margin=0.5) for other in (h, g)), stats
 
@@ -350,12 +520,9 @@ class Triplet(Contrastive):
 class SimCLR(Contrastive):
     """SimCLR (Chen et al. 2020) with BE plugged in: Eq. 7 with the batch in place of the queue.
 
-    Both sides of each pair are queries, the other side is the key, all clips of other videos in the global batch are
-    negatives (NT-Xent), and so is, with `hard_negative`, the other clip of the same video. So `erase_side` query and
-    key are one method. The head is theirs: two layers. Gradients reach the rows of other processes: any number of
-    processes computes the same.
-
-    stats, too: negative: mean similarity to other videos.
+    Both sides of each pair are queries (so `erase_side` query and key are one method), the other side is the key, all
+    clips of other videos in the global batch are negatives (NT-Xent), and so is, with `hard_negative`, another clip of
+    the same video. The head is theirs: two layers. stats, too: negative: mean similarity to other videos.
     """
 
     def __init__(self, backbone, *, dim: int = 128, temperature: float = 0.07, pool: str = "max", **base):
@@ -365,33 +532,27 @@ class SimCLR(Contrastive):
 
     def contrast(self, x_q, x_k, h, index, draws):
         q, k = self.embed(x_q), self.embed(x_k)  # (B, D)
-        queries, index = torch.cat([q, k]), index.repeat(2)  # (2B, D), (2B,)
-        l_pos = (q * k).sum(1, keepdim=True).repeat(2, 1)  # (2B, 1)
-        l_batch = similarity(queries, Gather.apply(queries))  # (2B, world * 2B)
+        queries, keys, index = torch.cat([q, k]), torch.cat([k, q]), index.repeat(2)  # (2B, D), (2B, D), (2B,)
+        l_batch = similarity(queries, gather_with_gradient(queries))  # (2B, world * 2B)
         same = index[:, None] == gather(index)
-        negatives = [l_batch.masked_fill(same, -torch.inf)]
-        stats = {"positive": l_pos.mean(), "negative": masked_mean(l_batch, ~same), "feature_std": spread(q)}
-        if h is not None:
-            negatives.append((queries * h.repeat(2, 1)).sum(1, keepdim=True))  # (2B, 1)
-            stats["hard_negative"] = negatives[-1].mean()
-        loss, stats["contrast_top1"] = info_nce(l_pos, negatives, self.temperature)
-        return loss, stats
+        loss, stats = self.info_nce(queries, keys, l_batch, same, None if h is None else h.repeat(2, 1))
+        return loss, {**stats, "negative": masked_mean(l_batch, ~same), "feature_std": feature_std(q)}
 
 
 class BYOL(Contrastive):
     """BYOL (Grill et al. 2020) with BE plugged in: positive pairs alone; there are no negatives, hard ones included.
 
     L = |p(x_q) - z'(x_k)|^2 + |p(x_k) - z'(x_q)|^2 of vectors of length 1: z' is the momentum encoder, p the encoder
-    and a predictor on top, which keeps the two from agreeing on a constant. So `erase_side` query and key are one
-    method. Their heads, two layers with BatchNorm, have 4096 hidden units where these have 512; their m rises from
-    0.996 to 1, this one stays.
+    and a predictor on top. So `erase_side` query and key are one method. Their heads, two layers with BatchNorm, have
+    4096 hidden units where these have 512; their m rises from 0.996 to 1, this one stays.
     """
 
     def __init__(self, backbone, *, dim: int = 128, m: float = 0.999, pool: str = "max", accumulate: int = 1, **base):
         super().__init__(backbone, **{**base, "hard_negative": False})
         self.m = m ** (1 / accumulate)  # as in MoCo
         encoder = Embed(backbone, pool, mlp(backbone.dim, 512, dim, norm=True))
-        self.online, self.momentum_encoder = nn.Sequential(encoder, mlp(dim, 512, dim, norm=True)), teacher_of(encoder)
+        self.online = nn.Sequential(encoder, mlp(dim, 512, dim, norm=True))
+        self.momentum_encoder = copy.deepcopy(encoder).requires_grad_(False)
 
     def forward(self, views, label, index, draws):
         move_teacher(self.momentum_encoder, self.online[0], self.m)
@@ -402,16 +563,14 @@ class BYOL(Contrastive):
         with torch.no_grad():
             z_q, z_k = (self.embed(x, self.momentum_encoder) for x in (x_q, x_k))  # (B, D)
         loss = (p_q - z_k).square().sum(1) + (p_k - z_q).square().sum(1)  # (B,)
-        return loss.mean(), {"positive": (p_q * z_k).sum(1).mean(), "feature_std": spread(z_k)}
+        return loss.mean(), {"positive": (p_q * z_k).sum(1).mean(), "feature_std": feature_std(z_k)}
 
 
 # ---- what they share
 
 
 def eraser(erase: str, gamma: float):
-    """`ERASE[erase]` of fixed gamma, (x, draws) -> x_hat. Raises ConfigError for an unknown name or gamma off 0..1."""
-    if not 0 <= gamma <= 1:
-        raise ConfigError(f"gamma={gamma} must lie in 0..1")
+    """`ERASE[erase]` of fixed gamma in 0..1, (x, draws) -> x_hat. Raises ConfigError for an unknown name."""
     return partial(choose(ERASE, erase, "erase"), gamma=gamma)
 
 
@@ -427,17 +586,13 @@ def mlp(dim: int, hidden: int, out: int, norm: bool = False):
 
 
 def similarity(a, b):
-    """All dot products of rows (N, D) and (M, D) -> (N, M), in full precision: half would blur what tau divides."""
+    """All dot products of rows (N, D) and (M, D) -> (N, M), in full precision, since tau magnifies errors."""
     with torch.autocast(a.device.type, enabled=False):
         return a @ b.T
 
 
-def spread(z):
+def feature_std(z):
     return z.std(0, correction=0).mean()
-
-
-def detached(stats):
-    return {name: value.detach() for name, value in stats.items()}
 
 
 def masked_mean(values, keep):
@@ -445,24 +600,10 @@ def masked_mean(values, keep):
     return ((values * keep).sum(1) / keep.sum(1).clamp(min=1)).mean()
 
 
-def info_nce(l_pos, negatives, temperature: float):
-    """InfoNCE of similarities (N, 1) and a list of (N, any); -inf leaves a negative out -> loss, top-1 accuracy."""
-    logits = torch.cat([l_pos, *negatives], 1) / temperature  # the positive is class 0
-    loss = F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long, device=logits.device))
-    return loss, (logits.argmax(1) == 0).float().mean()
-
-
-def teacher_of(student: nn.Module):
-    return copy.deepcopy(student).requires_grad_(False)
-
-
 @torch.no_grad()
 def move_teacher(teacher, student, m: float):
     """theta' <- m theta' + (1 - m) theta. BatchNorm's statistics are the teacher's own."""
     torch._foreach_lerp_(list(teacher.parameters()), list(student.parameters()), 1 - m)
-
-
-# ---- many processes
 
 
 def world() -> int:
@@ -483,42 +624,24 @@ def gather(x):
     return torch.cat(parts)
 
 
-class Gather(torch.autograd.Function):
-    """`gather` with gradient: a row hears from the losses of all processes, of which DDP then takes the mean."""
-
-    @staticmethod
-    def forward(ctx, x):
-        return gather(x)
-
-    @staticmethod
-    def backward(ctx, gradient):
-        if world() > 1:
-            gradient = gradient.contiguous().clone()
-            dist.all_reduce(gradient)
-        B = len(gradient) // world()
-        return gradient[rank() * B : (rank() + 1) * B]
+def gather_with_gradient(x):
+    """A row hears from the losses of all processes, of which DDP then takes the mean."""
+    return x if world() == 1 else torch.cat(all_gather(x))
 
 
 OBJECTIVES = {
     "classify": Classify,
     **{name: partial(PretextTask, task=task) for name, task in TASKS.items()},
-    "moco": MoCo,
-    "triplet": Triplet,
-    "simclr": SimCLR,
-    "byol": BYOL,
-}
+    "moco": MoCo, "triplet": Triplet, "simclr": SimCLR, "byol": BYOL,
+}  # fmt: skip
 
 
-def build(method: str, backbone: nn.Module, options: dict) -> Objective:
-    """The objective of that name; of `options` it gets those that the signatures of its class and bases name.
+def build(method, backbone: nn.Module, options: dict) -> Objective:
+    """The objective of that name, or class, with those of `options` that its signature and its bases' name.
 
     Raises ConfigError for an unknown name, and for an erase_side of `both` with a method that has no two sides.
     """
-    return construct(choose(OBJECTIVES, method, "method"), backbone, options)
-
-
-def construct(make, backbone: nn.Module, options: dict) -> Objective:
-    """`make`, a class or a partial of one, called as `build` does."""
+    make = choose(OBJECTIVES, method, "method") if isinstance(method, str) else method  # a class, or a partial of one
     bases = [c for c in getattr(make, "func", make).__mro__ if issubclass(c, Objective)]
     known = {name for c in bases for name in inspect.signature(c.__init__).parameters} - {"backbone", "task"}
     if options.get("erase_side") == "both" and "erase_side" not in known:

@@ -141,6 +141,7 @@ def test_a_saved_config_that_lacks_a_key_has_its_default(tmp_path):
     ("table1-moco", ["scale=[0.5, 1.5]"], "scale=[0.5, 1.5] must be null"),
     ("table1-moco", ["scale=[0.5]"], "scale=[0.5] must be null"),
     ("table1-moco", ["flip=1.5"], "flip=1.5 is too large, expected at most 1"),
+    ("table1-moco", ["gamma=1.5"], "gamma=1.5 is too large, expected at most 1"),
     ("table1-moco", ["temperature=0"], "temperature=0.0 is too small"),
     ("table1-moco", ["jitter=[0.4, 0.4, 0.4]"], "jitter=[0.4, 0.4, 0.4] must be 4 strengths"),
     ("table1-moco", ["flip=-0.5"], "flip=-0.5 is too small, expected at least 0"),

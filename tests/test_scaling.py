@@ -13,8 +13,7 @@ import torch
 from conftest import TINY
 from safetensors.torch import load_file
 
-from be import config, evaluate, finetune, runs, train
-from be.tasks import TASKS
+from be import config, evaluate, finetune, objectives, runs, train
 
 os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is loaded, which set_num_threads is too late for
 CONTEXT = multiprocessing.get_context("forkserver")  # processes that have imported everything when they begin
@@ -24,7 +23,7 @@ STAGES = {"pretrain": train.pretrain, "finetune": finetune.finetune, "evaluate":
 # MoCo and each pretext task, with BE: the first experiment of the registry that has it
 FIRST = {cfg.method: cfg.name for cfg in map(config.load, reversed(config.experiments()))
          if cfg.erase != "none" and cfg.pretrained == "self"}
-FIRST = {method: name for method, name in FIRST.items() if method == "moco" or method in TASKS}
+FIRST = {method: name for method, name in FIRST.items() if method == "moco" or method in objectives.TASKS}
 
 
 def member(rank, world, port, work):

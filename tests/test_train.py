@@ -16,9 +16,8 @@ from conftest import TINY, command, run
 from be import backbones, config, datasets, finetune, objectives, train
 from be.augment import Draws, apply_view, draw_view
 from be.config import ConfigError, UserError
-from be.objectives import Classify
+from be.objectives import Classify, RotNet
 from be.runs import RunError, make_accelerator, read_metrics
-from be.tasks import RotNet
 
 
 def words(tiny, out, *more):
