@@ -32,9 +32,9 @@ from safetensors.torch import load_file
 
 from be import backbones, datasets, synthetic
 from be.augment import denormalise
-from be.bias import MANIPULATIONS, THRESHOLD, masks, publish, scenes, short, shots
+from be.bias import MANIPULATIONS, THRESHOLD, compare, masks, publish, scenes, short, shots
 from be.config import Config
-from be.evaluate import features, load_classifier, load_list, over_videos, views
+from be.evaluate import features, over_videos, views
 from be.plots import COLOURS, per_class, plot_confusion, plot_gain, pyplot, save
 from be.report import confusion
 from be.runs import RunError, load_weights, make_accelerator, provenance
@@ -42,7 +42,7 @@ from be.video import encode, even_clips
 
 INPUTS = ("original", "one frame", "static body", "foreign frame")
 MEASURES = ("response", "on moving", "on actor", "on body")
-SHOWN = 4  # videos in the picture, of different classes; the first of them also manipulated
+SHOWN = 4  # videos in the picture, the first of them also manipulated
 COLUMNS = 8  # frames of a clip in the picture
 GROUPS = 16  # classes with a colour of their own in the picture of the features
 
@@ -137,10 +137,9 @@ def measure(networks, samples, shot, sampler, cfg: Config, accelerator):
 
 
 def draw(out: Path, networks, samples, ok, shot, sampler, cfg: Config, accelerator):
-    """Some videos as they are, the first of them also manipulated: a strip, OUT.png, and a film, OUT.mp4 and .gif."""
+    """SHOWN videos as they are, the first of them also manipulated: a strip, OUT.png, and a film, OUT.mp4 and .gif."""
     readable, pictures = np.flatnonzero(ok), {}
-    firsts = readable[np.unique(samples.labels[readable], return_index=True)[1]]  # a video of every class
-    chosen = firsts[np.linspace(0, len(firsts) - 1, min(SHOWN, len(firsts))).astype(int)].tolist()
+    chosen = np.unique(readable[np.linspace(0, len(readable) - 1, SHOWN).astype(int)]).tolist()
     for i, x in views(samples, sampler, cfg, accelerator, "pictures", chosen):
         whole, reference = shot(x, i), None
         for name in INPUTS if i == chosen[0] else INPUTS[:1]:
@@ -149,7 +148,8 @@ def draw(out: Path, networks, samples, ok, shot, sampler, cfg: Config, accelerat
             heats = [activation(network(y), *y.shape[2:4])[0].cpu() for network in networks.values()]
             reference = reference or heats
             row = f"{samples.classes[samples.labels[i]]}, {name}"
-            pictures[row] = [pixels, *(overlaid(pixels, *both) for both in zip(heats, reference, strict=True))]
+            maps = [overlaid(pixels, heat, before) for heat, before in zip(heats, reference, strict=True)]
+            pictures[row] = [panel.numpy() for panel in (pixels, *maps)]
     strip(out.with_suffix(".png"), pictures, ["clip", *networks], f"Where networks look, {cfg.dataset}")
     film = np.concatenate([np.concatenate(panels, 2) for panels in pictures.values()], 1)  # (T, H, W, 3)
     film = (255 * film.repeat(2, 1).repeat(2, 2)).astype(np.uint8)  # twice the size: sides are even, too
@@ -199,38 +199,29 @@ def errors(*runs: tuple[Path, Config]):
     scene. The numbers of all go to OUT/errors-DATASET-SUBSET.json and .md: the expected calibration error, and how much
     of the variance of the features, in all dimensions, lies between classes and between scenes.
     """
-    first = runs[0][1]
-    accelerator = make_accelerator(first)
-    for subset in first.subset.split(","):
-        rows = []
-        for path, cfg in runs:
-            if not (path / f"probabilities-{subset}.safetensors").exists():
-                raise RunError(f"{path} has no probabilities-{subset}.safetensors: evaluate this run on {subset} first")
-            model, classes = load_classifier(cfg, path)
-            samples = load_list(cfg, subset, classes)
-            z, ok = features(model.to(accelerator.device).backbone, model.pool, samples, cfg, accelerator)
-            if accelerator.is_main_process:
-                rows.append({"run": str(path), **analyse(path, cfg, subset, samples, z, ok)})
-        if accelerator.is_main_process:
-            about = {"dataset": first.dataset, "subset": subset, **provenance(samples, accelerator)}
-            out = Path(first.out) / f"errors-{first.dataset}-{subset}"
-            publish(out, f"Error analysis, {first.dataset} {subset}, in %", about, rows)
+    for out, head, about, rows in compare("errors", runs, analyse):
+        publish(out, f"Error analysis in %, {head}", about, rows)
 
 
-def analyse(path: Path, cfg: Config, subset: str, samples, z, ok) -> dict:
-    """Draws the pictures of one run. z (N, C): features, ok (N,): which of them there are. -> the run's row, in %."""
-    title = f"{cfg.name}, {cfg.dataset} {subset}, split {cfg.split}, seed {cfg.seed}"
-    matrix, _ = confusion([{"path": str(path), "subset": subset}])
-    plot_confusion(path / f"confusion-{subset}.png", matrix, samples.classes, title)
-    names = [f"{name} ({n})" for name, n in zip(samples.classes, matrix.sum(1).tolist(), strict=True)]
-    plot_gain(path / f"classes-{subset}.png", per_class(matrix), names, f"{title}: top-1 (of so many videos)")
-    bins, error = calibration(**load_file(path / f"probabilities-{subset}.safetensors"))
-    plot_calibration(path / f"calibration-{subset}.png", bins, f"{title}\nexpected calibration error {error:.1f} %")
+def analyse(model, samples, cfg: Config, accelerator, path: Path, subset: str) -> dict:
+    """Draws the pictures of one run, which lies in `path`. -> its numbers, in %."""
+    kept = path / f"probabilities-{subset}.safetensors"
+    if not kept.exists():
+        raise RunError(f"{kept} does not exist: evaluate this run on {subset} first")
+    z, ok = features(model.backbone, model.pool, samples, cfg, accelerator)
+    bins, error = calibration(**load_file(kept))
     labels = {"class": (torch.from_numpy(samples.labels)[ok], samples.classes)}
     if (scene := scenes(samples)) is not None:
         labels["scene"] = scene[ok], list(synthetic.SCENES)
-    plot_features(path / f"features-{subset}.png", z[ok], labels, title)
-    return {"experiment": cfg.name, "calibration_error": error, "n_scored": int(ok.sum()), "n_expected": len(samples),
+    if accelerator.is_main_process:
+        title = f"{cfg.name}, {cfg.dataset} {subset}, split {cfg.split}, seed {cfg.seed}"
+        matrix, classes = confusion([{"path": str(path), "subset": subset}])
+        names = [f"{name} ({n})" for name, n in zip(classes, matrix.sum(1).tolist(), strict=True)]
+        plot_confusion(path / f"confusion-{subset}.png", matrix, classes, title)
+        plot_gain(path / f"classes-{subset}.png", per_class(matrix), names, f"{title}: top-1 (of so many videos)")
+        plot_calibration(path / f"calibration-{subset}.png", bins, f"{title}: expected calibration error {error:.1f} %")
+        plot_features(path / f"features-{subset}.png", z[ok], labels, title)
+    return {"calibration_error": error, "n_scored": int(ok.sum()), "n_expected": len(ok),
             **{f"variance_between_{what}": between(z[ok], label) for what, (label, _) in labels.items()}}
 
 
