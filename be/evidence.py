@@ -33,8 +33,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from be import datasets, jobs, manipulate, objectives, synthetic
-from be.cam import activation, share
+from be import datasets, jobs, objectives, synthetic
+from be.analysis import activation, share
+from be.bias import masks, specs
 from be.config import Config, ConfigError, choose, load
 from be.evaluate import accuracy, classify, load_backbone, over_videos
 from be.objectives import global_pool
@@ -351,7 +352,7 @@ def probe(backbone, taught, asked, cfg, accelerator) -> dict[str, float]:
     found, families = {}, list(synthetic.SCENES)
     for what in ("motion", "scene"):
         label, answer = (torch.from_numpy(samples.labels) if what == "motion" else torch.tensor(
-            [families.index(manipulate.specs(samples.root)[path].scene) for path in samples.paths])
+            [families.index(specs(samples.root)[path].scene) for path in samples.paths])
             for samples in (taught, asked))
         for name, guess in ("knn", knn), ("linear", linear):
             right = (guess(x[known], label[known], y) == answer) & ok
@@ -362,10 +363,10 @@ def probe(backbone, taught, asked, cfg, accelerator) -> dict[str, float]:
 def looks(networks: dict, samples, cfg, accelerator) -> dict[str, float]:
     """Share of each network's last feature map on the true actors, over that of the area; mean over videos."""
     sampler = partial(even_clips, K=1, T=cfg.frames, stride=cfg.stride)
-    truth = manipulate.taker(samples, sampler, cfg, True)
+    truth = masks(samples, sampler, cfg, "rendered")
 
     def compute(x, i):
-        mask = truth(x, i, None, None).actor[:, 0]  # (1, T, S, S)
+        mask = truth(x, i)[1][:, 0]  # (1, T, S, S)
         area = mask.float().mean().clamp(min=1e-6)
         return torch.stack([share(activation(net(x), *x.shape[2:4]), mask) / area for net in networks.values()])
 

@@ -13,13 +13,15 @@ Pre-training sees the held-out videos, too, without any label: the probe changes
 The test list plays no part, so one may choose by these numbers among methods, settings and epochs.
 """
 
+import os
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor
 
-from be import datasets, manipulate, synthetic
+from be import datasets, synthetic
 from be.config import Config
 from be.evaluate import features
 from be.objectives import Objective
@@ -36,7 +38,8 @@ class Probe:
         rest, held = datasets.holdout(samples.take(np.sort(some)), HELD_OUT, cfg.seed)
         self.lists = rest, held
         self.labels = {"": [torch.from_numpy(part.labels) for part in self.lists]}
-        if specs := manipulate.specs(samples.root):
+        if os.path.exists(os.path.join(samples.root, "synthetic.jsonl")):
+            specs = {os.fsencode(video.path): video.spec for video in synthetic.load(samples.root)}
             family = list(synthetic.SCENES)
             self.labels["_scene"] = [torch.tensor([family.index(specs[path].scene) for path in part.paths])
                                      for part in self.lists]

@@ -32,7 +32,7 @@ GROUPS = {
 # The networks of the two: those that know UCF101, and those that know Kinetics-400 (paper 4.7)
 PRETRAINED = {"figure6": ("table2-moco-i3d-ucf101", "table1-moco-be-i3d-ucf101"),
               "figure7": ("table1-k400", "table1-moco", "table1-moco-be")}
-TRAIN, SPREAD = ("pretrain", "finetune", "evaluate", "retrieve"), ("actors", "cam", "robustness", "inspect")
+TRAIN, SPREAD = ("pretrain", "finetune", "evaluate", "retrieve"), ("actors", "cam", "robustness", "errors")
 ONE_SPLIT = ("diving48", "kinetics400", "plain")
 
 # SYNTH=1: the demo's networks on stand-ins for all data sets, 48 videos to train on and 16 to test on
@@ -195,7 +195,7 @@ def figure(target: str, typed: list[str], splits, synth: bool) -> Iterator[Step]
         tests = (list(row(name, typed, splits[:1], synth, ("hmdb51",)))[-1] for name in names)
         runs = ",".join(str(test.end.parent) for test in tests)
         yield Step(("robustness", "--cfg", runs, *where, *rendered), out / "robustness-hmdb51-test.json", "hmdb51")
-        yield Step(("inspect", "--cfg", runs, *where), out / "inspect-hmdb51-test.json", "hmdb51")
+        yield Step(("errors", "--cfg", runs, *where), out / "errors-hmdb51-test.json", "hmdb51")
     if target in PRETRAINED:  # both are shown HMDB51
         trained = [one for name in PRETRAINED[target] for one in pretraining(name, typed, synth)]
         if target == "figure6":

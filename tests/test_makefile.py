@@ -149,11 +149,11 @@ def test_a_row_that_was_interrupted_goes_on_and_what_is_done_is_left(stand_ins, 
 
 
 @pytest.mark.parametrize("target, then, adds", [("table2-moco", "table2-moco", []), ("figure5", "figure5", []),
-                                                ("figure4", "analyses", ["robustness", "inspect"]),
+                                                ("figure4", "analyses", ["robustness", "errors"]),
                                                 ("figure6", "figure7", ["pretrain"] * 3 + ["cam"])])
 def test_rehearsals(target, then, adds, stand_ins, tmp_path, monkeypatch):
     """A contrastive row whose pre-training is another's, the figures and the analyses; of two, the shared runs once."""
-    monkeypatch.setattr("be.cam.draw", lambda *_: None)  # takes longer than all else; tests/test_cam.py looks at it
+    monkeypatch.setattr("be.analysis.draw", lambda *_: None)  # slow; tests/test_analysis.py has it
     rehearse(target, stand_ins, tmp_path)
     assert rehearse(then, stand_ins, tmp_path) == [*adds, "report"]  # Figure 7's networks know Kinetics-400
     assert rehearse(target, stand_ins, tmp_path) == rehearse(then, stand_ins, tmp_path) == ["report"]

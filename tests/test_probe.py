@@ -8,7 +8,7 @@ import torch
 from conftest import TINY
 from safetensors.torch import load_file
 
-from be import config, datasets, manipulate, probe, report, synthetic, train
+from be import bias, config, datasets, probe, report, synthetic, train
 from be.backbones import build
 from be.objectives import Objective
 from be.runs import make_accelerator, read_metrics
@@ -80,8 +80,9 @@ def test_motion_and_scene(tiny, monkeypatch, what):
     names = {"motion": sorted(synthetic.MOTIONS), "scene": list(synthetic.SCENES)}
     samples = datasets.load("ucf101", tiny, "train")
     specs = {path: replace(spec, scene=names["scene"][n // 3 % 8])  # in the list, classes follow each other by fours
-             for n, (path, spec) in enumerate(manipulate.specs(samples.root).items())}
-    monkeypatch.setattr(manipulate, "specs", lambda root: specs)
+             for n, (path, spec) in enumerate(bias.specs(samples.root).items())}
+    known = [synthetic.Video(path.decode(), 0, 0, False, spec) for path, spec in specs.items()]
+    monkeypatch.setattr(synthetic, "load", lambda root: known)
     one = make(tiny)
     def features(part):
         return torch.eye(8)[[names[what].index(getattr(specs[p], what)) for p in part.paths]], all_ok(part)

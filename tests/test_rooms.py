@@ -9,13 +9,13 @@ ROWS = [
     ["synthetic", "datasets", "runs", "tasks", "transcode", "weights"],
     ["objectives"],
     ["evaluate", "status"],
-    ["manipulate"],
     ["probe"],
     ["train"],
     ["finetune", "prepare", "report"],
     ["retrieve"],
     ["plan"],
-    ["bench_data", "bench_train", "robustness", "cam", "actors", "figures", "inspection"],
+    ["bench_data", "bench_train", "bias", "figures"],
+    ["analysis"],
     ["evidence"],
 ]
 ROW = {module: row for row, modules in enumerate(ROWS) for module in modules}

@@ -1,7 +1,7 @@
-"""CAM: the map by loops, its share on constructed maps, and networks of which is known what they look at."""
+"""Maps by loops, and of networks that are known to look at motion or not; the numbers of `errors` by slow forms."""
 
 import json
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,11 +9,11 @@ import torch
 from networks import clips, tuned
 from PIL import Image
 
-from be import cam, datasets, manipulate, video
+from be import analysis, bias, config, datasets, evaluate, video
+from be.analysis import INPUTS, MEASURES, activation, between, calibration, components, moving_pixels, overlaid, share
 from be.augment import denormalise, normalise
-from be.cam import MEASURES, activation, moving_pixels, overlaid, share
-from be.manipulate import ADVERSARIAL
-from be.runs import make_accelerator
+from be.runs import RunError, make_accelerator
+from be.video import even_clips
 
 
 def resized(line, n):
@@ -77,46 +77,38 @@ class Looker(torch.nn.Module):
 def test_numbers_of_networks_that_are_known(tiny, tmp_path):
     _, cfg, _ = tuned(tiny, tmp_path, scene="rendered")
     samples, accelerator = datasets.load("ucf101", tiny, "test", 1), make_accelerator(cfg)
-    others = manipulate.donors(samples, cfg, accelerator)
-    partner = manipulate.partners(samples.labels, list(others), 0)
-    found, ok = cam.measure([Mover(), Looker()], samples, others, partner, cfg, accelerator)
+    sampler = partial(even_clips, K=3, T=8, stride=2)
+    shot, partner = bias.shots(samples, sampler, cfg, accelerator)
+    found, ok = analysis.measure([Mover(), Looker()], samples, shot, sampler, cfg, accelerator)
     assert found.shape == (16, 3, 4, 4) and ok.all()
-    at = {name: n for n, name in enumerate(ADVERSARIAL)}
+    at = {name: n for n, name in enumerate(INPUTS)}
     response, moving, actor, body = (found[..., MEASURES.index(m)] for m in MEASURES)
     uniform, mover, looker = range(3)
 
-    assert (response[:, mover, at["static video"]] == 0).all()
+    assert (response[:, mover, at["one frame"]] == 0).all()
     assert (body[:, mover, at["static body"]] == 0).all() and (body[:, looker, at["static body"]] > 0).any()
     assert actor[:, mover, 0].mean() > 2 * actor[:, uniform, 0].mean()
     assert (moving[:, mover, 0] > moving[:, uniform, 0]).all()
     torch.testing.assert_close(response[:, mover, at["foreign frame"]], torch.full((16,), 0.7), atol=1e-4, rtol=0)
 
-    specs = manipulate.specs(samples.root)
+    specs = bias.specs(samples.root)
     for i in (0, 7):  # the same by hand
         x, frames = clips(samples, i)
-        mask = manipulate.true_shot(x, None, None, specs[samples.paths[i]], frames, 24).actor[:, 0]
-        pixels, pasted = denormalise(x), others[partner[i]].actor
+        mask = bias.true_masks(x, specs[samples.paths[i]], frames, 24)[1][:, 0]
+        other, frames = clips(samples, partner[i], 1)
+        pasted = bias.true_masks(other, specs[samples.paths[partner[i]]], frames, 24)[1][0, :, 4]
+        pixels = denormalise(x)
         bright = pixels.mean(1)
         assert actor[i, uniform, 0].item() == pytest.approx(mask.float().mean().item(), abs=1e-6)
         expected = np.mean([(bright[k][mask[k]].sum() / bright[k].sum()).item() for k in range(3)])
         assert actor[i, looker, 0].item() == pytest.approx(expected, abs=1e-5)
         still = bright[:, 4:5].mean() / bright.mean()
-        assert response[i, looker, at["static video"]].item() == pytest.approx(still.item(), abs=1e-5)
-        lent = denormalise(others[partner[i]].frame.float()[None])[0]
+        assert response[i, looker, at["one frame"]].item() == pytest.approx(still.item(), abs=1e-5)
+        lent = denormalise(other)[0, :, 4]
         y = torch.where(pasted[:, None], lent[:, None], pixels).mean(1)
         for values, where in ((actor, mask & ~pasted), (body, pasted.expand_as(mask))):
             expected = np.mean([(y[k][where[k]].sum() / y[k].sum()).item() for k in range(3)])
             assert values[i, looker, at["static body"]].item() == pytest.approx(expected, abs=1e-4)
-
-
-def test_every_network_has_a_name_of_its_own(tmp_path):
-    """Runs of one experiment, and of one name in two folders."""
-    one, seed, away, other = map(Path, ("runs/A/pretrain-seed0", "runs/A/pretrain-seed1", "old/A/pretrain-seed0",
-                                        "runs/B/pretrain-seed0"))
-    assert [cam.label(path, [one, other]) for path in (one, other)] == ["A", "B"]
-    assert [cam.label(path, [one, seed, other]) for path in (one, seed)] == ["A/pretrain-seed0", "A/pretrain-seed1"]
-    names = [cam.label(path, [one, seed, away, other]) for path in (one, seed, away, other)]
-    assert names == [str(one), "A/pretrain-seed1", str(away), "B"]
 
 
 def test_the_overlay_is_on_the_scale_of_the_reference():
@@ -126,22 +118,78 @@ def test_the_overlay_is_on_the_scale_of_the_reference():
     assert ends[1, -1, -1].sum() > 1.2 and ends[0, 0, 0].sum() < 0.05  # yellow and black
 
 
-def test_the_verb_end_to_end(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(cam, "SHOWN", 1)
-    monkeypatch.setattr(cam, "COLUMNS", 2)
+def test_cam_end_to_end(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(analysis, "SHOWN", 2)
+    monkeypatch.setattr(analysis, "COLUMNS", 2)
     runs = [tuned(tiny, tmp_path, seed, test_clips=1)[:2] for seed in (0, 1)]
-    cam.cam(*runs)
+    analysis.cam(*runs)
     said = json.loads((tmp_path / "cam-ucf101-test.json").read_text())
-    names = [f"demo-random/finetune-ucf101-split1-seed{seed}" for seed in (0, 1)]
+    names = [f"finetune-ucf101-split1-seed{seed}" for seed in (0, 1)]
     assert said["n_scored"] == said["n_expected"] == 16 and list(said["maps"]) == names
     rows = {(row["network"], row["input"]): row for row in said["rows"]}
-    assert len(rows) == 3 + 2 * 4 and rows[names[0], "static video"]["on moving"] is None
+    assert len(rows) == 3 * 4 and rows[names[0], "one frame"]["on moving"] is None
     assert all(0 < row["on actor"] < 100 for key, row in rows.items() if key[1] == "original")
     assert rows[names[1], "original"]["response"] == pytest.approx(100)
     assert "| uniform" in (tmp_path / "cam-ucf101-test.md").read_text()
-    for name in ("cam-ucf101-test", "cam-adversarial-ucf101-test"):
-        path = tmp_path / name
-        assert video.probe(path.with_suffix(".mp4")).frames == Image.open(path.with_suffix(".gif")).n_frames == 8
-        width, height = Image.open(path.with_suffix(".png")).size
-        assert width > 400 and height > (1200 if "adversarial" in name else 300)  # 12 rows, 3 rows
-    assert not list(tmp_path.glob(".cam*"))
+    path = tmp_path / "cam-ucf101-test"
+    film, gif = video.decode(path.with_suffix(".mp4"), np.arange(8)), Image.open(path.with_suffix(".gif"))
+    assert film.shape == (8, 5 * 32, 3 * 32, 3) and gif.n_frames == 8  # 5 rows, a clip and two maps of it
+    still = film[:, 32:64, :32].astype(int)  # the first video again, as one frame
+    assert abs(still - still[:1]).mean() < 2 < abs(film[:, :32, :32].astype(int) - still).mean()
+    width, height = Image.open(path.with_suffix(".png")).size
+    assert width > 400 and height > 1500  # 15 rows
+
+
+def test_calibration_by_a_loop():
+    generator = torch.Generator().manual_seed(0)
+    probabilities = (3 * torch.randn(200, 4, generator=generator)).softmax(1)
+    probabilities[0] = torch.tensor([1.0, 0, 0, 0])
+    label = torch.randint(4, (200,), generator=generator)
+    ok = torch.rand(200, generator=generator) > 0.2
+    bins, error = calibration(probabilities, label, ok)
+    slow = 0
+    for b in range(10):
+        inside = [(p.max().item(), (p.argmax() == y).item()) for p, y, ok_ in zip(probabilities, label, ok, strict=True)
+                  if ok_ and b / 10 <= p.max().item() < (b + 1) / 10 + (b == 9)]
+        assert bins[0, b] == len(inside)
+        if inside:
+            confidence, right = np.mean(inside, 0)
+            assert bins[1:, b].tolist() == pytest.approx([confidence, right])
+            slow += len(inside) / ok.sum().item() * abs(confidence - right)
+    assert error == pytest.approx(100 * slow) and bins[0].sum() == ok.sum() and error > 10
+
+
+def test_a_calibrated_model_has_no_error():
+    probabilities = torch.tensor([[0.75, 0.25]]).repeat(400, 1)
+    label = (torch.arange(400) % 4 == 3).long()
+    assert calibration(probabilities, label, torch.ones(400, dtype=torch.bool))[1] == pytest.approx(0, abs=1e-7)
+
+
+def test_variance_between_groups():
+    z = torch.randn(90, 5, generator=torch.Generator().manual_seed(0))
+    label = torch.arange(90) % 3
+    inside = sum(((z[label == c] - z[label == c].mean(0)) ** 2).sum() for c in range(3))
+    assert between(z, label) == pytest.approx(100 - 100 * (inside / ((z - z.mean(0)) ** 2).sum()).item(), abs=1e-4)
+    assert between(z[label], label) == pytest.approx(100) and between(z, label * 0) == pytest.approx(0, abs=1e-9)
+
+
+def test_components_against_the_covariance():
+    z = torch.randn(60, 6, generator=torch.Generator().manual_seed(0)) * torch.tensor([5.0, 1, 3, 1, 0.5, 1])
+    points, explained = components(z)
+    values, vectors = np.linalg.eigh(np.cov(z.numpy().T.astype(float)))
+    assert explained.tolist() == pytest.approx((100 * values[::-1] / values.sum())[:2].tolist(), rel=1e-5)
+    slow = (z - z.mean(0)).numpy() @ vectors[:, [-1, -2]]
+    np.testing.assert_allclose(np.abs(points), np.abs(slow), atol=1e-4)
+
+
+def test_errors_end_to_end(tiny, tmp_path):
+    path, cfg, _ = tuned(tiny, tmp_path, subset="swapped")
+    with pytest.raises(RunError, match="evaluate this run on swapped first"):
+        analysis.errors((path, cfg))
+    evaluate.evaluate(config.load(path / "config.yaml"))
+    analysis.errors((path, cfg))
+    said = json.loads((tmp_path / "errors-ucf101-swapped.json").read_text())["rows"][0]
+    assert said["n_scored"] == said["n_expected"] == 16 and 0 <= said["calibration_error"] <= 100
+    assert 0 < said["variance_between_scene"] < 100 and 0 < said["variance_between_class"] < 100
+    for name in ("confusion", "classes", "calibration", "features"):
+        assert (path / f"{name}-swapped.png").stat().st_size > 5_000

@@ -1,0 +1,295 @@
+"""Class activation maps (verb `cam`, Figures 6 and 7) and error analysis of fine-tuned models (verb `errors`).
+
+The map needs no labels: the mean over the channels of the last feature map, resized to the clip in space and time
+(paper 4.7). All backbones end in a ReLU, so it is nowhere negative. Every network sees each clip as it is and in three
+ways that should not mislead one that looks at motion (be/bias.py; the paper's "static video" is `one frame`):
+
+    one frame        nothing moves: the response should be low
+    static body      the actor of another video stands in the picture, cut out of one frame: no response there
+    foreign frame    a still frame of another video lies over all frames, weight 0.3: the response should stay
+
+and is measured by
+
+    response         mean of the map, in % of that of the unchanged clip
+    on moving        share of the map's sum, in %, on the pixels that differ from the frame before or after
+    on actor         the same for the true actor of synthetic videos
+    on body          the same for the pasted one
+
+A share says nothing by itself: a map that is equal everywhere has the share of the area, which stands in the row
+`uniform`. What moves and where the actor is, is always taken from the unchanged clip, less what the body hides. A video
+without a moving pixel has the share 0. All are means over the videos that can be read, `test_clips` clips of each.
+"""
+
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from safetensors.torch import load_file
+
+from be import backbones, datasets, synthetic
+from be.augment import denormalise
+from be.bias import MANIPULATIONS, THRESHOLD, compare, masks, publish, scenes, short, shots
+from be.config import Config
+from be.evaluate import features, over_videos, views
+from be.plots import COLOURS, per_class, plot_confusion, plot_gain, pyplot, save
+from be.report import confusion
+from be.runs import RunError, load_weights, make_accelerator, provenance
+from be.video import encode, even_clips
+
+INPUTS = ("original", "one frame", "static body", "foreign frame")
+MEASURES = ("response", "on moving", "on actor", "on body")
+SHOWN = 4  # videos in the picture, the first of them also manipulated
+COLUMNS = 8  # frames of a clip in the picture
+GROUPS = 16  # classes with a colour of their own in the picture of the features
+
+
+def activation(features, T: int, S: int):
+    """Mean over channels of a feature map (K, C, T', H', W'), resized to the clip, trilinearly -> (K, T, S, S)."""
+    return F.interpolate(features.float().mean(1, keepdim=True), (T, S, S), mode="trilinear")[:, 0]
+
+
+def moving_pixels(x):
+    """Where any colour differs from the frame before or after by more than THRESHOLD, of pixels in [0, 1].
+
+    Normalised clips (K, 3, T, S, S) -> bool (K, T, S, S).
+    """
+    step = denormalise(x).diff(dim=2).abs().amax(1) > THRESHOLD  # (K, T - 1, S, S)
+    return F.pad(step, (0, 0, 0, 0, 1, 0)) | F.pad(step, (0, 0, 0, 0, 0, 1))
+
+
+def share(heat, mask):
+    """The part of the sum of `heat` that lies where `mask` is, both (K, T, S, S): mean over K, in [0, 1]."""
+    return ((heat * mask).sum((1, 2, 3)) / heat.sum((1, 2, 3)).clamp(min=1e-12)).mean()
+
+
+@torch.no_grad()
+def cam(*runs: tuple[Path, Config]):
+    """cam: show where networks look, and measure how much of it is on what moves (Figures 6 and 7)
+
+    Runs of pre-training or fine-tuning stand side by side, and see the clips that the first one's config describes:
+    size, frames, stride. The list is `subset` of `dataset`, which need not be the one they were trained on; several are
+    taken one after the other with subset=test,swapped. `scene` says how an actor is cut out. To OUT go
+    cam-DATASET-SUBSET.json, .md, .png and, in motion, .mp4 and .gif.
+    """
+    cfg = runs[0][1]
+    accelerator, networks, maps = make_accelerator(cfg), {}, {}
+    for name, (path, own) in zip(short([path for path, _ in runs]), runs, strict=True):
+        networks[name] = backbones.build(own.backbone, own.width)
+        load_weights(path / "backbone.safetensors", networks[name])
+        networks[name].to(accelerator.device).eval()
+        empty = torch.zeros(1, 3, cfg.frames, cfg.size, cfg.size, device=accelerator.device)
+        maps[name] = list(networks[name](empty).shape[2:])  # T', H', W'
+        if max(maps[name][1:]) == 1:
+            accelerator.print(f"warning: the map of {name} has one place in space for {cfg.size} pixels, so it says "
+                              f"nothing of where; choose a larger size= and short_side=")
+    sampler = partial(even_clips, K=cfg.test_clips, T=cfg.frames, stride=cfg.stride)
+    for subset in cfg.subset.split(","):
+        samples = datasets.load(cfg.dataset, cfg.data, subset, cfg.split)
+        shot, _ = shots(samples, sampler, cfg, accelerator)
+        found, ok = measure(networks.values(), samples, shot, sampler, cfg, accelerator)
+        if accelerator.is_main_process:
+            names, means = ["uniform", *networks], (100 * found[ok].nanmean(0)).tolist()
+            rows = [{"network": network, "input": name, **dict(zip(MEASURES, numbers, strict=True))}
+                    for network, inputs in zip(names, means, strict=True)
+                    for name, numbers in zip(INPUTS, inputs, strict=True)]
+            head = f"Response of the last feature map in %, {cfg.dataset} {subset}, {int(ok.sum())} of {len(ok)} videos"
+            keys = ("dataset", "split", "seed", "size", "test_clips", "scene")
+            about = {"subset": subset, **{key: getattr(cfg, key) for key in keys}, "maps": maps,
+                     "runs": [str(path) for path, _ in runs], "n_scored": int(ok.sum()), "n_expected": len(ok)}
+            out = Path(cfg.out) / f"cam-{cfg.dataset}-{subset}"
+            publish(out, head, {**about, **provenance(samples, accelerator)}, rows)
+            draw(out, networks, samples, ok, shot, sampler, cfg, accelerator)
+
+
+def measure(networks, samples, shot, sampler, cfg: Config, accelerator):
+    """MEASURES of each video, in [0, 1], NaN where there is none: (N, 1 + networks, inputs, measures), ok (N,).
+
+    The first `network` is a map that is equal everywhere.
+    """
+    actors = None if scenes(samples) is None else masks(samples, sampler, cfg, "rendered")
+
+    def compute(x, i):
+        whole, (K, _, T, S, _) = shot(x, i), x.shape
+        where = {"on moving": moving_pixels(x)}
+        if actors:
+            where["on actor"] = actors(x, i)[1][:, 0]
+        found = x.new_full((1 + len(networks), len(INPUTS), len(MEASURES)), np.nan)
+        for n, name in enumerate(INPUTS):
+            y, lies = MANIPULATIONS[name].change(whole), {} if name == "one frame" else where
+            if name == "static body":
+                body = whole.other_actor.expand(K, T, S, S)
+                lies = {what: mask & ~body for what, mask in where.items()} | {"on body": body}
+            for m, heat in enumerate([x.new_ones(K, T, S, S), *(activation(net(y), T, S) for net in networks)]):
+                found[m, n, 0] = heat.mean()
+                for what, mask in lies.items():
+                    found[m, n, MEASURES.index(what)] = share(heat, mask)
+        found[:, :, 0] /= found[:, :1, 0].clone()
+        return found
+
+    return over_videos(compute, samples, sampler, cfg, accelerator, "cam")
+
+
+# ---- pictures of maps
+
+
+def draw(out: Path, networks, samples, ok, shot, sampler, cfg: Config, accelerator):
+    """SHOWN videos as they are, the first of them also manipulated: a strip, OUT.png, and a film, OUT.mp4 and .gif."""
+    readable, pictures = np.flatnonzero(ok), {}
+    chosen = np.unique(readable[np.linspace(0, len(readable) - 1, SHOWN).astype(int)]).tolist()
+    for i, x in views(samples, sampler, cfg, accelerator, "pictures", chosen):
+        whole, reference = shot(x, i), None
+        for name in INPUTS if i == chosen[0] else INPUTS[:1]:
+            y = MANIPULATIONS[name].change(whole)[:1]
+            pixels = denormalise(y)[0].clamp(0, 1).permute(1, 2, 3, 0).cpu()  # (T, S, S, 3)
+            heats = [activation(network(y), *y.shape[2:4])[0].cpu() for network in networks.values()]
+            reference = reference or heats
+            row = f"{samples.classes[samples.labels[i]]}, {name}"
+            maps = [overlaid(pixels, heat, before) for heat, before in zip(heats, reference, strict=True)]
+            pictures[row] = [panel.numpy() for panel in (pixels, *maps)]
+    strip(out.with_suffix(".png"), pictures, ["clip", *networks], f"Where networks look, {cfg.dataset}")
+    film = np.concatenate([np.concatenate(panels, 2) for panels in pictures.values()], 1)  # (T, H, W, 3)
+    film = (255 * film.repeat(2, 1).repeat(2, 2)).astype(np.uint8)  # twice the size: sides are even, too
+    encode(out.with_suffix(".mp4"), film, 8)
+    first, *rest = map(Image.fromarray, film)
+    first.save(out.with_suffix(".gif"), save_all=True, append_images=rest, duration=125, loop=0)
+
+
+def overlaid(pixels, heat, reference):
+    """The clip in grey under its map. pixels (T, S, S, 3) in [0, 1]; heat (T, S, S); -> like pixels.
+
+    From black to yellow stand the least and the largest of `reference`, the map of the unchanged clip.
+    """
+    low, high = reference.min(), reference.max()
+    level = ((heat - low) / (high - low).clamp(min=1e-12)).clamp(0, 1)
+    colour = torch.from_numpy(pyplot().get_cmap("inferno")(level.numpy())[..., :3]).float()
+    return torch.lerp(pixels.mean(-1, keepdim=True), colour, 0.25 + 0.4 * level[..., None])
+
+
+def strip(path: Path, pictures: dict[str, list], panels: list[str], title: str):
+    """COLUMNS frames side by side. pictures: for each row its panels, each (T, S, S, 3) in [0, 1]."""
+    plt, lines = pyplot(), [(row, *one) for row, clips in pictures.items() for one in zip(panels, clips, strict=True)]
+    T = len(lines[0][2])
+    shown = np.linspace(0, T - 1, min(COLUMNS, T)).round().astype(int)
+    figure, axes = plt.subplots(len(lines), len(shown), squeeze=False, layout="constrained",
+                                figsize=(1.05 * len(shown) + 2.6, 1.05 * len(lines) + 0.6))
+    for line, (row, panel, clip) in zip(axes, lines, strict=True):
+        for axis, t in zip(line, shown, strict=True):
+            axis.imshow(clip[t])
+            axis.set(xticks=[], yticks=[])
+        line[0].set_ylabel(f"{row}\n" if panel == panels[0] else panel, rotation=0, ha="right", va="center", fontsize=8)
+    bar = figure.colorbar(plt.cm.ScalarMappable(cmap="inferno"), ax=axes, shrink=0.5, aspect=30, pad=0.01)
+    bar.set_label("response: 0 and 1 are the least and\nthe largest in the unchanged clip", fontsize=7)
+    figure.suptitle(title, fontsize=9)
+    save(figure, path)
+
+
+# ---- error analysis
+
+
+def errors(*runs: tuple[Path, Config]):
+    """errors: what fine-tuned models confuse, whether they know when they are wrong, and how their features lie
+
+    They must have been tested on `subset` (evaluate). Into each run's directory go confusion-SUBSET.png,
+    classes-SUBSET.png (accuracy of each class), calibration-SUBSET.png and features-SUBSET.png: the two principal
+    components of the pooled features of each video's central clip, coloured by class and, of synthetic videos, by
+    scene. The numbers of all go to OUT/errors-DATASET-SUBSET.json and .md: the expected calibration error, and how much
+    of the variance of the features, in all dimensions, lies between classes and between scenes.
+    """
+    for out, head, about, rows in compare("errors", runs, analyse):
+        publish(out, f"Error analysis in %, {head}", about, rows)
+
+
+def analyse(model, samples, cfg: Config, accelerator, path: Path, subset: str) -> dict:
+    """Draws the pictures of one run, which lies in `path`. -> its numbers, in %."""
+    kept = path / f"probabilities-{subset}.safetensors"
+    if not kept.exists():
+        raise RunError(f"{kept} does not exist: evaluate this run on {subset} first")
+    z, ok = features(model.backbone, model.pool, samples, cfg, accelerator)
+    bins, error = calibration(**load_file(kept))
+    labels = {"class": (torch.from_numpy(samples.labels)[ok], samples.classes)}
+    if (scene := scenes(samples)) is not None:
+        labels["scene"] = scene[ok], list(synthetic.SCENES)
+    if accelerator.is_main_process:
+        title = f"{cfg.name}, {cfg.dataset} {subset}, split {cfg.split}, seed {cfg.seed}"
+        matrix, classes = confusion([{"path": str(path), "subset": subset}])
+        names = [f"{name} ({n})" for name, n in zip(classes, matrix.sum(1).tolist(), strict=True)]
+        plot_confusion(path / f"confusion-{subset}.png", matrix, classes, title)
+        plot_gain(path / f"classes-{subset}.png", per_class(matrix), names, f"{title}: top-1 (of so many videos)")
+        plot_calibration(path / f"calibration-{subset}.png", bins, f"{title}: expected calibration error {error:.1f} %")
+        plot_features(path / f"features-{subset}.png", z[ok], labels, title)
+    return {"calibration_error": error, "n_scored": int(ok.sum()), "n_expected": len(ok),
+            **{f"variance_between_{what}": between(z[ok], label) for what, (label, _) in labels.items()}}
+
+
+def calibration(probabilities, label, ok, bins: int = 10) -> tuple[np.ndarray, float]:
+    """Confidence against accuracy. -> (3, bins): videos, mean confidence, accuracy, NaN in empty ones; the error in %
+
+    Videos that were read are put into `bins` equal ranges of their largest probability. The expected calibration error
+    is the mean over videos of |accuracy - mean confidence| of their range (Naeini et al. 2015). probabilities (N, C),
+    label (N,), ok (N,) bool.
+    """
+    confidence, answer = probabilities[ok].double().max(1)
+    right = (answer == label[ok]).double()
+    count, sum_confidence, sum_right = (np.histogram(confidence, bins, (0, 1), weights=weights)[0]
+                                        for weights in (torch.ones_like(right), confidence, right))
+    error = 100 * np.abs(sum_right - sum_confidence).sum() / max(1, len(right))
+    with np.errstate(invalid="ignore"):
+        return np.stack([count, sum_confidence / count, sum_right / count]), float(error)
+
+
+def between(z, label) -> float:
+    """The share of the variance of z (N, C), summed over C, that lies between groups of equal label (N,), in %."""
+    z = z.double() - z.double().mean(0)
+    groups = [z[label == c] for c in label.unique()]
+    return 100 * (sum(len(g) * g.mean(0).square().sum() for g in groups) / z.square().sum().clamp(min=1e-30)).item()
+
+
+def components(z) -> tuple[torch.Tensor, torch.Tensor]:
+    """Principal components: z (N, C) on the first two axes (N, 2), and the share of the variance on each (2,), in %."""
+    z = z.double() - z.double().mean(0)
+    _, scale, axes = torch.linalg.svd(z, full_matrices=False)
+    return z @ axes[:2].T, (100 * scale.square() / scale.square().sum())[:2]
+
+
+@contextmanager
+def chart(path: Path, title: str, width: float, height: float, columns: int = 1):
+    """Yields the axes of a picture, a row of them, and saves it."""
+    figure, axes = pyplot().subplots(1, columns, squeeze=False, figsize=(width, height), layout="constrained")
+    yield axes[0]
+    figure.suptitle(title, fontsize=9)
+    save(figure, path)
+
+
+def plot_calibration(path, bins, title):
+    """Left, accuracy over confidence; right, how many videos have it. bins: see `calibration`."""
+    count, confidence, accuracy = bins
+    place = (np.arange(len(count)) + 0.5) / len(count)
+    with chart(path, title, 8, 4, columns=2) as (left, right):
+        left.plot([0, 1], [0, 1], color="0.4", lw=1, ls="--", label="calibrated")
+        left.plot(confidence, accuracy, "o-", color=COLOURS[0], label="at the mean confidence of a range")
+        left.set(xlabel="confidence: the largest probability", ylabel="share of right answers", ylim=(0, 1))
+        left.legend(fontsize=8)
+        right.bar(place, count, 0.9 / len(count), color="0.6")
+        right.set(xlabel="confidence", ylabel="videos", xlim=(0, 1))
+
+
+def plot_features(path, z, labels, title):
+    """A panel for each of `labels` {what: (label (N,), names)}; beyond GROUPS, the rarer groups are grey."""
+    points, explained = components(z)
+    with chart(path, title, 5.6 * len(labels), 4.5, len(labels)) as axes:
+        for axis, (what, (label, names)) in zip(axes, labels.items(), strict=True):
+            axis.scatter(*points.T, s=8, color="0.85")
+            common = torch.bincount(label).argsort(descending=True, stable=True)[:GROUPS].sort().values
+            for n, c in enumerate(common.tolist()):
+                axis.scatter(*points[label == c].T, s=14, color=COLOURS[n % len(COLOURS)],
+                             marker="osD^vP*X"[n % 8], label=names[c])
+            axis.set(xlabel=f"component 1 ({explained[0]:.0f} % of the variance)",
+                     ylabel=f"component 2 ({explained[1]:.0f} %)")
+            chance = 100 * (len(label.unique()) - 1) / max(1, len(label) - 1)  # of groups that mean nothing
+            axis.set_title(f"by {what}, which explains {between(z, label):.0f} % of all variance "
+                           f"(chance {chance:.0f} %)", fontsize=9)
+            axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
