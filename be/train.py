@@ -1,4 +1,5 @@
-"""The training loop. One `fit` serves every objective; pre-training and fine-tuning differ in what they hand to it.
+"""Training: the loop, pre-training and fine-tuning. One `fit` serves every objective; the two differ in what they hand
+to it.
 
 Nothing in here depends on how the work is spread: `batch_size` is global, each of `world` processes takes its rows of
 every batch, and all random numbers are functions of (seed, step, sample). So 1 and 8 devices, or a run that was
@@ -14,7 +15,7 @@ import signal
 import sys
 import time
 from functools import partial
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 
 import torch
@@ -25,8 +26,9 @@ from tqdm import tqdm
 from be import backbones, datasets, objectives
 from be.augment import Draws, apply_view, draw_view
 from be.config import Config, ConfigError, experiments
+from be.evaluate import accuracy, classify, load_backbone
 from be.probe import Probe
-from be.runs import Clock, Run, RunError, make_accelerator, provenance, run_dir, tracking
+from be.runs import Clock, Run, RunError, load_weights, make_accelerator, provenance, run_dir, tracking
 from be.video import static_clips
 
 AUGMENTATION = tuple(inspect.signature(draw_view).parameters)[2:]  # keys of the config that say how views are drawn
@@ -76,112 +78,151 @@ def fit(objective, samples: datasets.Samples, cfg: Config, run: Run, accelerator
     Raises ConfigError when the batch does not fit the data or the processes; RunError where a checkpoint is of another
     list of videos, and on a loss or a weight that is not finite, before anything of it is saved.
     """
-    world, rank, device = accelerator.num_processes, accelerator.process_index, accelerator.device
-    check_batch(cfg, len(samples), world)
-    per_epoch = len(samples) // cfg.batch_size  # steps; the incomplete last batch is dropped
-    total = cfg.epochs * per_epoch
-
-    # model and optimizer
-    place(objective, cfg, device)
-    optimizer = make_optimizer(objective, cfg)
-    start, skipped, recent = 0, 0, []  # recent: losses since the last line of the log, a number per part of a batch
-    checkpoint = run.latest()
-    check_same(accelerator, run, samples, checkpoint)
-    if checkpoint:
-        objective.load_state_dict(checkpoint["objective"])
-        optimizer.load_state_dict(checkpoint["optimizer"])
-        start, skipped, recent = checkpoint["step"], checkpoint["skipped"], checkpoint["recent"]
-        accelerator.print(f"{run.path}: going on from step {start} of {total}")
-    run.forget_metrics_after(start)
-    model, optimizer = accelerator.prepare(objective, optimizer)
-    if checkpoint and checkpoint["scaler"] and accelerator.scaler is not None:  # empty: of fp16 on a CPU, which is fp32
-        accelerator.scaler.load_state_dict(checkpoint["scaler"])
-
-    def save(step):
-        # Nothing random is in here: every draw is a function of (seed, step, sample)
-        numbers = objective.state_dict()
-        finite = torch.stack([tensor.isfinite().all() for tensor in numbers.values()]).all()
-        if accelerator.reduce(finite.float(), "sum") < world:
-            raise not_finite(run, "a weight is not finite", step)
-        scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else {}
-        run.save(step, objective=numbers, optimizer=optimizer.optimizer.state_dict(), scaler=scaler, skipped=skipped,
-                 recent=recent, videos=len(samples), list_crc=samples.crc)
-
-    # data: one endless stream of micro-batches, so that no epoch starts with cold workers
-    micro = cfg.batch_size // cfg.accumulate  # of all processes together
-    first, offset = divmod(start * cfg.accumulate, per_epoch * cfg.accumulate)
-    batches = chain.from_iterable(
-        epoch_micro_batches(len(samples), cfg, epoch, rank, world, offset if epoch == first else 0)
-        for epoch in range(first, cfg.epochs))
-    sampler = partial(static_clips, like=objective.sampler) if cfg.static else objective.sampler
-    clips = datasets.Clips(samples, sampler, cfg.short_side, cfg.seed, True, cfg.cache_gb)
-    loader = datasets.loader(clips, batches, workers=cfg.workers, device=device)
-
-    # the loop
+    check_batch(cfg, len(samples), accelerator.num_processes)
+    state = State(objective, samples, cfg, run, accelerator)
+    total, per_epoch = cfg.epochs * state.per_epoch, state.per_epoch
+    batches = clip_stream(objective, samples, cfg, accelerator, state.step)
     objective.train()
-    atexit.unregister(datasets.end_workers)  # to be called before what DataLoader registers, which waits
-    stream, clock, losses, missed, began = iter(loader), Clock(), [], 0, time.perf_counter()
-    atexit.register(datasets.end_workers)
-    bar = tqdm(total=total, initial=start, desc=run.path.name, unit="step",
-               disable=not (run.write and sys.stderr.isatty()))
-    with Interrupt() as interrupt, tracking(accelerator, run) as log:
-        for step in range(start, total):
-            lr = lr_at(step, per_epoch, cfg)
-            for group in optimizer.param_groups:
-                group["lr"] = lr
-            for part in range(cfg.accumulate):
-                with clock("data_wait"):
-                    batch = next(stream)
-                draws = Draws(cfg.seed, step * cfg.accumulate + part, rank, world, device)
-                last = part == cfg.accumulate - 1
-                with contextlib.nullcontext() if last else accelerator.no_sync(model):
-                    views = make_views(batch, objective.views, draws, cfg, objective.flips_together)
-                    label, index = (x.to(device, non_blocking=True) for x in (batch.label, batch.index))
-                    loss, stats = model(views, label, index, draws)
-                    accelerator.backward(loss / cfg.accumulate)
-                losses.append(loss.detach())
-                missed += int(batch.skipped.sum())
-                clock.count += micro
-            optimizer.step()
-            optimizer.zero_grad()
+    with Interrupt() as interrupt, tracking(accelerator, run) as log, progress_bar(run, state.step, total) as bar:
+        while state.step < total:
+            stats = state.advance(batches)  # one optimizer step
             bar.update()
+            done = state.step
 
-            done = step + 1
             # All device syncs are from here on; a quiet step has none
             logs, saves = (done % every == 0 or done == total for every in (cfg.log_every, cfg.save_every))
-            stop = interrupt.agreed(accelerator) if world == 1 or logs or saves or done % ASK_EVERY == 0 else None
+            asks = accelerator.num_processes == 1 or logs or saves or done % ASK_EVERY == 0
+            stop = interrupt.agreed(accelerator) if asks else None
             tests = at_epoch is not None and done % per_epoch == 0
             if logs or saves or stop or tests:
-                recent += accelerator.reduce(torch.stack(losses), "mean").tolist()
-                skipped += int(accelerator.reduce(torch.tensor(missed, device=device), "sum"))
-                losses, missed = [], 0
-                for back, loss in enumerate(reversed(recent)):
-                    if not math.isfinite(loss):
-                        raise not_finite(run, f"the loss is {loss}", done - back // cfg.accumulate)
+                state.read_losses()
             if logs:
-                mean = sum(recent) / len(recent)
-                stats = {k: accelerator.reduce(v.float(), "mean").item() for k, v in stats.items()}
-                rate, shares = clock.lap()
-                log(step=done, epoch=done / per_epoch, loss=mean, lr=lr, clips_per_s=rate,
-                    data_wait=shares.get("data_wait", 0.0), skipped=skipped, seconds=time.perf_counter() - began,
-                    **stats)
-                say(accelerator, bar, done, total, mean, lr, rate, shares, began, start)
-                recent = []
+                line = state.log_line(stats)
+                log(step=done, epoch=done / per_epoch, **line)
+                show_line(accelerator, bar, done, total, line, state)
             if tests:  # before the checkpoint: what has one has its line, too
-                with clock.pause():
+                with state.clock.pause():
                     share_statistics(objective)
                     if found := at_epoch(done // per_epoch):
                         log(step=done, epoch=done / per_epoch, **found)
                 objective.train()
                 stop = stop or interrupt.agreed(accelerator)  # a test may be long
             if saves or stop:
-                save(done)
+                state.save()
             if stop and done < total:
                 bar.close()
                 accelerator.print(f"{run.path}: stopped by {stop.name} at step {done} of {total}, checkpoint written; "
                                   f"the same command goes on from here")
                 raise SystemExit(128 + stop)
-    bar.close()
+
+
+class State:
+    """What a training keeps from step to step: model, optimizer, the step, and losses that nobody has read yet.
+
+    Nothing random is in it: every draw is a function of (seed, step, sample).
+    """
+
+    def __init__(self, objective, samples: datasets.Samples, cfg: Config, run: Run, accelerator: Accelerator):
+        self.objective, self.samples, self.cfg, self.run, self.accelerator = objective, samples, cfg, run, accelerator
+        self.per_epoch = len(samples) // cfg.batch_size  # steps; the incomplete last batch is dropped
+        self.step, self.skipped = 0, 0
+        self.losses, self.missed = [], 0  # of the steps since the last sync: on the device; unreadable videos
+        self.recent = []  # losses since the last line of the log, a number per part of a batch
+        place(objective, cfg, accelerator.device)
+        optimizer = make_optimizer(objective, cfg)
+        checkpoint = run.latest()
+        check_same(accelerator, run, samples, checkpoint)
+        if checkpoint:
+            objective.load_state_dict(checkpoint["objective"])
+            optimizer.load_state_dict(checkpoint["optimizer"])
+            self.step, self.skipped, self.recent = (checkpoint[key] for key in ("step", "skipped", "recent"))
+            accelerator.print(f"{run.path}: going on from step {self.step} of {cfg.epochs * self.per_epoch}")
+        self.begun_at = self.step
+        run.forget_metrics_after(self.step)
+        self.model, self.optimizer = accelerator.prepare(objective, optimizer)
+        if checkpoint and checkpoint["scaler"] and accelerator.scaler is not None:  # empty on a CPU
+            accelerator.scaler.load_state_dict(checkpoint["scaler"])
+        self.clock, self.began = Clock(), time.perf_counter()
+
+    def advance(self, batches) -> dict[str, torch.Tensor]:
+        """One optimizer step on the next `accumulate` batches, without a sync of the device. Returns the last stats."""
+        cfg, accelerator, device = self.cfg, self.accelerator, self.accelerator.device
+        self.lr = lr_at(self.step, self.per_epoch, cfg)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr
+        for part in range(cfg.accumulate):
+            with self.clock("data_wait"):
+                batch = next(batches)
+            draws = Draws(cfg.seed, self.step * cfg.accumulate + part, accelerator.process_index,
+                          accelerator.num_processes, device)
+            last = part == cfg.accumulate - 1
+            with contextlib.nullcontext() if last else accelerator.no_sync(self.model):
+                views = make_views(batch, self.objective.views, draws, cfg, self.objective.flips_together)
+                label, index = (x.to(device, non_blocking=True) for x in (batch.label, batch.index))
+                loss, stats = self.model(views, label, index, draws)
+                accelerator.backward(loss / cfg.accumulate)
+            self.losses.append(loss.detach())
+            self.missed += int(batch.skipped.sum())
+            self.clock.count += cfg.batch_size // cfg.accumulate
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.step += 1
+        return stats
+
+    def read_losses(self):
+        """Brings the losses of all processes to the host. Raises RunError where one is not finite."""
+        self.recent += self.accelerator.reduce(torch.stack(self.losses), "mean").tolist()
+        missed = torch.tensor(self.missed, device=self.accelerator.device)
+        self.skipped += int(self.accelerator.reduce(missed, "sum"))
+        self.losses, self.missed = [], 0
+        for back, loss in enumerate(reversed(self.recent)):
+            if not math.isfinite(loss):
+                raise not_finite(self.run, f"the loss is {loss}", self.step - back // self.cfg.accumulate)
+
+    def log_line(self, stats) -> dict[str, float]:
+        """What metrics.jsonl says of the steps since the last line."""
+        rate, shares = self.clock.lap()
+        line = {"loss": sum(self.recent) / len(self.recent), "lr": self.lr, "clips_per_s": rate,
+                "data_wait": shares.get("data_wait", 0.0), "skipped": self.skipped,
+                "seconds": time.perf_counter() - self.began,
+                **{k: self.accelerator.reduce(v.float(), "mean").item() for k, v in stats.items()}}
+        self.recent = []
+        return line
+
+    def save(self):
+        """Writes a checkpoint. Raises RunError where a weight is not finite."""
+        numbers, accelerator = self.objective.state_dict(), self.accelerator
+        finite = torch.stack([tensor.isfinite().all() for tensor in numbers.values()]).all()
+        if accelerator.reduce(finite.float(), "sum") < accelerator.num_processes:
+            raise not_finite(self.run, "a weight is not finite", self.step)
+        scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else {}
+        self.run.save(self.step, objective=numbers, optimizer=self.optimizer.optimizer.state_dict(), scaler=scaler,
+                      skipped=self.skipped, recent=self.recent, videos=len(self.samples), list_crc=self.samples.crc)
+
+
+def clip_stream(objective, samples: datasets.Samples, cfg: Config, accelerator: Accelerator, start: int):
+    """This process's batches from step `start` to the last, in one stream, so that no epoch starts with cold workers.
+
+    Each batch is cut into `accumulate` parts; an incomplete one is dropped with all its parts.
+    """
+    world, rank = accelerator.num_processes, accelerator.process_index
+    parts = len(samples) // cfg.batch_size * cfg.accumulate  # of an epoch
+    first, offset = divmod(start * cfg.accumulate, parts)
+    keys = chain.from_iterable(
+        islice(datasets.epoch_batches(len(samples), cfg.batch_size // cfg.accumulate, cfg.seed, epoch, rank, world,
+                                      begin), parts - begin)
+        for epoch in range(first, cfg.epochs) for begin in [offset if epoch == first else 0])
+    sampler = partial(static_clips, like=objective.sampler) if cfg.static else objective.sampler
+    clips = datasets.Clips(samples, sampler, cfg.short_side, cfg.seed, True, cfg.cache_gb)
+    atexit.unregister(datasets.end_workers)  # to be called before what DataLoader registers, which waits
+    stream = iter(datasets.loader(clips, keys, workers=cfg.workers, device=accelerator.device))
+    atexit.register(datasets.end_workers)
+    return stream
+
+
+def progress_bar(run: Run, start: int, total: int) -> tqdm:
+    return tqdm(total=total, initial=start, desc=run.path.name, unit="step",
+                disable=not (run.write and sys.stderr.isatty()))
 
 
 def check_same(accelerator: Accelerator, run: Run, samples: datasets.Samples, checkpoint: dict | None):
@@ -226,13 +267,6 @@ def place(objective, cfg: Config, device: torch.device):
                 module.compile()
 
 
-def epoch_micro_batches(n, cfg: Config, epoch, rank, world, start):
-    """The epoch's batches, each cut into `accumulate` parts; `start` counts parts."""
-    whole = (n // cfg.batch_size) * cfg.accumulate  # an incomplete batch is dropped with all its parts
-    parts = datasets.epoch_batches(n, cfg.batch_size // cfg.accumulate, cfg.seed, epoch, rank, world, start)
-    return (part for part, _ in zip(parts, range(start, whole), strict=False))
-
-
 def make_views(batch: datasets.Batch, wanted, draws: Draws, cfg: Config, flips_together=False) -> list[torch.Tensor]:
     """Clips (B, K, T, H, W, 3) uint8 -> a float view (B, 3, T, S, S) per (clip, augmentation) pair of `wanted`.
 
@@ -274,14 +308,14 @@ def check_batch(cfg: Config, n: int, world: int):
                           f"processes / accumulate={cfg.accumulate}) do not divide by bn_group={cfg.bn_group}")
 
 
-def say(accelerator, bar, done, total, loss, lr, rate, shares, began, start):
+def show_line(accelerator, bar, done: int, total: int, line: dict, state: State):
     """One log line: on the bar when there is a terminal, else plain text with the time left."""
-    wait = f"data_wait {shares.get('data_wait', 0.0):.0%}"
-    bar.set_postfix_str(f"loss {loss:.4f}, lr {lr:.2g}, {wait}")
+    wait = f"data_wait {line['data_wait']:.0%}"
+    bar.set_postfix_str(f"loss {line['loss']:.4f}, lr {line['lr']:.2g}, {wait}")
     if bar.disable:
-        left = (time.perf_counter() - began) / (done - start) * (total - done)
-        accelerator.print(f"step {done}/{total}  loss {loss:.4f}  lr {lr:.2g}  {rate:.1f} clips/s  {wait}  "
-                          f"{left / 60:.1f} min left", flush=True)
+        left = line["seconds"] / (done - state.begun_at) * (total - done)
+        accelerator.print(f"step {done}/{total}  loss {line['loss']:.4f}  lr {line['lr']:.2g}  "
+                          f"{line['clips_per_s']:.1f} clips/s  {wait}  {left / 60:.1f} min left", flush=True)
 
 
 ECHO = 3  # seconds; a signal that comes again sooner is the same request, which a launcher passes on to its group
@@ -372,3 +406,60 @@ def pretrain(cfg: Config):
     run.save_weights("backbone", objective.backbone, backbone=cfg.backbone, width=cfg.width, experiment=cfg.name,
                      **provenance(samples, accelerator))
     accelerator.print(f"backbone written to {run.path / 'backbone.safetensors'}")
+
+
+HELD_OUT = 0.1  # of the training list, with select=holdout
+
+
+def finetune(cfg: Config):
+    """Verb `finetune`: trains a pre-trained backbone under a new linear layer, all layers (paper 4.1)
+
+    The backbone is that of `cfg.pretrained`: self, this experiment's own; random; another's; or published weights.
+
+    The last epoch is what is tested; or, with select=holdout, the one that is best on a tenth of the training list,
+    whole source videos that are not trained on. The test list plays no part here.
+    """
+    accelerator = make_accelerator(cfg)
+    samples = datasets.load(cfg.dataset, cfg.data, "train", cfg.split)
+    check_flip(cfg, samples)
+    run = Run(run_dir(cfg, "finetune"), cfg, write=accelerator.is_main_process)
+    if (run.path / "model.safetensors").exists():
+        accelerator.print(f"{run.path}: done already; remove the folder to run it again")
+        return
+
+    backbone = load_backbone(cfg)  # seeds the initial weights, the head's too; all later draws have seeds of their own
+    options = {**dataclasses.asdict(cfg), "classes": len(samples.classes)}
+    objective = objectives.build(cfg.method, backbone, options)
+    about = {"experiment": cfg.name, "backbone": cfg.backbone, "width": cfg.width, "classes": samples.classes,
+             **provenance(samples, accelerator)}
+    best = None
+    if cfg.select == "holdout":
+        samples, held = datasets.holdout(samples, HELD_OUT, cfg.seed)
+        best = Best(objective, held, cfg, run, accelerator, about)
+
+    describe(accelerator, cfg, samples, "finetune")
+    fit(objective, samples, cfg, run, accelerator, best)
+    if best and run.write:
+        about |= load_weights(run.path / "best.safetensors", objective)
+        accelerator.print(f"epoch {about['epoch']} is the best: {about['holdout_top1']:.1f} % of {len(held)} held out")
+    run.save_weights("backbone", objective.backbone, **about)
+    run.save_weights("model", objective, **about)
+    if run.write:
+        (run.path / "best.safetensors").unlink(missing_ok=True)
+    accelerator.print(f"model written to {run.path / 'model.safetensors'}")
+
+
+class Best:
+    """Tests `objective` on the list `held` after each epoch; best.safetensors holds the best one's weights."""
+
+    def __init__(self, objective, held: datasets.Samples, cfg: Config, run: Run, accelerator, about: dict):
+        self.objective, self.held, self.about = objective, held, about
+        self.cfg, self.run, self.accelerator = cfg, run, accelerator
+
+    def __call__(self, epoch: int) -> dict[str, float]:
+        probabilities, ok = classify(self.objective, self.held, self.cfg, self.accelerator)
+        top1 = accuracy(probabilities, torch.from_numpy(self.held.labels), ok)["top1"]
+        before = [line["holdout_top1"] for line in self.run.metrics() if "holdout_top1" in line]
+        if round(top1, 6) > max(before, default=-1):  # as rounded in the log; of equals, the first
+            self.run.save_weights("best", self.objective, **self.about, epoch=epoch, holdout_top1=top1)
+        return {"holdout_top1": top1}

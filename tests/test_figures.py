@@ -9,7 +9,7 @@ import torch
 from conftest import TINY
 from safetensors.torch import save_file
 
-from be import config, evaluate, finetune, objectives, video
+from be import config, evaluate, objectives, train, video
 from be.config import run_dir
 from be.figures import bars, gain, label_places, pearson
 from be.runs import Run, RunError, make_accelerator
@@ -35,7 +35,7 @@ def test_static_training_and_test_show_no_motion(tiny, tmp_path, monkeypatch, st
         return logits(self, x, draws)
 
     monkeypatch.setattr(objectives.Classify, "logits", watch)
-    finetune.finetune(cfg)
+    train.finetune(cfg)
     model, classes = evaluate.load_classifier(cfg)
     _, ok = evaluate.classify(model, evaluate.load_list(cfg, "test", classes), cfg, make_accelerator(cfg))
     assert ok.all() and len(seen[True]) == 4 and len(seen[False]) == 16

@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import TINY
 
-from be import config, datasets, finetune, runs
+from be import config, datasets, runs, train
 
 
 def stub(monkeypatch, tops):
@@ -26,20 +26,20 @@ def stub(monkeypatch, tops):
         answer = torch.where(torch.arange(len(samples)) < right, label, (label + 1) % 8)
         return torch.eye(8)[answer], torch.ones(len(samples), dtype=torch.bool)
 
-    monkeypatch.setattr(finetune, "fit", fit)
-    monkeypatch.setattr(finetune, "classify", classify)
-    monkeypatch.setattr(finetune, "HELD_OUT", 0.25)
+    monkeypatch.setattr(train, "fit", fit)
+    monkeypatch.setattr(train, "classify", classify)
+    monkeypatch.setattr(train, "HELD_OUT", 0.25)
     return seen
 
 
 @pytest.mark.parametrize("select, epoch", [("last", 4), ("holdout", 2)])
 def test_the_epoch_that_is_kept(tiny, tmp_path, monkeypatch, select, epoch):
     seen = stub(monkeypatch, [0.25, 0.75, 0.75, 0.5])  # of equals, the first
-    finetune.finetune(config.load("demo-random", [*TINY, f"data={tiny}", f"out={tmp_path}", f"select={select}"],
+    train.finetune(config.load("demo-random", [*TINY, f"data={tiny}", f"out={tmp_path}", f"select={select}"],
                                   "finetune"))
     path = tmp_path / "demo-random/finetune-ucf101-split1-seed0"
     about = runs.read_about(path / "model.safetensors")
-    model = finetune.objectives.build("classify", finetune.load_backbone(config.load(
+    model = train.objectives.build("classify", train.load_backbone(config.load(
         "demo-random", TINY, "finetune")), {"frames": 8, "stride": 2, "classes": 8})
     runs.load_weights(path / "model.safetensors", model)
     assert all((p == epoch).all() for p in model.parameters())
@@ -56,10 +56,10 @@ def test_the_epoch_that_is_kept(tiny, tmp_path, monkeypatch, select, epoch):
 def test_a_backbone_that_is_not_there(tmp_path):
     cfg = config.load("demo-moco", [*TINY, f"out={tmp_path}", "pretrained=demo-moko"], "finetune")
     with pytest.raises(runs.RunError, match="demo-moko/pretrain-seed0/backbone.safetensors does not exist: .*: none"):
-        finetune.load_backbone(cfg)
+        train.load_backbone(cfg)
     for name in "demo-moco/pretrain-seed0", "mine/pretrain-seed0", "other/pretrain-seed1", "half/pretrain-seed0":
         (tmp_path / name).mkdir(parents=True)
         if not name.startswith("half"):
             (tmp_path / name / "backbone.safetensors").touch()
     with pytest.raises(runs.RunError, match="pre-training of demo-moko .*: demo-moco, mine$"):
-        finetune.load_backbone(cfg)
+        train.load_backbone(cfg)

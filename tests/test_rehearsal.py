@@ -6,7 +6,7 @@ import math
 import pytest
 from conftest import TINY
 
-from be import config, evaluate, finetune, train
+from be import config, evaluate, train
 from be.objectives import OBJECTIVES
 from be.runs import read_metrics
 
@@ -31,7 +31,7 @@ def test_all_stages(tiny, tmp_path, name):
     assert len(lines) == 4 and all(math.isfinite(line["loss"]) for line in lines)
     assert {"be", "positive"} & lines[0].keys()  # the stats of the method, with BE in it
 
-    finetune.finetune(load(name, tiny, tmp_path, "finetune"))
+    train.finetune(load(name, tiny, tmp_path, "finetune"))
     evaluate.evaluate(load(name, tiny, tmp_path, "finetune"))
     path = tmp_path / name / "finetune-ucf101-split1-seed0"
     result = json.loads((path / "result-test.json").read_text())

@@ -11,12 +11,12 @@ import torch
 from conftest import TINY
 from safetensors.torch import load_file
 
-from be import config, finetune, runs, train
+from be import config, runs, train
 from be.runs import read_metrics
 
 TIMES = ("clips_per_s", "data_wait", "seconds")  # the only numbers that may differ
 CONTEXT = multiprocessing.get_context("forkserver")  # processes that have imported everything when they begin
-CONTEXT.set_forkserver_preload(["be.train", "be.finetune", "torch._dynamo"])
+CONTEXT.set_forkserver_preload(["be.train", "torch._dynamo"])
 
 
 def live(cfg, die_at, while_saving, counted):
@@ -26,7 +26,7 @@ def live(cfg, die_at, while_saving, counted):
     then told how many calls there were.
     """
     multiprocessing.set_start_method("fork", force=True)  # of the loader's workers, as in a program of its own
-    finetune.HELD_OUT = 0.2  # of 4 videos of a class, a tenth is none
+    train.HELD_OUT = 0.2  # of 4 videos of a class, a tenth is none
     torch.set_num_threads(1)
     os.environ["ACCELERATE_USE_CPU"] = "true"
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (for the life of the process)
@@ -48,7 +48,7 @@ def live(cfg, die_at, while_saving, counted):
     runs.Run.save = watched
     os.register_at_fork(after_in_child=lambda: sys.setprofile(None))  # the loader's workers do not count
     sys.setprofile(count)
-    (finetune.finetune if cfg.method == "classify" else train.pretrain)(cfg)
+    (train.finetune if cfg.method == "classify" else train.pretrain)(cfg)
     sys.setprofile(None)
     counted.send(calls)
 

@@ -13,12 +13,12 @@ import torch
 from conftest import TINY
 from safetensors.torch import load_file
 
-from be import config, evaluate, finetune, objectives, runs, train
+from be import config, evaluate, objectives, runs, train
 
 os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is loaded, which set_num_threads is too late for
 CONTEXT = multiprocessing.get_context("forkserver")  # processes that have imported everything when they begin
-CONTEXT.set_forkserver_preload(["be.train", "be.finetune", "torch._dynamo"])
-STAGES = {"pretrain": train.pretrain, "finetune": finetune.finetune, "evaluate": evaluate.evaluate}
+CONTEXT.set_forkserver_preload(["be.train", "torch._dynamo"])
+STAGES = {"pretrain": train.pretrain, "finetune": train.finetune, "evaluate": evaluate.evaluate}
 
 # MoCo and each pretext task, with BE: the first experiment of the registry that has it
 FIRST = {cfg.method: cfg.name for cfg in map(config.load, reversed(config.experiments()))
@@ -31,7 +31,7 @@ def member(rank, world, port, work):
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1",
                    "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
     torch.set_num_threads(1)
-    finetune.HELD_OUT = 0.2  # of 4 videos of a class, a tenth is none
+    train.HELD_OUT = 0.2  # of 4 videos of a class, a tenth is none
     sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (for the life of the process)
     for stage, cfg in work:
         STAGES[stage](cfg)
@@ -149,8 +149,8 @@ def test_an_interrupted_choice_of_an_epoch_is_the_uninterrupted_one(tiny, tmp_pa
 
 def chosen(cfg):
     """Fine-tunes; the held-out list is scored by its probabilities, which tell more than who is right."""
-    finetune.accuracy = lambda p, label, ok: {"top1": 100 * p.gather(1, label[:, None]).mean().item()}
-    finetune.finetune(cfg)
+    train.accuracy = lambda p, label, ok: {"top1": 100 * p.gather(1, label[:, None]).mean().item()}
+    train.finetune(cfg)
 
 
 def stopped(cfg):

@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import TINY, command, run
 
-from be import backbones, config, datasets, finetune, objectives, train
+from be import backbones, config, datasets, objectives, train
 from be.augment import Draws, apply_view, draw_view
 from be.config import ConfigError, UserError
 from be.objectives import Classify, RotNet
@@ -152,7 +152,7 @@ def test_accumulation_equals_the_whole_batch(tiny, tmp_path):
     """Fine-tuning in two parts of 4 gives the losses of one batch of 8, up to rounding, where nothing is drawn."""
     fixed = ["size=24", "rotate=0", "jitter=[0, 0, 0, 0]"]  # size = short_side: one crop
     for parts in (1, 2):
-        finetune.finetune(load(tiny, tmp_path / str(parts), *fixed, f"accumulate={parts}", stage="finetune"))
+        train.finetune(load(tiny, tmp_path / str(parts), *fixed, f"accumulate={parts}", stage="finetune"))
     one, two = (record(tmp_path / p / "demo-moco-be/finetune-ucf101-split1-seed0")[0] for p in ("1", "2"))
     assert one[:5] == pytest.approx(two[:5], abs=1e-4)  # rounding grows from step to step
 
@@ -168,7 +168,7 @@ def test_a_loss_that_is_not_finite_is_noticed_before_it_is_saved(tiny, tmp_path,
     monkeypatch.setattr(Classify, "forward", forward)
     cfg = load(tiny, tmp_path, f"log_every={log_every}", f"save_every={save_every}", stage="finetune")
     with pytest.raises(RunError, match="the loss is nan at step 3; nothing was saved since the last checkpoint"):
-        finetune.finetune(cfg)
+        train.finetune(cfg)
     path = tmp_path / "demo-moco-be/finetune-ucf101-split1-seed0"
     saved = [torch.load(p, weights_only=True) for p in sorted((path / "checkpoint").glob("*"))]
     assert [one["step"] for one in saved] == ([1, 2] if save_every == 1 else [])
@@ -185,7 +185,7 @@ def test_weights_that_are_not_finite_are_not_saved(tiny, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Classify, "forward", forward)
     with pytest.raises(RunError, match="a weight is not finite at step 2; nothing was saved"):
-        finetune.finetune(load(tiny, tmp_path, "save_every=2", stage="finetune"))
+        train.finetune(load(tiny, tmp_path, "save_every=2", stage="finetune"))
     assert not list((tmp_path / "demo-moco-be/finetune-ucf101-split1-seed0/checkpoint").glob("step*"))
 
 
@@ -281,12 +281,12 @@ def test_the_loss_scaler_is_resumed(tiny, tmp_path, monkeypatch):
         at[0] -= 1
         return signal.SIGTERM if at[0] == 0 else None
 
-    monkeypatch.setattr(finetune, "make_accelerator", scaled)
-    finetune.finetune(load(tiny, tmp_path / "whole", stage="finetune"))
+    monkeypatch.setattr(train, "make_accelerator", scaled)
+    train.finetune(load(tiny, tmp_path / "whole", stage="finetune"))
     monkeypatch.setattr(train.Interrupt, "agreed", stop)
     with pytest.raises(SystemExit):
-        finetune.finetune(load(tiny, tmp_path / "cut", stage="finetune"))
-    finetune.finetune(load(tiny, tmp_path / "cut", stage="finetune"))
+        train.finetune(load(tiny, tmp_path / "cut", stage="finetune"))
+    train.finetune(load(tiny, tmp_path / "cut", stage="finetune"))
     whole, cut = (record(tmp_path / out / "demo-moco-be/finetune-ucf101-split1-seed0") for out in ("whole", "cut"))
     assert whole[0] == cut[0] and whole[1]["scaler"]["scale"] == 1024
     torch.testing.assert_close(whole[1], cut[1], rtol=0, atol=0)

@@ -20,8 +20,7 @@ from torch import nn
 from be import config, weights
 from be.augment import MEAN, STD, normalise
 from be.backbones import BACKBONES, Unit3D, build, he_init
-from be.finetune import finetune
-from be.train import pretrain
+from be.train import finetune, pretrain
 from be.weights import ADAPTERS, WeightsError, find, fold_pixels, from_pretrained, load, save_pretrained
 
 
