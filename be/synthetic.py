@@ -1,23 +1,20 @@
-"""A small world in which a network can cheat with the background, written as real video files.
+"""Drawn videos whose background predicts the class: a diagnostic data set, in the layouts of the real ones.
 
-The class of a video is a *motion* and nothing else: a textured actor, whose look says nothing of the class,
-moves before a scene, filmed by a drifting camera. But each class is mostly seen before its own family of
-scenes (with probability `scene_bias`), so that a single frame is enough to guess it. Three subsets ask what
-was learned:
+The class of a video is a *motion* and nothing else. A textured actor, whose look is independent of the class, moves
+before a scene, filmed by a drifting camera. But each class has its own family of scenes. With probability `scene_bias`
+a video shows that family, so a single frame is enough to guess the class. Three subsets measure what was learned:
 
-    train    the scene betrays the class
-    test     other actors and other instances of the scenes, the same bias: cheating still pays
-    swapped  the twins of the test videos: same actor, motion and camera, before a scene of any family,
-             uniformly. Who looks at scenes alone is now right once in len(MOTIONS) times, which is chance
+    train    the scene predicts the class
+    test     other actors and other instances of the scenes, the same bias: the scene still predicts the class
+    swapped  the twins of the test videos: same actor, motion and camera, before a scene of any family, uniformly.
+             A network that sees only scenes is right once in len(MOTIONS) times, which is chance
 
-Files and lists stand on the disk exactly as those of UCF101 or HMDB51, so the parsers of the real data read
-them. The swapped subset adds `swappedlist0N.txt` to the one, `CLASS_swapped_splitN.txt` to the other. Left
-and right are different classes: train here without horizontal flips.
+The parsers of the real data sets read the files. `swapped` has one more list, named like those of train and test.
+Left and right are different classes: train here without horizontal flips.
 
-No single frame betrays the motion. All that can move (STATE) is a point on a torus, which starts uniformly at
-random, and a motion is a displacement on that torus. What is uniform stays uniform when it is shifted, so a
-frame, taken alone, has the same distribution in every class. The price: who leaves the stage on one side
-re-enters on the other.
+No single frame shows the motion. All that can move (STATE) is a point on a torus, which starts uniformly at random,
+and a motion is a displacement on that torus. A uniform distribution stays uniform when it is shifted, so a frame, taken
+alone, has the same distribution in every class. The price: an actor who leaves on one side re-enters on the other.
 """
 
 import colorsys
@@ -25,122 +22,62 @@ import json
 import math
 import multiprocessing
 import os
-from collections import deque
-from collections.abc import Callable
+import sys
+from collections import defaultdict
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from pathlib import Path
+from itertools import product
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 import numpy as np
+from tqdm import tqdm
 
 from be.config import ConfigError, choose
-from be.jobs import watch
 from be.video import encode
 
-STATE = ("y", "x", "turn", "pulse", "orbit")  # what can move, each in cycles: 1.0 is back at the start
-
-# class -> how far each coordinate of STATE has come after c cycles, c an array over the frames.
+# class -> how far each coordinate of STATE comes in a cycle. All are in cycles: 1.0 is back at the start.
 # A new motion is a line here and its own family of scenes in SCENES.
-MOTIONS: dict[str, Callable[[np.ndarray], dict[str, np.ndarray]]] = {
-    "orbit": lambda c: {"orbit": c},
-    "pulse": lambda c: {"pulse": c},
-    "rotate_left": lambda c: {"turn": -c},
-    "rotate_right": lambda c: {"turn": c},
-    "translate_down": lambda c: {"y": c},
-    "translate_left": lambda c: {"x": -c},
-    "translate_right": lambda c: {"x": c},
-    "translate_up": lambda c: {"y": -c},
+STATE = ("y", "x", "turn", "pulse", "orbit")
+MOTIONS = {
+    "orbit": (0, 0, 0, 0, 1),
+    "pulse": (0, 0, 0, 1, 0),
+    "rotate_left": (0, 0, -1, 0, 0),
+    "rotate_right": (0, 0, 1, 0, 0),
+    "translate_down": (1, 0, 0, 0, 0),
+    "translate_left": (0, -1, 0, 0, 0),
+    "translate_right": (0, 1, 0, 0, 0),
+    "translate_up": (-1, 0, 0, 0, 0),
 }
 CYCLE = 32  # frames of a cycle, on average: one in a clip of 16 frames with stride 2
+FPS = 25
 
 # Lengths in short sides of the frame.
 RADIUS, SWELL = 0.2, 0.3  # of the actor, and the part of it that a pulse adds and takes away
 STRAY = 0.12  # radius of a stray
 ORBIT = 0.13  # radius of an orbit
 MARGIN = 0.2  # between the frame and the stage, on which the centres of orbits lie
-REACH = 2  # standard deviations of the camera's trembling that it never passes
+REACH = 2  # the camera shakes by at most so many standard deviations
 
-
-# Textures: (rng, height, width, period in px) -> field (height, width) in [-1, 1]
-
-
-def waves(rng, height, width, period):
-    """Two plane waves at right angles, in a random direction."""
-    y, x = np.mgrid[:height, :width] * (2 * math.pi / period)
-    angle, *phase = rng.uniform(0, 2 * math.pi, 3)
-    c, s = math.cos(angle), math.sin(angle)
-    return np.sin(c * x + s * y + phase[0]), np.sin(c * y - s * x + phase[1])
-
-
-def noise(rng, height, width, period, slope):
-    """Gaussian noise of variance 1 without waves much shorter than `period`, amplitude 1 / frequency^slope.
-
-    Natural images have slope 1 (Field 1987, J. Opt. Soc. Am. A 4, 2379); slope 0 leaves blobs of one size.
-    """
-    f = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width))
-    gain = np.exp(-((f * period) ** 2)) / np.maximum(f, 1 / max(height, width)) ** slope
-    gain[0, 0] = 0  # no mean
-    field = np.fft.irfft2(gain * np.fft.rfft2(rng.standard_normal((height, width))), s=(height, width))
-    return field / field.std()
-
-
-def stripes(rng, *shape):
-    return np.tanh(3 * waves(rng, *shape)[0])
-
-
-def checks(rng, *shape):
-    return np.tanh(6 * np.prod(waves(rng, *shape), axis=0))
-
-
-def blobs(rng, *shape):
-    return np.tanh(3 * noise(rng, *shape, slope=0))
-
-
-def clouds(rng, *shape):
-    return np.tanh(noise(rng, *shape, slope=1.5))
-
-
-# What the textures become in `natural` videos: (slope of the amplitude spectrum, and for each of the layers how much
-# longer its structures are than high). Photographs have slopes about 1, and more energy along the two axes, the
-# horizon's or a building's, each kind of scene its own (Torralba & Oliva 2003, Network 14, 391).
-NATURAL = {stripes: (1.0, (4,)), checks: (1.0, (4, 1 / 4)), blobs: (0.8, (1,)), clouds: (1.2, (1,))}
-
-
-def landscape(rng, height, width, texture):
-    """Gaussian noise of variance 1 with a spectrum like that of a photograph, at all scales."""
-    slope, layers = NATURAL[texture]
-    f_y, f_x = np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)
-    field = 0.0
-    for longer in layers:
-        f = np.hypot(f_y * longer**-0.5, f_x * longer**0.5)
-        gain = 1 / np.maximum(f, 1 / max(height, width)) ** slope
-        gain[0, 0] = 0
-        field = field + np.fft.irfft2(gain * np.fft.rfft2(rng.standard_normal((height, width))), s=(height, width))
-    return field / field.std()
-
-
-class Scene(NamedTuple):
-    """A family of scenes. Its instances differ in direction, phase, noise, brightness and a little in hue."""
-
-    texture: Callable
-    period: float  # in short sides
-    dark: float  # hue of the dark parts, in [0, 1)
-    bright: float  # hue of the bright parts
-
-
+# Families of scenes: texture, its period in short sides, and the hues of its dark and bright parts, in [0, 1).
+# Instances differ in direction, phase, noise, brightness and a little in hue.
 # The i-th motion, in alphabetical order, has the i-th family for its own.
 SCENES = {
-    "red stripes": Scene(stripes, 0.40, 0.98, 0.08),
-    "green checks": Scene(checks, 0.50, 0.40, 0.28),
-    "blue blobs": Scene(blobs, 0.25, 0.66, 0.52),
-    "pink clouds": Scene(clouds, 0.10, 0.80, 0.92),
-    "teal stripes": Scene(stripes, 0.17, 0.58, 0.45),
-    "purple checks": Scene(checks, 0.22, 0.70, 0.86),
-    "brown blobs": Scene(blobs, 0.10, 0.04, 0.12),
-    "grass clouds": Scene(clouds, 0.30, 0.30, 0.17),
+    "red stripes": ("stripes", 0.40, 0.98, 0.08),
+    "green checks": ("checks", 0.50, 0.40, 0.28),
+    "blue blobs": ("blobs", 0.25, 0.66, 0.52),
+    "pink clouds": ("clouds", 0.10, 0.80, 0.92),
+    "teal stripes": ("stripes", 0.17, 0.58, 0.45),
+    "purple checks": ("checks", 0.22, 0.70, 0.86),
+    "brown blobs": ("blobs", 0.10, 0.04, 0.12),
+    "grass clouds": ("clouds", 0.30, 0.30, 0.17),
 }
+assert len(SCENES) >= len(MOTIONS), "each of MOTIONS needs a family of SCENES for its own"
+
+# What the textures become in `natural` videos: (slope, stretch) of `noise`. Photographs have slopes about 1, and more
+# energy along the two axes, each kind of scene its own (Torralba & Oliva 2003, Network 14, 391).
+NATURAL = {"stripes": (1.0, (4,)), "checks": (1.0, (4, 1 / 4)), "blobs": (0.8, (1,)), "clouds": (1.2, (1,))}
 
 
 @dataclass(frozen=True)
@@ -157,11 +94,11 @@ class Spec:
     height: int  # px, as width and drift
     width: int
     drift: float  # the longest pan from the first frame to the last
-    # What the demo leaves out and the benchmark has, see SCENEBIAS
-    shake: float = 0.0  # px, how far the camera trembles, standard deviation
+    # The demo leaves these out, the benchmark has them, see LOOK
+    shake: float = 0.0  # px, how far the camera shakes, standard deviation
     zoom: float = 0.0  # the longest zoom over the video: by a factor of up to 1 + zoom, in or out
     actors: int = 1  # up to so many, all in the same motion, each with a look, a place and a speed of its own
-    strays: int = 0  # up to so many others, smaller, which move without meaning
+    strays: int = 0  # up to so many smaller objects, whose motion is independent of the class
     tempo: float = 0.0  # speeds vary within a video by up to this part of their mean, 0 to 1
     natural: bool = False  # scenes with the spectra of photographs
     show: str = "all"  # static: one frame of it, all the time; background: without actors
@@ -172,50 +109,48 @@ class Spec:
 
 
 def render(spec: Spec):
-    """The video and its truth, a pure function of the spec.
+    """The video and its ground truth, a pure function of the spec.
 
-    Returns frames, uint8 (T, H, W, 3); mask, bool (T, H, W), true where the actor covers at least half of a
-    pixel; background, uint8 (T, H, W, 3), the same video without the actor.
+    Returns frames, uint8 (T, H, W, 3); mask, bool (T, H, W), true where an actor covers at least half of a pixel;
+    background, uint8 (T, H, W, 3), the same video without the actors.
     """
-    actors, strays = cast(spec)
-    background, covered = film_scene(spec), 0.0
-    for k in strays:
-        background = over(background, film_actor(spec, k))
-    frames = background
-    for k in actors:
+    frames = background = film_scene(spec)
+    covered = np.zeros(frames.shape[:3], np.float32)
+    for k in cast(spec):
         layer = film_actor(spec, k)
-        frames, covered = over(frames, layer), np.maximum(covered, layer[..., 3])
-    frames, background = np.rint(frames).astype(np.uint8), np.rint(background).astype(np.uint8)
-    mask = covered >= 0.5
-    if spec.show == "static":
-        still = stream(spec.path_seed, 1).integers(spec.frames)
-        frames, mask, background = (np.repeat(part[still][None], spec.frames, 0) for part in (frames, mask, background))
-    elif spec.show == "background":
-        frames, mask = background, np.zeros_like(mask)
-    return frames, mask, background
+        frames = blend(frames, layer[..., :3], layer[..., 3:])
+        if k < 0:  # a stray belongs to the background
+            background = frames
+        else:
+            covered = np.maximum(covered, layer[..., 3])
+    frames, background = (np.rint(part).astype(np.uint8) for part in (frames, background))
+    if spec.show == "background":
+        frames, covered = background, 0 * covered
+    still = stream(spec.path_seed, 1).integers(spec.frames)
+    shown = [still] * spec.frames if spec.show == "static" else slice(None)
+    return frames[shown], covered[shown] >= 0.5, background[shown]
 
 
 def stream(seed, *keys):
-    """Random numbers apart from those of default_rng(seed), others for all keys; keys count from 1."""
+    """Random numbers of their own for each (seed, *keys). Keys count from 1, since a last key of 0 is as none."""
     return np.random.default_rng((seed, *keys))
 
 
 def cast(spec):
-    """The numbers of the actors, from 0, and of the strays, from -1 down."""
+    """The numbers of the strays, from -1 down, and of the actors, from 0 up."""
     rng = stream(spec.path_seed, 2)
-    return range(1 + rng.integers(spec.actors)), range(-1, -1 - rng.integers(spec.strays + 1), -1)
+    actors, strays = 1 + rng.integers(spec.actors), rng.integers(spec.strays + 1)
+    return [*range(-1, -1 - strays, -1), *range(actors)]
 
 
-def over(picture, layer):
-    return picture + layer[..., 3:] * (layer[..., :3] - picture)
+def blend(a, b, share):
+    return a + share * (b - a)
 
 
 def film_scene(spec):
     """What the camera sees of the scene: (T, H, W, 3) in [0, 255]."""
-    pans, shakes, pixels = camera(spec), tremble(spec), magnify(spec)
-    y, x = (pixel + (pan + shake + REACH * spec.shake)[:, None, None]
-            for pan, shake, pixel in zip(pans, shakes, pixels, strict=True))
-    return sample(canvas(spec), y, x)
+    corner = camera(spec) + tremble(spec) + REACH * spec.shake
+    return sample(canvas(spec), *(pixel + at for pixel, at in zip(magnify(spec), corner[..., None, None], strict=True)))
 
 
 def film_actor(spec, k=0):
@@ -232,17 +167,17 @@ def film_actor(spec, k=0):
 
 
 def camera(spec):
-    """Where the corner of the frame stands on the canvas: y, x, each (T,) px, from 0 up. A steady pan."""
-    rng = np.random.default_rng(spec.camera_seed)
-    way, angle = np.linspace(0, rng.uniform(0, spec.drift), spec.frames), rng.uniform(0, 2 * math.pi)
-    return tuple(pan - pan.min() for pan in (way * math.sin(angle), way * math.cos(angle)))
+    """Where the corner of the frame stands on the canvas: y and x, (2, T) px, from 0 up. A steady pan."""
+    rng = stream(spec.camera_seed)
+    way, angle = np.linspace(0, rng.uniform(0, spec.drift), spec.frames), rng.uniform(0, math.tau)
+    pan = np.outer((math.sin(angle), math.cos(angle)), way)
+    return pan - pan.min(axis=1, keepdims=True)
 
 
 def tremble(spec):
-    """How far the camera is off its pan: y, x, each (T,) px, within +-REACH * shake. Half of it outlasts a frame."""
-    noise = stream(spec.camera_seed, 1).standard_normal((2, spec.frames + 1))
-    return tuple((spec.shake * (noise[:, 1:] + noise[:, :-1]) / math.sqrt(2)).clip(-REACH * spec.shake,
-                                                                                   REACH * spec.shake))
+    """How far the camera is off its pan: y and x, (2, T) px, within +-REACH * shake. Half of it outlasts a frame."""
+    noise, reach = stream(spec.camera_seed, 1).standard_normal((2, spec.frames + 1)), REACH * spec.shake
+    return (spec.shake * (noise[:, 1:] + noise[:, :-1]) / math.sqrt(2)).clip(-reach, reach)
 
 
 def magnify(spec):
@@ -254,85 +189,106 @@ def magnify(spec):
 
 
 def swing(rng, frames):
-    """Something that changes within a video: a sine of a period of 1 to 2 times 40 frames, (T,) in [-1, 1]."""
-    return np.sin(2 * math.pi * (np.arange(frames) / rng.uniform(40, 80) + rng.random()))
+    """Something that changes within a video: a sine of a period of 40 to 80 frames, (T,) in [-1, 1]."""
+    return np.sin(math.tau * (np.arange(frames) / rng.uniform(40, 80) + rng.random()))
 
 
 def poses(spec, k=0):
     """Actor k in each frame, or a stray: centre y, x (px), angle (radians, clockwise) and radius (px), each (T,)."""
-    rng = np.random.default_rng(spec.path_seed) if k == 0 else stream(spec.path_seed, 3, k % 1000)
-    state = {name: np.full(spec.frames, rng.random()) for name in STATE}
-    speed, lively = rng.uniform(0.75, 1.25) / CYCLE, stream(spec.path_seed, 4, 1 + k % 1000)
-    if k >= 0:
-        pace = 1 + spec.tempo * swing(lively, spec.frames)
-        for name, moved in MOTIONS[spec.motion]((pace.cumsum() - pace[0]) * speed).items():
-            state[name] = state[name] + moved
+    short, frames = spec.short, spec.frames
+    rng, lively = stream(spec.path_seed, *((3, k % 1000) if k else ())), stream(spec.path_seed, 4, 1 + k % 1000)
+    start, speed = rng.random((len(STATE), 1)), rng.uniform(0.75, 1.25) / CYCLE
+    if k < 0:  # a stray: y, x and turn go to and fro
+        moved = np.zeros((len(STATE), frames))
+        moved[:3] = 1.4 * speed * np.cumsum([swing(lively, frames) for _ in range(3)], axis=1)
     else:
-        for name in ("y", "x", "turn"):
-            state[name] = state[name] + 1.4 * speed * swing(lively, spec.frames).cumsum()
-    turn, pulse, orbit = (2 * math.pi * state[name] for name in ("turn", "pulse", "orbit"))
-
-    def on_stage(place, pan, side):  # the pan moves the actor just as it moves the scene
-        stage = side - 2 * MARGIN * spec.short
-        return MARGIN * spec.short + (place * stage - pan) % stage
-
-    pan_y, pan_x = camera(spec)
-    shake_y, shake_x = tremble(spec)
-    y = on_stage(state["y"], pan_y, spec.height) + ORBIT * spec.short * np.sin(orbit) - shake_y
-    x = on_stage(state["x"], pan_x, spec.width) + ORBIT * spec.short * np.cos(orbit) - shake_x
-    return y, x, turn, (RADIUS if k >= 0 else STRAY) * spec.short * (1 + SWELL * np.sin(pulse))
+        pace = 1 + spec.tempo * swing(lively, frames)
+        moved = np.outer(MOTIONS[spec.motion], (pace.cumsum() - pace[0]) * speed)
+    place, (turn, pulse, orbit) = np.split(start + moved, [2])
+    turn, pulse, orbit = math.tau * turn, math.tau * pulse, math.tau * orbit
+    stage = np.array([[spec.height], [spec.width]]) - 2 * MARGIN * short
+    base = MARGIN * short + (place * stage - camera(spec)) % stage  # the pan moves the actor just as the scene
+    y, x = base + ORBIT * short * np.stack([np.sin(orbit), np.cos(orbit)]) - tremble(spec)
+    return y, x, turn, (RADIUS if k >= 0 else STRAY) * short * (1 + SWELL * np.sin(pulse))
 
 
 def canvas(spec):
     """The scene as far as the camera may come: float32 (height + drift, width + drift, 3) in [0, 255]."""
-    rng, family = np.random.default_rng(spec.scene_seed), SCENES[spec.scene]
-    height, width = (side + math.ceil(spec.drift + 2 * REACH * spec.shake) + 1 for side in (spec.height, spec.width))
+    rng, (texture, period, dark, bright) = stream(spec.scene_seed), SCENES[spec.scene]
+    shape = [side + math.ceil(spec.drift + 2 * REACH * spec.shake) + 1 for side in (spec.height, spec.width)]
     if spec.natural:
-        field = 0.5 * landscape(rng, height, width, family.texture)
+        field = 0.5 * noise(rng, shape, 0, *NATURAL[texture])
     else:
-        field = 0.8 * family.texture(rng, height, width, family.period * spec.short)
-        field += 0.15 * noise(rng, height, width, 2, slope=1)  # the grain that all families share
-    hue, dark, bright = rng.uniform(-0.03, 0.03), rng.uniform(0.25, 0.4), rng.uniform(0.7, 0.9)
-    return paint(field.clip(-1, 1), (family.dark + hue, 0.7, dark), (family.bright + hue, 0.55, bright))
+        field = 0.8 * np.tanh(pattern(rng, shape, texture, period * spec.short))
+        field += 0.15 * noise(rng, shape, 2)  # the grain that all families share
+    hue, low, high = rng.uniform(-0.03, 0.03), rng.uniform(0.25, 0.4), rng.uniform(0.7, 0.9)
+    return paint(field.clip(-1, 1), (dark + hue, 0.7, low), (bright + hue, 0.55, high))
+
+
+def pattern(rng, shape, texture, period):
+    """A texture of the demo, (height, width), before tanh; its period in px."""
+    if texture in ("blobs", "clouds"):
+        return 3 * noise(rng, shape, period, 0) if texture == "blobs" else noise(rng, shape, period, 1.5)
+    y, x = np.indices(shape) * (math.tau / period)
+    angle, *phase = rng.uniform(0, math.tau, 3)
+    c, s = math.cos(angle), math.sin(angle)
+    across, along = np.sin(c * x + s * y + phase[0]), np.sin(c * y - s * x + phase[1])
+    return 3 * across if texture == "stripes" else 6 * (across * along)
+
+
+def noise(rng, shape, period=0, slope=1, stretch=(1,)):
+    """Gaussian noise of variance 1, (height, width), with amplitude 1 / frequency^slope.
+
+    period: px; there are no waves much shorter. stretch: how much longer than high the structures are, of each layer.
+    Natural images have slope 1 (Field 1987, J. Opt. Soc. Am. A 4, 2379); slope 0 leaves blobs of one size.
+    """
+    field = 0.0
+    for s in stretch:
+        f = np.hypot(np.fft.fftfreq(shape[0])[:, None] * s**-0.5, np.fft.rfftfreq(shape[1]) * s**0.5)
+        gain = np.exp(-((f * period) ** 2)) / np.maximum(f, 1 / max(shape)) ** slope
+        gain[0, 0] = 0  # no mean
+        field = field + np.fft.irfft2(gain * np.fft.rfft2(rng.standard_normal(shape)), s=shape)
+    return field / field.std()
 
 
 def sprite(spec, k=0):
     """The look of actor k: float32 (n, n, 4), colours and opacity, about twice as fine as a frame."""
-    rng = np.random.default_rng(spec.actor_seed) if k == 0 else stream(spec.actor_seed, k % 1000)
-    radius = (RADIUS if k >= 0 else STRAY) * spec.short
+    rng, radius = stream(spec.actor_seed, k % 1000), (RADIUS if k >= 0 else STRAY) * spec.short
     n = 4 * math.ceil(radius) + 1
     y, x = np.mgrid[-1 : 1 : n * 1j, -1 : 1 : n * 1j]
     angle, outline = np.arctan2(y, x), 1.0
     for lobes in (1, 2, 3):  # all three at once: no symmetry could hide that it turns
-        outline = outline + rng.uniform(0.1, 0.25) * np.cos(lobes * angle + rng.uniform(0, 2 * math.pi))
+        outline = outline + rng.uniform(0.1, 0.25) * np.cos(lobes * angle + rng.uniform(0, math.tau))
     opacity = (0.9 * outline / outline.max() - np.hypot(y, x)) * radius + 0.5  # the edge is 1 px wide
     dark, bright = rng.random(2)
-    look = paint(np.tanh(2 * noise(rng, n, n, n / 3, slope=0)), (dark, 0.8, 0.15), (bright, 0.5, 1.0))
+    look = paint(np.tanh(2 * noise(rng, (n, n), n / 3, 0)), (dark, 0.8, 0.15), (bright, 0.5, 1.0))
     return np.dstack([look, opacity.clip(0, 1).astype(np.float32)])
 
 
 def paint(field, dark, bright):
     """Field in [-1, 1], (H, W) -> (H, W, 3) in [0, 255] between two colours (hue, saturation, value)."""
     dark, bright = (np.array(colorsys.hsv_to_rgb(h % 1, s, v)) * 255 for h, s, v in (dark, bright))
-    return (dark + (bright - dark) * (field[..., None] + 1) / 2).astype(np.float32)
+    return blend(dark, bright, (field[..., None] + 1) / 2).astype(np.float32)
 
 
 def sample(image, y, x):
     """Bilinear look-up of image (h, w, C) at pixels y, x, which broadcast -> (..., C). The border repeats."""
     h, w, _ = image.shape
     y, x = y.clip(0, h - 1), x.clip(0, w - 1)
-    top, left = np.minimum(y.astype(np.int64), h - 2), np.minimum(x.astype(np.int64), w - 2)
+    top, left = np.minimum(y.astype(int), h - 2), np.minimum(x.astype(int), w - 2)
     fy, fx = (part[..., None].astype(image.dtype) for part in (y - top, x - left))
-    pixels, corner = image.reshape(h * w, -1), top * w + left
-    upper, upper_right, lower, lower_right = (pixels.take(corner + step, axis=0) for step in (0, 1, w, w + 1))
-    upper += fx * (upper_right - upper)
-    lower += fx * (lower_right - lower)
-    return upper + fy * (lower - upper)
+    upper, lower = (blend(*(image.reshape(h * w, -1).take(row * w + left + i, axis=0) for i in (0, 1)), fx)
+                    for row in (top, top + 1))
+    return blend(upper, lower, fy)
 
 
-class Video(NamedTuple):
-    """One file. A group is a biased take (c01 in UCF101), if a split tests it its swapped twin (c02), and with
-    `stills`, if split 1 tests it, the biased take again as one still frame (c03) and without its actors (c04)."""
+# ---- files and lists
+
+
+@dataclass(frozen=True)
+class Video:
+    """One file. A group is a biased take (c01 in UCF101) and, if a split tests it, its swapped twin (c02). With
+    `stills`, if split 1 tests it, it is also the biased take as one still frame (c03) and without its actors (c04)."""
 
     path: str  # relative to the root
     label: int  # from 0, in alphabetical order of the motions
@@ -341,12 +297,58 @@ class Video(NamedTuple):
     spec: Spec
 
 
-SPLITS = (1, 2, 3)
+class Layout(NamedTuple):
+    """Of a data set, as templates: where a video lies, the list that names it, and its line there."""
+
+    video: str
+    listed: str
+    line: str
+    splits: tuple = (1,)
+    head: str = ""  # of each list
+
+
+LAYOUTS = {
+    "ucf101": Layout(
+        "UCF-101/{title}/v_{title}_g{number:02d}_c{take:02d}.avi",
+        "ucfTrainTestlist/{subset}list{split:02d}.txt", "{path.parent.name}/{path.name}{mark}\r\n", (1, 2, 3)),
+    "hmdb51": Layout(
+        "hmdb51/{motion}/{motion}{number:02d}_{motion}_f_cm_np1_fr_goo_{swapped:d}.avi",
+        "testTrainMulti_7030_splits/{path.parent.name}_{table}_split{split}.txt", "{path.name} {state} \n", (1, 2, 3)),
+    "kinetics400": Layout(
+        "{part}/{motion}/{motion}-{group:03d}_000000_000010.mp4",
+        "annotations/{path.parts[0]}.csv", "{path.parent.name},{path.parent.name}-{video.group:03d},0,10,{subset}\n",
+        head="label,youtube_id,time_start,time_end,split\n"),
+    "diving48": Layout(
+        "rgb/{motion}-{group:03d}_{swapped:05d}.mp4", "Diving48_V2_{subset}.json",
+        '{{"vid_name": "{path.stem}", "label": {video.label}, "start_frame": 0, "end_frame": {video.spec.frames}}}'),
+}
+
+
+def plan(layout, *, train, test, scene_bias, seed, stills=False, **shape) -> list[Video]:
+    """The videos by class, group and take. Each is a function of its (seed, motion, group, take) alone, and all but
+    its scene does not depend on `scene_bias`."""
+    template, families, videos = LAYOUTS[layout].video, list(SCENES)[: len(MOTIONS)], []
+    for (label, motion), group in product(enumerate(sorted(MOTIONS)), range(train + test)):
+        key, tested, takes = (seed, *motion.encode(), group), group < test, []
+        shared = stream(*key, 0).integers(2**53, size=3).tolist()  # actor, path, camera
+        for swapped in (False, True)[: 2 if group < 3 * test else 1]:
+            rng = stream(*key, 1 + swapped)
+            own = rng.random() < scene_bias and not swapped
+            scene = families[label if own else rng.integers(len(families))]
+            takes.append(Spec(motion, scene, *shared, int(rng.integers(2**53)), **shape))
+        if stills and tested:
+            takes += [replace(takes[0], show=show) for show in ("static", "background")]
+        for take, spec in enumerate(takes, 1):
+            swapped, title = take == 2, motion.title().replace("_", "")
+            path = template.format(motion=motion, title=title, group=group, number=group + 1, take=take, swapped=swapped,
+                                   part="swapped" if swapped else "val" if tested else "train")
+            videos.append(Video(path, label, group, swapped, spec))
+    return videos
 
 
 def subset_of(video, split, *, train, test):
     """'train', 'test', 'swapped', 'static', 'background' or None. Split k tests the k-th run of `test` groups, in a
-    circle; what needs `stills` is tested in split 1 alone."""
+    circle; stills are tested in split 1 alone."""
     tested = (video.group - (split - 1) * test) % (train + test) < test
     if video.spec.show != "all":
         return video.spec.show if split == 1 else None
@@ -355,163 +357,64 @@ def subset_of(video, split, *, train, test):
     return "test" if tested else "train"
 
 
-# A layout is two functions: where a video lies (tested: whether split 1 tests its group), and all its lists
+def split_lists(layout, videos, train, test):
+    """{path: text}: the split lists of a layout, in the form of the official ones to the byte."""
+    form, lists, classes = LAYOUTS[layout], defaultdict(list), {}
+    for split, video in product(form.splits, videos):
+        path, subset = PurePosixPath(video.path), subset_of(video, split, train=train, test=test)
+        classes[path.parent.name] = video.spec.motion.split("_")
+        if subset:
+            mark = f" {video.label + 1}" if subset == "train" else ""
+            table, state = {"train": ("test", 1), "test": ("test", 2)}.get(subset, (subset, 1))
+            words = dict(video=video, path=path, subset=subset, split=split, mark=mark, table=table, state=state)
+            lists[form.listed.format(**words)].append(form.line.format(**words))
+    if layout == "ucf101":
+        lists["ucfTrainTestlist/classInd.txt"] = [f"{i} {name}\r\n" for i, name in enumerate(classes, 1)]
+    if layout == "diving48":
+        lists["Diving48_vocab.json"] = [json.dumps(motion.split("_")) for motion in sorted(MOTIONS)]
+    return {path: f"[{', '.join(lines)}]" if path.endswith(".json") else form.head + "".join(lines)
+            for path, lines in lists.items()}
 
 
-def ucf101_path(motion, group, take, tested):
-    name = motion.title().replace("_", "")
-    return f"UCF-101/{name}/v_{name}_g{group + 1:02d}_c{take + 1:02d}.avi"
+def make(root, layout="ucf101", *, train, test, frames=64, height=40, width=48, scene_bias=0.9, drift=24, seed=0,
+         stills=False, workers=None, **look) -> Path:
+    """Write a data set below `root`, and return `root`.
 
-
-def ucf101_lists(videos, subset):
-    """{path: text}. Labels count from 1 and stand in the train lists only, and lines end in CRLF."""
-    classes = dict.fromkeys(video.path.split("/")[1] for video in videos)
-    lists = {"classInd": [f"{i} {name}" for i, name in enumerate(classes, 1)]}
-    for split in SPLITS:
-        lists |= {f"{wanted}list{split:02d}": [] for wanted in ("train", "test", "swapped")}
-        for video in videos:
-            if wanted := subset(video, split):
-                label = f" {video.label + 1}" if wanted == "train" else ""
-                line = video.path.removeprefix("UCF-101/") + label
-                lists.setdefault(f"{wanted}list{split:02d}", []).append(line)
-    return {f"ucfTrainTestlist/{k}.txt": "".join(f"{line}\r\n" for line in v) for k, v in lists.items()}
-
-
-def hmdb51_path(motion, group, swapped, tested):
-    return f"hmdb51/{motion}/{motion}{group + 1:02d}_{motion}_f_cm_np1_fr_goo_{swapped:d}.avi"
-
-
-def hmdb51_lists(videos, subset):
-    """{path: text}. Each file of a class has a state: 1 train, 2 test, 0 unused; or 1 swapped, 0 unused."""
-    states = {"test": {"train": 1, "test": 2}, "swapped": {"swapped": 1}}
-    lists = {}
-    for video in videos:
-        _, motion, name = video.path.split("/")
-        for split in SPLITS:
-            for wanted in ("test", "swapped"):
-                path = f"testTrainMulti_7030_splits/{motion}_{wanted}_split{split}.txt"
-                state = states[wanted].get(subset(video, split), 0)
-                lists[path] = lists.get(path, "") + f"{name} {state} \n"
-    return lists
-
-
-def kinetics400_path(motion, group, swapped, tested):
-    folder = "swapped" if swapped else "val" if tested else "train"
-    return f"{folder}/{motion}/{motion}-{group:03d}_000000_000010.mp4"
-
-
-def kinetics400_lists(videos, subset):
-    """{path: text}. A line per video: its class, its name on YouTube and the seconds that were cut out."""
-    header = "label,youtube_id,time_start,time_end,split"
-    lists = {f"annotations/{part}.csv": [header] for part in ("train", "val", "swapped")}
-    for video in videos:
-        if wanted := subset(video, 1):
-            part, motion, name = video.path.split("/")
-            video_id = name.removesuffix("_000000_000010.mp4")
-            lists[f"annotations/{part}.csv"].append(f"{motion},{video_id},0,10,{wanted}")
-    return {path: "\n".join(lines) + "\n" for path, lines in lists.items()}
-
-
-def diving48_path(motion, group, swapped, tested):
-    return f"rgb/{motion}-{group:03d}_{swapped:05d}.mp4"
-
-
-def diving48_lists(videos, subset):
-    """{path: text}. One split, and a vocabulary whose words are the parts of a class name."""
-    lists = {"V2_train": [], "V2_test": [], "V2_swapped": []}
-    for video in videos:
-        if wanted := subset(video, 1):
-            name = video.path.removeprefix("rgb/").removesuffix(".mp4")
-            entry = {"vid_name": name, "label": video.label, "start_frame": 0, "end_frame": video.spec.frames}
-            lists[f"V2_{wanted}"].append(entry)
-    lists["vocab"] = [motion.split("_") for motion in sorted(MOTIONS)]
-    return {f"Diving48_{name}.json": json.dumps(entries) for name, entries in lists.items()}
-
-
-LAYOUTS = {
-    "ucf101": (ucf101_path, ucf101_lists),
-    "hmdb51": (hmdb51_path, hmdb51_lists),
-    "kinetics400": (kinetics400_path, kinetics400_lists),
-    "diving48": (diving48_path, diving48_lists),
-}
-
-
-def plan(layout, *, train, test, scene_bias, seed, stills=False, **shape) -> list[Video]:
-    """The videos by class, group and take. Each is a function of its (seed, motion, group, take) alone, and all but
-    its scene does not depend on `scene_bias`."""
-    path, scenes, videos = LAYOUTS[layout][0], list(SCENES)[: len(MOTIONS)], []
-    for label, motion in enumerate(sorted(MOTIONS)):
-        for group in range(train + test):
-            key = (seed, *motion.encode(), group)
-            shared = np.random.default_rng((*key, 0)).integers(2**53, size=3).tolist()  # actor, path, camera
-            for swapped in (False, True)[: 2 if group < len(SPLITS) * test else 1]:
-                rng = np.random.default_rng((*key, 1 + swapped))
-                own = rng.random() < scene_bias and not swapped
-                scene = scenes[label if own else rng.integers(len(scenes))]
-                spec = Spec(motion, scene, *shared, int(rng.integers(2**53)), **shape)
-                videos.append(Video(path(motion, group, swapped, group < test), label, group, swapped, spec))
-            if stills and group < test:
-                biased = videos[-2].spec
-                videos += [Video(path(motion, group, take, True), label, group, False, replace(biased, show=show))
-                           for take, show in ((2, "static"), (3, "background"))]
-    return videos
-
-
-def make(root, layout="ucf101", *, train=60, test=20, frames=64, height=40, width=48, fps=25, scene_bias=0.9,
-         drift=24, seed=0, stills=False, workers=None, **look) -> Path:
-    """Write a dataset below `root`, and return `root`.
-
-    layout: one of LAYOUTS, the dataset to pass for.
-    train, test: videos per class, in each of the three splits, which part the same files in three ways.
-    frames, fps: of a video. height, width: px, even, at least 16.
+    layout: one of LAYOUTS. train, test: videos per class, in each split; the splits divide the same files.
+    frames: of a video. height, width: px, even, at least 16. drift: px, the camera's longest pan over the video.
     scene_bias: in [0, 1], how often the scene is of the class's own family; else it is of any, uniformly, so
         that own ones have a share of scene_bias + (1 - scene_bias) / len(MOTIONS).
-    drift: px, the longest pan of the camera over the video.
     seed: the same values give the same decoded frames, whatever `workers`.
     stills: two more test lists, of layout ucf101 in split 1, `static` and `background`, see `Video`.
-    look: what else a Spec can hold, shake to natural.
+    look: the other fields of Spec, shake to natural.
     workers: processes that render, None for one per core, 1 for this one. They are spawned, so a script that
         asks for more keeps its call under `if __name__ == "__main__":`.
 
-    Killed and called again, it goes on: files that are there are kept (so delete the folder after you change
-    this module). `synthetic.json` holds the values; `synthetic.jsonl`, which `load` reads, a line per video.
-    That and the lists come last: where they are, all is there.
+    Killed and called again, it goes on: existing files are kept (so delete the folder after you change this module).
+    `synthetic.json` holds the values; `synthetic.jsonl`, which `load` reads, a line per video. That and the lists are
+    written last: where they are, all videos are there.
 
-    Raises ValueError for a value out of range, and if `root` holds a dataset of other values, or other files.
+    Raises ConfigError for a value out of range, and if `root` holds a data set of other values, or other files.
     """
-    if layout not in LAYOUTS:
-        raise ValueError(f"layout {layout!r} is not one of {', '.join(LAYOUTS)}")
+    choose(LAYOUTS, layout, "layout")
     for fits, rule in (
-        (len(SCENES) >= len(MOTIONS), f"{len(MOTIONS)} MOTIONS need as many SCENES, not {len(SCENES)}"),
         (min(train, frames) > 0 <= test, f"train, frames > 0 and test >= 0, not {train}, {frames}, {test}"),
-        (min(height, width) >= 16, f"height and width must be at least 16, not {height}, {width}"),
-        (height % 2 == width % 2 == 0, f"height and width must be even, not {height}, {width}"),
+        (min(height, width) >= 16 and not (height | width) % 2,
+         f"height and width must be even and at least 16, not {height}, {width}"),
         (0 <= scene_bias <= 1, f"scene_bias must be in [0, 1], not {scene_bias}"),
-        (fps > 0 and drift >= 0 and seed >= 0, f"fps > 0, drift >= 0, seed >= 0, not {fps}, {drift}, {seed}"),
+        (min(drift, seed) >= 0, f"drift >= 0 and seed >= 0, not {drift}, {seed}"),
         (layout == "ucf101" or not stills, f"stills are for layout ucf101, not {layout}"),
     ):
         if not fits:
-            raise ValueError(rule)
-
-    root, counts = Path(root), dict(train=train, test=test)
-    shape = dict(frames=frames, height=height, width=width, drift=drift, **look)
-    values = dict(scene_bias=scene_bias, seed=seed, **counts, **shape, **{"stills": True} if stills else {})
-    claim(root, dict(layout=layout, motions=list(MOTIONS), scenes=list(SCENES), fps=fps, **values))
+            raise ConfigError(rule)
+    root, shape = Path(root), dict(frames=frames, height=height, width=width, drift=drift, **look)
+    values = dict(scene_bias=scene_bias, seed=seed, train=train, test=test, **shape, **{"stills": True} if stills else {})
+    claim(root, dict(layout=layout, motions=list(MOTIONS), scenes=list(SCENES), fps=FPS, **values))
     videos = plan(layout, **values)
-
-    missing = [video for video in videos if not (root / video.path).exists()]
-    job, workers = partial(write, root=root, fps=fps), min(workers or os.cpu_count() or 1, len(missing))
-    if workers > 1:  # spawned: the caller may hold threads or a GPU, which do not survive a fork
-        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-            done = pool.map(job, missing, chunksize=4)
-            deque(watch(done, len(missing), "synthetic videos"), maxlen=0)
-    else:
-        deque(watch(map(job, missing), len(missing), "synthetic videos"), maxlen=0)
-
-    lists = LAYOUTS[layout][1](videos, partial(subset_of, **counts))
-    lines = (json.dumps(video._asdict() | {"spec": asdict(video.spec)}) for video in videos)
-    for path, text in (lists | {"synthetic.jsonl": "\n".join(lines)}).items():
-        put(root / path, text)
+    write_all([video for video in videos if not (root / video.path).exists()], root, workers or os.cpu_count() or 1)
+    lists = split_lists(layout, videos, train, test)
+    for path, text in (lists | {"synthetic.jsonl": "\n".join(json.dumps(asdict(video)) for video in videos)}).items():
+        whole(root / path, lambda aside, text=text: aside.write_bytes(text.encode()))
     return root
 
 
@@ -526,31 +429,35 @@ def claim(root, values):
     note = root / "synthetic.json"
     if not note.exists():
         if any(root.glob("[!.]*")):
-            raise ValueError(f"{root} is not empty and has no synthetic.json: name a new folder")
-        return put(note, json.dumps(values, indent=1))
+            raise ConfigError(f"{root} is not empty and has no synthetic.json: name a new folder")
+        whole(note, lambda aside: aside.write_text(json.dumps(values, indent=1)))
     held = json.loads(note.read_text())
-    differ = [k for k in held | values if held.get(k) != values.get(k)]
+    differ = [f"{k} {held.get(k)!r} (asked: {values.get(k)!r})" for k in held | values if held.get(k) != values.get(k)]
     if differ:
-        what = ", ".join(f"{k} {held.get(k)!r} (asked: {values.get(k)!r})" for k in differ)
-        raise ValueError(f"{root} was made with {what}. Ask for that, name another folder or delete this one")
+        raise ConfigError(f"{root} was made with {', '.join(differ)}. "
+                          f"Ask for that, name another folder or delete this one")
 
 
-def write(video, root, fps):
-    """Render and encode one video; only a whole file gets its name."""
-    path = root / video.path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}")
-    frames, _, _ = render(video.spec)
+def write_all(videos, root, workers):
+    """Render and encode videos below `root`. Spawned: the caller may hold threads or a GPU, which survive no fork."""
+    job, workers = partial(write, root=root), max(1, min(workers, len(videos)))
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        done = pool.map(job, videos, chunksize=4) if workers > 1 else map(job, videos)
+        for _ in tqdm(done, "synthetic videos", len(videos), mininterval=0.1 if sys.stderr.isatty() else 60):
+            pass
+
+
+def write(video, root):
     # A fixed fine quantiser: left alone, MPEG-4 aims at a bit rate and smears the actor.
-    encode(aside, frames, fps, codec="mpeg4", options={"qmin": "2", "qmax": "2"})
-    aside.replace(path)
+    whole(root / video.path, lambda aside: encode(aside, render(video.spec)[0], FPS, codec="mpeg4",
+                                                  options={"qmin": "2", "qmax": "2"}))
 
 
-def put(path, text):
-    """Write text as it is (CRLF too), and whole."""
+def whole(path, write):
+    """Calls `write(aside)`; only a whole file gets its name."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}")
-    aside.write_bytes(text.encode())
+    write(aside)
     aside.replace(path)
 
 
@@ -561,14 +468,11 @@ def synth(root: str, layout: str = "ucf101", train: int = 96, test: int = 16, fr
     layout                  ucf101, hmdb51, kinetics400 or diving48
     train, test             videos per class
     frames, height, width   of a video
-    scene_bias              how often the scene betrays the class, 0 to 1
+    scene_bias              how often the scene is of the class's own family, 0 to 1
     drift                   the camera's longest pan over a video, in pixels
     """
-    try:
-        make(root, layout, train=train, test=test, frames=frames, height=height, width=width, scene_bias=scene_bias,
-             drift=drift, seed=seed)
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
+    make(root, layout, train=train, test=test, frames=frames, height=height, width=width, scene_bias=scene_bias,
+         drift=drift, seed=seed)
     print(f"{len(load(root))} videos in {root}")
 
 
@@ -586,7 +490,7 @@ BIASES = (0.9, 0.5, 0.0)  # of the fine-tuning sets
 
 
 def scenebias(data: str = "data", size: str = "tiny", biases: list[float] = BIASES, pretrain_bias: float = 0.9,
-              drift: float = LOOK["drift"]) -> dict[str, str]:
+              drift: float = LOOK["drift"]) -> dict[str, Path]:
     """scenebias: write the benchmark of background reliance, in DATA/scenebias-VERSION-SIZE
 
     size            tiny, small or full
@@ -594,27 +498,24 @@ def scenebias(data: str = "data", size: str = "tiny", biases: list[float] = BIAS
     pretrain_bias   scene bias of the pre-training set and the list `test`
     drift           the camera's longest pan over a video, in short sides of the picture
 
-    Folders in the layout of UCF101: `pretrain` holds the list to pre-train on (`train`, labels not to be looked at) and
-    the test lists `test` (biased as pre-training), `swapped`, `static` and `background`; `bias0.9`, `bias0.5` and
-    `bias0` those to fine-tune on: the same actors, motions and cameras, before other scenes. EVIDENCE.md says what each
-    property stands for. Other values than the defaults make another folder, beside. Returns {part: its folder}.
+    Folders in the layout of UCF101: `pretrain` holds the list to pre-train on (`train`; ignore its labels) and the test
+    lists `test` (biased as pre-training), `swapped`, `static` and `background`; `bias0.9`, `bias0.5` and `bias0` those
+    to fine-tune on: the same actors, motions and cameras, before other scenes. EVIDENCE.md says what each property
+    stands for. Other values than the defaults make another folder, beside. Returns {part: its folder}.
     """
-    shape = dict(choose(SIZES, size, "size"))
+    shape, roots = dict(choose(SIZES, size, "size")), {}
     pretrain, train, test = (shape.pop(part) for part in ("pretrain", "train", "test"))
-    short, roots = min(shape["height"], shape["width"]), {}
+    short = min(shape["height"], shape["width"])
     look = LOOK | shape | {"drift": drift * short, "shake": LOOK["shake"] * short}
-    for part, bias, values in (("pretrain", pretrain_bias, dict(train=pretrain, test=test, seed=0, stills=True)),
-                               *(("bias", bias, dict(train=train, test=0, seed=1)) for bias in biases)):
+    sets = [("pretrain", pretrain_bias, dict(train=pretrain, test=test, seed=0, stills=True))]
+    for part, bias, values in sets + [("bias", bias, dict(train=train, test=0, seed=1)) for bias in biases]:
         root = Path(data) / f"scenebias-{VERSION}-{size}" / part_name(part, bias, drift)
-        try:
-            make(root / "ucf101", scene_bias=bias, **values, **look)
-        except ValueError as error:
-            raise ConfigError(str(error)) from None
-        roots[part if part == "pretrain" else f"bias{bias:g}"] = str(root)
+        make(root / "ucf101", scene_bias=bias, **values, **look)
+        roots[part if part == "pretrain" else f"bias{bias:g}"] = root
     return roots
 
 
 def part_name(part: str, bias: float, drift: float) -> str:
-    """Of a folder of the benchmark; what is as in the benchmark itself is not said."""
+    """Of a folder of the benchmark; only what differs from the benchmark's own values is named."""
     name = part if part == "pretrain" and bias == 0.9 else f"{part}{bias:g}"
     return name if drift == LOOK["drift"] else f"{name}-drift{drift:g}"
