@@ -1,20 +1,18 @@
 """Drawn videos whose background predicts the class: a diagnostic data set, in the layouts of the real ones.
 
 The class of a video is a *motion* and nothing else. A textured actor, whose look is independent of the class, moves
-before a scene, filmed by a drifting camera. But each class has its own family of scenes. With probability `scene_bias`
-a video shows that family, so a single frame is enough to guess the class. Three subsets measure what was learned:
+before a scene, filmed by a drifting camera. Each class has its own family of scenes. With probability `scene_bias` a
+video shows that family, so a single frame is enough to guess the class. Three subsets measure what was learned:
 
     train    the scene predicts the class
-    test     other actors and other instances of the scenes, the same bias: the scene still predicts the class
+    test     other actors and other instances of the scenes, the same bias
     swapped  the twins of the test videos: same actor, motion and camera, before a scene of any family, uniformly.
              A network that sees only scenes is right once in len(MOTIONS) times, which is chance
 
-The parsers of the real data sets read the files. `swapped` has one more list, named like those of train and test.
-Left and right are different classes: train here without horizontal flips.
-
-No single frame shows the motion. All that can move (STATE) is a point on a torus, which starts uniformly at random,
-and a motion is a displacement on that torus. A uniform distribution stays uniform when it is shifted, so a frame, taken
-alone, has the same distribution in every class. The price: an actor who leaves on one side re-enters on the other.
+Left and right are different classes: train here without horizontal flips. No single frame shows the motion. All that
+can move (STATE) is a point on a torus, which starts uniformly at random, and a motion is a displacement on that torus.
+A uniform distribution stays uniform when it is shifted, so a frame, taken alone, has the same distribution in every
+class. The price: an actor who leaves on one side re-enters on the other.
 """
 
 import colorsys
@@ -25,6 +23,7 @@ import os
 import sys
 from collections import defaultdict
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import product
@@ -37,18 +36,18 @@ from tqdm import tqdm
 from be.config import ConfigError, choose
 from be.video import encode
 
-# class -> how far each coordinate of STATE comes in a cycle. All are in cycles: 1.0 is back at the start.
+# class -> how far it moves coordinates of STATE in a cycle. All are in cycles: 1.0 is back at the start.
 # A new motion is a line here and its own family of scenes in SCENES.
 STATE = ("y", "x", "turn", "pulse", "orbit")
 MOTIONS = {
-    "orbit": (0, 0, 0, 0, 1),
-    "pulse": (0, 0, 0, 1, 0),
-    "rotate_left": (0, 0, -1, 0, 0),
-    "rotate_right": (0, 0, 1, 0, 0),
-    "translate_down": (1, 0, 0, 0, 0),
-    "translate_left": (0, -1, 0, 0, 0),
-    "translate_right": (0, 1, 0, 0, 0),
-    "translate_up": (-1, 0, 0, 0, 0),
+    "orbit": {"orbit": 1},
+    "pulse": {"pulse": 1},
+    "rotate_left": {"turn": -1},
+    "rotate_right": {"turn": 1},
+    "translate_down": {"y": 1},
+    "translate_left": {"x": -1},
+    "translate_right": {"x": 1},
+    "translate_up": {"y": -1},
 }
 CYCLE = 32  # frames of a cycle, on average: one in a clip of 16 frames with stride 2
 FPS = 25
@@ -115,20 +114,21 @@ def render(spec: Spec):
     background, uint8 (T, H, W, 3), the same video without the actors.
     """
     frames = background = film_scene(spec)
-    covered = np.zeros(frames.shape[:3], np.float32)
+    mask = np.zeros(frames.shape[:3], bool)
     for k in cast(spec):
         layer = film_actor(spec, k)
         frames = blend(frames, layer[..., :3], layer[..., 3:])
         if k < 0:  # a stray belongs to the background
             background = frames
         else:
-            covered = np.maximum(covered, layer[..., 3])
+            mask |= layer[..., 3] >= 0.5
     frames, background = (np.rint(part).astype(np.uint8) for part in (frames, background))
     if spec.show == "background":
-        frames, covered = background, 0 * covered
-    still = stream(spec.path_seed, 1).integers(spec.frames)
-    shown = [still] * spec.frames if spec.show == "static" else slice(None)
-    return frames[shown], covered[shown] >= 0.5, background[shown]
+        return background, np.zeros_like(mask), background
+    if spec.show == "static":
+        still = [stream(spec.path_seed, 1).integers(spec.frames)] * spec.frames
+        return frames[still], mask[still], background[still]
+    return frames, mask, background
 
 
 def stream(seed, *keys):
@@ -155,12 +155,12 @@ def film_scene(spec):
 
 def film_actor(spec, k=0):
     """What the camera sees of an actor or stray: (T, H, W, 4), colours in [0, 255] and opacity in [0, 1]."""
-    y, x, angle, radius = (pose[:, None, None] for pose in poses(spec, k))
-    row, column = magnify(spec)
-    dy, dx = (row - y) / radius, (column - x) / radius
+    y, x, angle, size = (pose[:, None, None] for pose in poses(spec, k))
+    radius, (row, column) = (RADIUS if k >= 0 else STRAY) * spec.short, magnify(spec)
+    dy, dx = (row - y) / (radius * size), (column - x) / (radius * size)
     c, s = np.cos(angle), np.sin(angle)
     v, u = c * dy - s * dx, c * dx + s * dy  # each pixel's place on the sprite, which spans [-1, 1]
-    near, look = np.maximum(abs(v), abs(u)) < 1, sprite(spec, k)
+    near, look = np.maximum(abs(v), abs(u)) < 1, sprite(stream(spec.actor_seed, k % 1000), radius)
     layer, half = np.zeros((*near.shape, 4), np.float32), (len(look) - 1) / 2
     layer[near] = sample(look, (v[near] + 1) * half, (u[near] + 1) * half)
     return layer
@@ -184,7 +184,7 @@ def magnify(spec):
     """The pixels of each frame, in those of a camera without zoom: rows (T, H, 1) and columns (T, 1, W)."""
     rng = stream(spec.camera_seed, 2)
     factor = np.linspace(1, 1 + rng.uniform(0, spec.zoom), spec.frames)[:: rng.choice((-1, 1)), None]
-    row, column = ((n - 1) / 2 + (np.arange(n) - (n - 1) / 2) / factor for n in (spec.height, spec.width))
+    row, column = (c + np.arange(-c, c + 1) / factor for c in ((spec.height - 1) / 2, (spec.width - 1) / 2))
     return row[:, :, None], column[:, None]
 
 
@@ -194,22 +194,21 @@ def swing(rng, frames):
 
 
 def poses(spec, k=0):
-    """Actor k in each frame, or a stray: centre y, x (px), angle (radians, clockwise) and radius (px), each (T,)."""
+    """Actor k in each frame, or a stray: centre y, x (px), angle (radians, clockwise) and size (1 on average), (T,)."""
     short, frames = spec.short, spec.frames
     rng, lively = stream(spec.path_seed, *((3, k % 1000) if k else ())), stream(spec.path_seed, 4, 1 + k % 1000)
-    start, speed = rng.random((len(STATE), 1)), rng.uniform(0.75, 1.25) / CYCLE
+    state, speed = np.repeat(rng.random((len(STATE), 1)), frames, axis=1), rng.uniform(0.75, 1.25) / CYCLE
     if k < 0:  # a stray: y, x and turn go to and fro
-        moved = np.zeros((len(STATE), frames))
-        moved[:3] = 1.4 * speed * np.cumsum([swing(lively, frames) for _ in range(3)], axis=1)
+        state[:3] += 1.4 * speed * np.cumsum([swing(lively, frames) for _ in range(3)], axis=1)
     else:
         pace = 1 + spec.tempo * swing(lively, frames)
-        moved = np.outer(MOTIONS[spec.motion], (pace.cumsum() - pace[0]) * speed)
-    place, (turn, pulse, orbit) = np.split(start + moved, [2])
-    turn, pulse, orbit = math.tau * turn, math.tau * pulse, math.tau * orbit
+        for name, way in MOTIONS[spec.motion].items():
+            state[STATE.index(name)] += way * ((pace.cumsum() - pace[0]) * speed)
+    turn, pulse, orbit = math.tau * state[2:]
     stage = np.array([[spec.height], [spec.width]]) - 2 * MARGIN * short
-    base = MARGIN * short + (place * stage - camera(spec)) % stage  # the pan moves the actor just as the scene
+    base = MARGIN * short + (state[:2] * stage - camera(spec)) % stage  # the pan moves the actor just as the scene
     y, x = base + ORBIT * short * np.stack([np.sin(orbit), np.cos(orbit)]) - tremble(spec)
-    return y, x, turn, (RADIUS if k >= 0 else STRAY) * short * (1 + SWELL * np.sin(pulse))
+    return y, x, turn, 1 + SWELL * np.sin(pulse)
 
 
 def canvas(spec):
@@ -251,9 +250,8 @@ def noise(rng, shape, period=0, slope=1, stretch=(1,)):
     return field / field.std()
 
 
-def sprite(spec, k=0):
-    """The look of actor k: float32 (n, n, 4), colours and opacity, about twice as fine as a frame."""
-    rng, radius = stream(spec.actor_seed, k % 1000), (RADIUS if k >= 0 else STRAY) * spec.short
+def sprite(rng, radius):
+    """The look of an actor: float32 (n, n, 4), colours and opacity, about twice as fine as a frame."""
     n = 4 * math.ceil(radius) + 1
     y, x = np.mgrid[-1 : 1 : n * 1j, -1 : 1 : n * 1j]
     angle, outline = np.arctan2(y, x), 1.0
@@ -298,50 +296,58 @@ class Video:
 
 
 class Layout(NamedTuple):
-    """Of a data set, as templates: where a video lies, the list that names it, and its line there."""
+    """Of a data set, as templates: where a video lies, the list that names it and its line there."""
 
     video: str
     listed: str
     line: str
     splits: tuple = (1,)
-    head: str = ""  # of each list
+    classes: tuple = ("", "")  # the file that names all classes, and a line of it
+    ends: tuple = ("", "", "")  # what stands before, between and after the lines of each file
 
 
 LAYOUTS = {
     "ucf101": Layout(
-        "UCF-101/{title}/v_{title}_g{number:02d}_c{take:02d}.avi",
-        "ucfTrainTestlist/{subset}list{split:02d}.txt", "{path.parent.name}/{path.name}{mark}\r\n", (1, 2, 3)),
+        "UCF-101/{title}/v_{title}_g{number:02d}_c{take:02d}.avi", "ucfTrainTestlist/{subset}list{split:02d}.txt",
+        "{path.parent.name}/{path.name}{mark}\r\n", (1, 2, 3),
+        ("ucfTrainTestlist/classInd.txt", "{number} {title}\r\n")),
     "hmdb51": Layout(
         "hmdb51/{motion}/{motion}{number:02d}_{motion}_f_cm_np1_fr_goo_{swapped:d}.avi",
         "testTrainMulti_7030_splits/{path.parent.name}_{table}_split{split}.txt", "{path.name} {state} \n", (1, 2, 3)),
     "kinetics400": Layout(
-        "{part}/{motion}/{motion}-{group:03d}_000000_000010.mp4",
-        "annotations/{path.parts[0]}.csv", "{path.parent.name},{path.parent.name}-{video.group:03d},0,10,{subset}\n",
-        head="label,youtube_id,time_start,time_end,split\n"),
+        "{part}/{motion}/{motion}-{group:03d}_000000_000010.mp4", "annotations/{path.parts[0]}.csv",
+        "{path.parent.name},{path.parent.name}-{video.group:03d},0,10,{subset}\n",
+        ends=("label,youtube_id,time_start,time_end,split\n", "", "")),
     "diving48": Layout(
         "rgb/{motion}-{group:03d}_{swapped:05d}.mp4", "Diving48_V2_{subset}.json",
-        '{{"vid_name": "{path.stem}", "label": {video.label}, "start_frame": 0, "end_frame": {video.spec.frames}}}'),
+        '{{"vid_name": "{path.stem}", "label": {video.label}, "start_frame": 0, "end_frame": {video.spec.frames}}}',
+        classes=("Diving48_vocab.json", "{parts}"), ends=("[", ", ", "]")),
 }
+
+
+def title(motion):
+    return motion.title().replace("_", "")
 
 
 def plan(layout, *, train, test, scene_bias, seed, stills=False, **shape) -> list[Video]:
     """The videos by class, group and take. Each is a function of its (seed, motion, group, take) alone, and all but
     its scene does not depend on `scene_bias`."""
-    template, families, videos = LAYOUTS[layout].video, list(SCENES)[: len(MOTIONS)], []
+    families, videos = list(SCENES)[: len(MOTIONS)], []
     for (label, motion), group in product(enumerate(sorted(MOTIONS)), range(train + test)):
-        key, tested, takes = (seed, *motion.encode(), group), group < test, []
+        key, takes = (seed, *motion.encode(), group), []
         shared = stream(*key, 0).integers(2**53, size=3).tolist()  # actor, path, camera
-        for swapped in (False, True)[: 2 if group < 3 * test else 1]:
+        for swapped in range(1 + (group < 3 * test)):
             rng = stream(*key, 1 + swapped)
             own = rng.random() < scene_bias and not swapped
             scene = families[label if own else rng.integers(len(families))]
             takes.append(Spec(motion, scene, *shared, int(rng.integers(2**53)), **shape))
-        if stills and tested:
+        if stills and group < test:
             takes += [replace(takes[0], show=show) for show in ("static", "background")]
+        names = dict(motion=motion, title=title(motion), group=group, number=group + 1)
         for take, spec in enumerate(takes, 1):
-            swapped, title = take == 2, motion.title().replace("_", "")
-            path = template.format(motion=motion, title=title, group=group, number=group + 1, take=take, swapped=swapped,
-                                   part="swapped" if swapped else "val" if tested else "train")
+            swapped = take == 2
+            part = "swapped" if swapped else "val" if group < test else "train"
+            path = LAYOUTS[layout].video.format(**names, take=take, swapped=swapped, part=part)
             videos.append(Video(path, label, group, swapped, spec))
     return videos
 
@@ -352,28 +358,23 @@ def subset_of(video, split, *, train, test):
     tested = (video.group - (split - 1) * test) % (train + test) < test
     if video.spec.show != "all":
         return video.spec.show if split == 1 else None
-    if video.swapped:
-        return "swapped" if tested else None
-    return "test" if tested else "train"
+    return ((None, "swapped") if video.swapped else ("train", "test"))[tested]
 
 
 def split_lists(layout, videos, train, test):
     """{path: text}: the split lists of a layout, in the form of the official ones to the byte."""
-    form, lists, classes = LAYOUTS[layout], defaultdict(list), {}
+    form, lists = LAYOUTS[layout], defaultdict(list)
     for split, video in product(form.splits, videos):
-        path, subset = PurePosixPath(video.path), subset_of(video, split, train=train, test=test)
-        classes[path.parent.name] = video.spec.motion.split("_")
-        if subset:
-            mark = f" {video.label + 1}" if subset == "train" else ""
-            table, state = {"train": ("test", 1), "test": ("test", 2)}.get(subset, (subset, 1))
-            words = dict(video=video, path=path, subset=subset, split=split, mark=mark, table=table, state=state)
+        if subset := subset_of(video, split, train=train, test=test):
+            words = dict(video=video, path=PurePosixPath(video.path), split=split, subset=subset)
+            words |= dict(mark=f" {video.label + 1}" * (subset == "train"),  # for UCF101
+                          table=subset.replace("train", "test"), state=1 + (subset == "test"))  # for HMDB51
             lists[form.listed.format(**words)].append(form.line.format(**words))
-    if layout == "ucf101":
-        lists["ucfTrainTestlist/classInd.txt"] = [f"{i} {name}\r\n" for i, name in enumerate(classes, 1)]
-    if layout == "diving48":
-        lists["Diving48_vocab.json"] = [json.dumps(motion.split("_")) for motion in sorted(MOTIONS)]
-    return {path: f"[{', '.join(lines)}]" if path.endswith(".json") else form.head + "".join(lines)
-            for path, lines in lists.items()}
+    path, line = form.classes
+    lists[path] = [line.format(number=i, title=title(motion), parts=json.dumps(motion.split("_")))
+                   for i, motion in enumerate(sorted(MOTIONS), 1)]
+    start, between, end = form.ends
+    return {path: start + between.join(lines) + end for path, lines in lists.items() if path}
 
 
 def make(root, layout="ucf101", *, train, test, frames=64, height=40, width=48, scene_bias=0.9, drift=24, seed=0,
@@ -390,31 +391,37 @@ def make(root, layout="ucf101", *, train, test, frames=64, height=40, width=48, 
     workers: processes that render, None for one per core, 1 for this one. They are spawned, so a script that
         asks for more keeps its call under `if __name__ == "__main__":`.
 
-    Killed and called again, it goes on: existing files are kept (so delete the folder after you change this module).
+    Called again after a kill it goes on, and keeps existing files: delete the folder after you change this module.
     `synthetic.json` holds the values; `synthetic.jsonl`, which `load` reads, a line per video. That and the lists are
     written last: where they are, all videos are there.
 
     Raises ConfigError for a value out of range, and if `root` holds a data set of other values, or other files.
     """
     choose(LAYOUTS, layout, "layout")
-    for fits, rule in (
-        (min(train, frames) > 0 <= test, f"train, frames > 0 and test >= 0, not {train}, {frames}, {test}"),
-        (min(height, width) >= 16 and not (height | width) % 2,
-         f"height and width must be even and at least 16, not {height}, {width}"),
-        (0 <= scene_bias <= 1, f"scene_bias must be in [0, 1], not {scene_bias}"),
-        (min(drift, seed) >= 0, f"drift >= 0 and seed >= 0, not {drift}, {seed}"),
-        (layout == "ucf101" or not stills, f"stills are for layout ucf101, not {layout}"),
-    ):
-        if not fits:
-            raise ConfigError(rule)
-    root, shape = Path(root), dict(frames=frames, height=height, width=width, drift=drift, **look)
-    values = dict(scene_bias=scene_bias, seed=seed, train=train, test=test, **shape, **{"stills": True} if stills else {})
+    values = dict(scene_bias=scene_bias, seed=seed, train=train, test=test, frames=frames, height=height, width=width,
+                  drift=drift, **look, **{"stills": True} if stills else {})
+    for rule, holds in {
+        "train and frames must be at least 1": min(train, frames) >= 1,
+        "test, drift and seed must be at least 0": min(test, drift, seed) >= 0,
+        "height and width must be even and at least 16": min(height, width) >= 16 and (height | width) % 2 == 0,
+        "scene_bias must be in [0, 1]": 0 <= scene_bias <= 1,
+        "stills are for layout ucf101": layout == "ucf101" or not stills,
+    }.items():
+        if not holds:
+            raise ConfigError(f"{rule}, not as in layout={layout}, {values}")
+    root, workers = Path(root), workers or os.cpu_count() or 1
     claim(root, dict(layout=layout, motions=list(MOTIONS), scenes=list(SCENES), fps=FPS, **values))
     videos = plan(layout, **values)
-    write_all([video for video in videos if not (root / video.path).exists()], root, workers or os.cpu_count() or 1)
+    missing = [video for video in videos if not (root / video.path).exists()]
+    # Spawned: the caller may hold threads or a GPU, which do not survive a fork
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        done = (partial(pool.map, chunksize=4) if workers > 1 else map)(partial(write, root), missing)
+        list(tqdm(done, "synthetic videos", len(missing), mininterval=0.1 if sys.stderr.isatty() else 60))
     lists = split_lists(layout, videos, train, test)
-    for path, text in (lists | {"synthetic.jsonl": "\n".join(json.dumps(asdict(video)) for video in videos)}).items():
-        whole(root / path, lambda aside, text=text: aside.write_bytes(text.encode()))
+    lists["synthetic.jsonl"] = "\n".join(json.dumps(asdict(video)) for video in videos)
+    for path, text in lists.items():
+        with whole(root / path) as aside:
+            aside.write_bytes(text.encode())
     return root
 
 
@@ -430,34 +437,26 @@ def claim(root, values):
     if not note.exists():
         if any(root.glob("[!.]*")):
             raise ConfigError(f"{root} is not empty and has no synthetic.json: name a new folder")
-        whole(note, lambda aside: aside.write_text(json.dumps(values, indent=1)))
+        with whole(note) as aside:
+            aside.write_text(json.dumps(values, indent=1))
     held = json.loads(note.read_text())
-    differ = [f"{k} {held.get(k)!r} (asked: {values.get(k)!r})" for k in held | values if held.get(k) != values.get(k)]
-    if differ:
-        raise ConfigError(f"{root} was made with {', '.join(differ)}. "
-                          f"Ask for that, name another folder or delete this one")
+    if differ := [f"{k} {held.get(k)!r} (asked: {values.get(k)!r})" for k in held | values
+                  if held.get(k) != values.get(k)]:
+        raise ConfigError(f"{root} was made with {', '.join(differ)}: ask for that, name another folder or delete this")
 
 
-def write_all(videos, root, workers):
-    """Render and encode videos below `root`. Spawned: the caller may hold threads or a GPU, which survive no fork."""
-    job, workers = partial(write, root=root), max(1, min(workers, len(videos)))
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        done = pool.map(job, videos, chunksize=4) if workers > 1 else map(job, videos)
-        for _ in tqdm(done, "synthetic videos", len(videos), mininterval=0.1 if sys.stderr.isatty() else 60):
-            pass
-
-
-def write(video, root):
+def write(root, video):
     # A fixed fine quantiser: left alone, MPEG-4 aims at a bit rate and smears the actor.
-    whole(root / video.path, lambda aside: encode(aside, render(video.spec)[0], FPS, codec="mpeg4",
-                                                  options={"qmin": "2", "qmax": "2"}))
+    with whole(root / video.path) as aside:
+        encode(aside, render(video.spec)[0], FPS, codec="mpeg4", options={"qmin": "2", "qmax": "2"})
 
 
-def whole(path, write):
-    """Calls `write(aside)`; only a whole file gets its name."""
+@contextmanager
+def whole(path):
+    """Where to write a file that gets its name once it is all there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}")
-    write(aside)
+    yield aside
     aside.replace(path)
 
 
@@ -503,16 +502,18 @@ def scenebias(data: str = "data", size: str = "tiny", biases: list[float] = BIAS
     to fine-tune on: the same actors, motions and cameras, before other scenes. EVIDENCE.md says what each property
     stands for. Other values than the defaults make another folder, beside. Returns {part: its folder}.
     """
-    shape, roots = dict(choose(SIZES, size, "size")), {}
-    pretrain, train, test = (shape.pop(part) for part in ("pretrain", "train", "test"))
-    short = min(shape["height"], shape["width"])
-    look = LOOK | shape | {"drift": drift * short, "shake": LOOK["shake"] * short}
-    sets = [("pretrain", pretrain_bias, dict(train=pretrain, test=test, seed=0, stills=True))]
-    for part, bias, values in sets + [("bias", bias, dict(train=train, test=0, seed=1)) for bias in biases]:
+    sizes = choose(SIZES, size, "size")
+    short, shape = min(sizes["height"], sizes["width"]), {key: sizes[key] for key in ("frames", "height", "width")}
+    look = LOOK | shape | dict(drift=drift * short, shake=LOOK["shake"] * short)
+
+    def write_part(part, bias, **values):
         root = Path(data) / f"scenebias-{VERSION}-{size}" / part_name(part, bias, drift)
         make(root / "ucf101", scene_bias=bias, **values, **look)
-        roots[part if part == "pretrain" else f"bias{bias:g}"] = root
-    return roots
+        return root
+
+    pretrain = write_part("pretrain", pretrain_bias, train=sizes["pretrain"], test=sizes["test"], stills=True)
+    return {"pretrain": pretrain} | {
+        f"bias{bias:g}": write_part("bias", bias, train=sizes["train"], test=0, seed=1) for bias in biases}
 
 
 def part_name(part: str, bias: float, drift: float) -> str:
