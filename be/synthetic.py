@@ -25,9 +25,8 @@ from collections import defaultdict
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from functools import partial
-from itertools import product
-from pathlib import Path, PurePosixPath
+from itertools import product, repeat
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -113,9 +112,12 @@ def render(spec: Spec):
     Returns frames, uint8 (T, H, W, 3); mask, bool (T, H, W), true where an actor covers at least half of a pixel;
     background, uint8 (T, H, W, 3), the same video without the actors.
     """
-    frames = background = film_scene(spec)
-    mask = np.zeros(frames.shape[:3], bool)
-    for k in cast(spec):
+    pan, shake, row, column = camera(spec)
+    y, x = (pan + shake + REACH * spec.shake)[..., None, None]
+    frames = background = sample(canvas(spec), row + y, column + x)
+    mask, rng = np.zeros(frames.shape[:3], bool), stream(spec.path_seed, 2)
+    actors, strays = 1 + rng.integers(spec.actors), rng.integers(spec.strays + 1)
+    for k in (*range(-1, -1 - strays, -1), *range(actors)):
         layer = film_actor(spec, k)
         frames = blend(frames, layer[..., :3], layer[..., 3:])
         if k < 0:  # a stray belongs to the background
@@ -136,56 +138,37 @@ def stream(seed, *keys):
     return np.random.default_rng((seed, *keys))
 
 
-def cast(spec):
-    """The numbers of the strays, from -1 down, and of the actors, from 0 up."""
-    rng = stream(spec.path_seed, 2)
-    actors, strays = 1 + rng.integers(spec.actors), rng.integers(spec.strays + 1)
-    return [*range(-1, -1 - strays, -1), *range(actors)]
-
-
 def blend(a, b, share):
     return a + share * (b - a)
 
 
-def film_scene(spec):
-    """What the camera sees of the scene: (T, H, W, 3) in [0, 255]."""
-    corner = camera(spec) + tremble(spec) + REACH * spec.shake
-    return sample(canvas(spec), *(pixel + at for pixel, at in zip(magnify(spec), corner[..., None, None], strict=True)))
-
-
-def film_actor(spec, k=0):
-    """What the camera sees of an actor or stray: (T, H, W, 4), colours in [0, 255] and opacity in [0, 1]."""
+def film_actor(spec, k):
+    """What the camera sees of actor k, or of a stray if k < 0: (T, H, W, 4), colours in [0, 255] and opacity."""
     y, x, angle, size = (pose[:, None, None] for pose in poses(spec, k))
-    radius, (row, column) = (RADIUS if k >= 0 else STRAY) * spec.short, magnify(spec)
-    dy, dx = (row - y) / (radius * size), (column - x) / (radius * size)
+    unit, (_, _, row, column) = (RADIUS if k >= 0 else STRAY) * spec.short, camera(spec)
+    dy, dx = (row - y) / (unit * size), (column - x) / (unit * size)
     c, s = np.cos(angle), np.sin(angle)
     v, u = c * dy - s * dx, c * dx + s * dy  # each pixel's place on the sprite, which spans [-1, 1]
-    near, look = np.maximum(abs(v), abs(u)) < 1, sprite(stream(spec.actor_seed, k % 1000), radius)
+    near, look = np.maximum(abs(v), abs(u)) < 1, sprite(stream(spec.actor_seed, k % 1000), unit)
     layer, half = np.zeros((*near.shape, 4), np.float32), (len(look) - 1) / 2
     layer[near] = sample(look, (v[near] + 1) * half, (u[near] + 1) * half)
     return layer
 
 
 def camera(spec):
-    """Where the corner of the frame stands on the canvas: y and x, (2, T) px, from 0 up. A steady pan."""
-    rng = stream(spec.camera_seed)
-    way, angle = np.linspace(0, rng.uniform(0, spec.drift), spec.frames), rng.uniform(0, math.tau)
-    pan = np.outer((math.sin(angle), math.cos(angle)), way)
-    return pan - pan.min(axis=1, keepdims=True)
+    """How the camera moves: pan and shake, each (2, T) px, y and x; rows (T, H, 1) and columns (T, 1, W).
 
-
-def tremble(spec):
-    """How far the camera is off its pan: y and x, (2, T) px, within +-REACH * shake. Half of it outlasts a frame."""
-    noise, reach = stream(spec.camera_seed, 1).standard_normal((2, spec.frames + 1)), REACH * spec.shake
-    return (spec.shake * (noise[:, 1:] + noise[:, :-1]) / math.sqrt(2)).clip(-reach, reach)
-
-
-def magnify(spec):
-    """The pixels of each frame, in those of a camera without zoom: rows (T, H, 1) and columns (T, 1, W)."""
-    rng = stream(spec.camera_seed, 2)
-    factor = np.linspace(1, 1 + rng.uniform(0, spec.zoom), spec.frames)[:: rng.choice((-1, 1)), None]
+    The corner of the frame stands on the canvas at pan, steady and from 0 up, plus shake, of which half outlasts a
+    frame. Rows and columns are the pixels of each frame in those of a camera without zoom.
+    """
+    rng, shaking, zooming = (stream(spec.camera_seed, key) for key in (0, 1, 2))
+    length, angle = rng.uniform(0, (spec.drift, math.tau))
+    pan = np.outer((math.sin(angle), math.cos(angle)), np.linspace(0, length, spec.frames))
+    noise, reach = shaking.standard_normal((2, spec.frames + 1)), REACH * spec.shake
+    shake = (spec.shake * (noise[:, 1:] + noise[:, :-1]) / math.sqrt(2)).clip(-reach, reach)
+    factor = np.linspace(1, 1 + zooming.uniform(0, spec.zoom), spec.frames)[:: zooming.choice((-1, 1)), None]
     row, column = (c + np.arange(-c, c + 1) / factor for c in ((spec.height - 1) / 2, (spec.width - 1) / 2))
-    return row[:, :, None], column[:, None]
+    return pan - pan.min(axis=1, keepdims=True), shake, row[:, :, None], column[:, None]
 
 
 def swing(rng, frames):
@@ -195,7 +178,7 @@ def swing(rng, frames):
 
 def poses(spec, k=0):
     """Actor k in each frame, or a stray: centre y, x (px), angle (radians, clockwise) and size (1 on average), (T,)."""
-    short, frames = spec.short, spec.frames
+    short, frames, (pan, shake, _, _) = spec.short, spec.frames, camera(spec)
     rng, lively = stream(spec.path_seed, *((3, k % 1000) if k else ())), stream(spec.path_seed, 4, 1 + k % 1000)
     state, speed = np.repeat(rng.random((len(STATE), 1)), frames, axis=1), rng.uniform(0.75, 1.25) / CYCLE
     if k < 0:  # a stray: y, x and turn go to and fro
@@ -206,8 +189,8 @@ def poses(spec, k=0):
             state[STATE.index(name)] += way * ((pace.cumsum() - pace[0]) * speed)
     turn, pulse, orbit = math.tau * state[2:]
     stage = np.array([[spec.height], [spec.width]]) - 2 * MARGIN * short
-    base = MARGIN * short + (state[:2] * stage - camera(spec)) % stage  # the pan moves the actor just as the scene
-    y, x = base + ORBIT * short * np.stack([np.sin(orbit), np.cos(orbit)]) - tremble(spec)
+    base = MARGIN * short + (state[:2] * stage - pan) % stage  # the pan moves the actor just as the scene
+    y, x = base + ORBIT * short * np.stack([np.sin(orbit), np.cos(orbit)]) - shake
     return y, x, turn, 1 + SWELL * np.sin(pulse)
 
 
@@ -220,7 +203,7 @@ def canvas(spec):
     else:
         field = 0.8 * np.tanh(pattern(rng, shape, texture, period * spec.short))
         field += 0.15 * noise(rng, shape, 2)  # the grain that all families share
-    hue, low, high = rng.uniform(-0.03, 0.03), rng.uniform(0.25, 0.4), rng.uniform(0.7, 0.9)
+    hue, low, high = rng.uniform((-0.03, 0.25, 0.7), (0.03, 0.4, 0.9))
     return paint(field.clip(-1, 1), (dark + hue, 0.7, low), (bright + hue, 0.55, high))
 
 
@@ -275,8 +258,8 @@ def sample(image, y, x):
     y, x = y.clip(0, h - 1), x.clip(0, w - 1)
     top, left = np.minimum(y.astype(int), h - 2), np.minimum(x.astype(int), w - 2)
     fy, fx = (part[..., None].astype(image.dtype) for part in (y - top, x - left))
-    upper, lower = (blend(*(image.reshape(h * w, -1).take(row * w + left + i, axis=0) for i in (0, 1)), fx)
-                    for row in (top, top + 1))
+    pixels, corner = image.reshape(h * w, -1), top * w + left
+    upper, lower = (blend(pixels.take(at, axis=0), pixels.take(at + 1, axis=0), fx) for at in (corner, corner + w))
     return blend(upper, lower, fy)
 
 
@@ -286,7 +269,7 @@ def sample(image, y, x):
 @dataclass(frozen=True)
 class Video:
     """One file. A group is a biased take (c01 in UCF101) and, if a split tests it, its swapped twin (c02). With
-    `stills`, if split 1 tests it, it is also the biased take as one still frame (c03) and without its actors (c04)."""
+    `stills`, if split 1 tests it, also the biased take as one still frame (c03) and without its actors (c04)."""
 
     path: str  # relative to the root
     label: int  # from 0, in alphabetical order of the motions
@@ -325,10 +308,6 @@ LAYOUTS = {
 }
 
 
-def title(motion):
-    return motion.title().replace("_", "")
-
-
 def plan(layout, *, train, test, scene_bias, seed, stills=False, **shape) -> list[Video]:
     """The videos by class, group and take. Each is a function of its (seed, motion, group, take) alone, and all but
     its scene does not depend on `scene_bias`."""
@@ -343,7 +322,7 @@ def plan(layout, *, train, test, scene_bias, seed, stills=False, **shape) -> lis
             takes.append(Spec(motion, scene, *shared, int(rng.integers(2**53)), **shape))
         if stills and group < test:
             takes += [replace(takes[0], show=show) for show in ("static", "background")]
-        names = dict(motion=motion, title=title(motion), group=group, number=group + 1)
+        names = dict(motion=motion, group=group, number=group + 1, title=motion.title().replace("_", ""))
         for take, spec in enumerate(takes, 1):
             swapped = take == 2
             part = "swapped" if swapped else "val" if group < test else "train"
@@ -366,13 +345,14 @@ def split_lists(layout, videos, train, test):
     form, lists = LAYOUTS[layout], defaultdict(list)
     for split, video in product(form.splits, videos):
         if subset := subset_of(video, split, train=train, test=test):
-            words = dict(video=video, path=PurePosixPath(video.path), split=split, subset=subset)
+            words = dict(video=video, path=Path(video.path), split=split, subset=subset)
             words |= dict(mark=f" {video.label + 1}" * (subset == "train"),  # for UCF101
                           table=subset.replace("train", "test"), state=1 + (subset == "test"))  # for HMDB51
             lists[form.listed.format(**words)].append(form.line.format(**words))
     path, line = form.classes
-    lists[path] = [line.format(number=i, title=title(motion), parts=json.dumps(motion.split("_")))
-                   for i, motion in enumerate(sorted(MOTIONS), 1)]
+    for i, motion in enumerate(sorted(MOTIONS), 1):
+        lists[path].append(line.format(
+            number=i, title=motion.title().replace("_", ""), parts=json.dumps(motion.split("_"))))
     start, between, end = form.ends
     return {path: start + between.join(lines) + end for path, lines in lists.items() if path}
 
@@ -415,7 +395,7 @@ def make(root, layout="ucf101", *, train, test, frames=64, height=40, width=48, 
     missing = [video for video in videos if not (root / video.path).exists()]
     # Spawned: the caller may hold threads or a GPU, which do not survive a fork
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        done = (partial(pool.map, chunksize=4) if workers > 1 else map)(partial(write, root), missing)
+        done = (pool.map if workers > 1 else map)(write, repeat(root), missing)
         list(tqdm(done, "synthetic videos", len(missing), mininterval=0.1 if sys.stderr.isatty() else 60))
     lists = split_lists(layout, videos, train, test)
     lists["synthetic.jsonl"] = "\n".join(json.dumps(asdict(video)) for video in videos)
@@ -489,7 +469,7 @@ BIASES = (0.9, 0.5, 0.0)  # of the fine-tuning sets
 
 
 def scenebias(data: str = "data", size: str = "tiny", biases: list[float] = BIASES, pretrain_bias: float = 0.9,
-              drift: float = LOOK["drift"]) -> dict[str, Path]:
+              drift: float = LOOK["drift"]):
     """scenebias: write the benchmark of background reliance, in DATA/scenebias-VERSION-SIZE
 
     size            tiny, small or full
@@ -497,26 +477,22 @@ def scenebias(data: str = "data", size: str = "tiny", biases: list[float] = BIAS
     pretrain_bias   scene bias of the pre-training set and the list `test`
     drift           the camera's longest pan over a video, in short sides of the picture
 
-    Folders in the layout of UCF101: `pretrain` holds the list to pre-train on (`train`; ignore its labels) and the test
-    lists `test` (biased as pre-training), `swapped`, `static` and `background`; `bias0.9`, `bias0.5` and `bias0` those
-    to fine-tune on: the same actors, motions and cameras, before other scenes. EVIDENCE.md says what each property
-    stands for. Other values than the defaults make another folder, beside. Returns {part: its folder}.
+    Folders in the layout of UCF101: `pretrain` has the list to pre-train on (`train`; ignore its labels) and the test
+    lists `test`, `swapped`, `static` and `background`; `bias0.9`, `bias0.5` and `bias0` those to fine-tune on: the same
+    actors, motions and cameras, before other scenes. EVIDENCE.md says what each property stands for. Values other than
+    the defaults make another folder beside.
     """
     sizes = choose(SIZES, size, "size")
-    short, shape = min(sizes["height"], sizes["width"]), {key: sizes[key] for key in ("frames", "height", "width")}
-    look = LOOK | shape | dict(drift=drift * short, shake=LOOK["shake"] * short)
-
-    def write_part(part, bias, **values):
-        root = Path(data) / f"scenebias-{VERSION}-{size}" / part_name(part, bias, drift)
-        make(root / "ucf101", scene_bias=bias, **values, **look)
-        return root
-
-    pretrain = write_part("pretrain", pretrain_bias, train=sizes["pretrain"], test=sizes["test"], stills=True)
-    return {"pretrain": pretrain} | {
-        f"bias{bias:g}": write_part("bias", bias, train=sizes["train"], test=0, seed=1) for bias in biases}
+    short, look = min(sizes["height"], sizes["width"]), {key: sizes[key] for key in ("frames", "height", "width")}
+    look |= LOOK | dict(drift=drift * short, shake=LOOK["shake"] * short)
+    pretrain = dict(train=sizes["pretrain"], test=sizes["test"], stills=True)
+    tuning = dict(train=sizes["train"], test=0, seed=1)
+    for part, bias, values in (("pretrain", pretrain_bias, pretrain), *(("bias", bias, tuning) for bias in biases)):
+        root = Path(data) / f"scenebias-{VERSION}-{size}" / part_name(part, bias, drift) / "ucf101"
+        make(root, scene_bias=bias, **values, **look)
 
 
 def part_name(part: str, bias: float, drift: float) -> str:
     """Of a folder of the benchmark; only what differs from the benchmark's own values is named."""
-    name = part if part == "pretrain" and bias == 0.9 else f"{part}{bias:g}"
+    name = part if (part, bias) == ("pretrain", 0.9) else f"{part}{bias:g}"
     return name if drift == LOOK["drift"] else f"{name}-drift{drift:g}"
