@@ -171,20 +171,19 @@ def camera(spec):
     return pan - pan.min(axis=1, keepdims=True), shake, row[:, :, None], column[:, None]
 
 
-def swing(rng, frames):
-    """Something that changes within a video: a sine of a period of 40 to 80 frames, (T,) in [-1, 1]."""
-    return np.sin(math.tau * (np.arange(frames) / rng.uniform(40, 80) + rng.random()))
-
-
 def poses(spec, k=0):
     """Actor k in each frame, or a stray: centre y, x (px), angle (radians, clockwise) and size (1 on average), (T,)."""
-    short, frames, (pan, shake, _, _) = spec.short, spec.frames, camera(spec)
     rng, lively = stream(spec.path_seed, *((3, k % 1000) if k else ())), stream(spec.path_seed, 4, 1 + k % 1000)
-    state, speed = np.repeat(rng.random((len(STATE), 1)), frames, axis=1), rng.uniform(0.75, 1.25) / CYCLE
+    frames, short, (pan, shake, _, _) = np.arange(spec.frames), spec.short, camera(spec)
+
+    def swing():  # a sine in [-1, 1] with a period of 40 to 80 frames
+        return np.sin(math.tau * (frames / lively.uniform(40, 80) + lively.random()))
+
+    state, speed = rng.random((len(STATE), 1)) + 0 * frames, rng.uniform(0.75, 1.25) / CYCLE
     if k < 0:  # a stray: y, x and turn go to and fro
-        state[:3] += 1.4 * speed * np.cumsum([swing(lively, frames) for _ in range(3)], axis=1)
+        state[:3] += 1.4 * speed * np.cumsum([swing(), swing(), swing()], axis=1)
     else:
-        pace = 1 + spec.tempo * swing(lively, frames)
+        pace = 1 + spec.tempo * swing()
         for name, way in MOTIONS[spec.motion].items():
             state[STATE.index(name)] += way * ((pace.cumsum() - pace[0]) * speed)
     turn, pulse, orbit = math.tau * state[2:]
@@ -315,7 +314,7 @@ def plan(layout, *, train, test, scene_bias, seed, stills=False, **shape) -> lis
     for (label, motion), group in product(enumerate(sorted(MOTIONS)), range(train + test)):
         key, takes = (seed, *motion.encode(), group), []
         shared = stream(*key, 0).integers(2**53, size=3).tolist()  # actor, path, camera
-        for swapped in range(1 + (group < 3 * test)):
+        for swapped in range(1 + (group < 3 * test)):  # one of three splits tests it
             rng = stream(*key, 1 + swapped)
             own = rng.random() < scene_bias and not swapped
             scene = families[label if own else rng.integers(len(families))]
@@ -341,13 +340,13 @@ def subset_of(video, split, *, train, test):
 
 
 def split_lists(layout, videos, train, test):
-    """{path: text}: the split lists of a layout, in the form of the official ones to the byte."""
+    """{path: text}: the lists of a layout, in the form of the official ones to the byte."""
     form, lists = LAYOUTS[layout], defaultdict(list)
     for split, video in product(form.splits, videos):
         if subset := subset_of(video, split, train=train, test=test):
-            words = dict(video=video, path=Path(video.path), split=split, subset=subset)
-            words |= dict(mark=f" {video.label + 1}" * (subset == "train"),  # for UCF101
-                          table=subset.replace("train", "test"), state=1 + (subset == "test"))  # for HMDB51
+            words = dict(video=video, path=Path(video.path), split=split, subset=subset,
+                         mark=f" {video.label + 1}" * (subset == "train"),  # for UCF101
+                         table=subset.replace("train", "test"), state=1 + (subset == "test"))  # for HMDB51
             lists[form.listed.format(**words)].append(form.line.format(**words))
     path, line = form.classes
     for i, motion in enumerate(sorted(MOTIONS), 1):
@@ -389,13 +388,13 @@ def make(root, layout="ucf101", *, train, test, frames=64, height=40, width=48, 
     }.items():
         if not holds:
             raise ConfigError(f"{rule}, not as in layout={layout}, {values}")
-    root, workers = Path(root), workers or os.cpu_count() or 1
+    root, workers = Path(root), workers or os.cpu_count()
     claim(root, dict(layout=layout, motions=list(MOTIONS), scenes=list(SCENES), fps=FPS, **values))
     videos = plan(layout, **values)
     missing = [video for video in videos if not (root / video.path).exists()]
     # Spawned: the caller may hold threads or a GPU, which do not survive a fork
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        done = (pool.map if workers > 1 else map)(write, repeat(root), missing)
+        done = (map if workers == 1 else pool.map)(write, repeat(root), missing)
         list(tqdm(done, "synthetic videos", len(missing), mininterval=0.1 if sys.stderr.isatty() else 60))
     lists = split_lists(layout, videos, train, test)
     lists["synthetic.jsonl"] = "\n".join(json.dumps(asdict(video)) for video in videos)
@@ -450,8 +449,7 @@ def synth(root: str, layout: str = "ucf101", train: int = 96, test: int = 16, fr
     scene_bias              how often the scene is of the class's own family, 0 to 1
     drift                   the camera's longest pan over a video, in pixels
     """
-    make(root, layout, train=train, test=test, frames=frames, height=height, width=width, scene_bias=scene_bias,
-         drift=drift, seed=seed)
+    make(**locals())
     print(f"{len(load(root))} videos in {root}")
 
 
@@ -465,11 +463,10 @@ SIZES = {  # videos per class; the demo's pictures, the same twice as large, tho
     "small": dict(pretrain=256, train=128, test=32, frames=64, height=40, width=48),
     "full": dict(pretrain=1000, train=500, test=100, frames=128, height=128, width=160),
 }
-BIASES = (0.9, 0.5, 0.0)  # of the fine-tuning sets
 
 
-def scenebias(data: str = "data", size: str = "tiny", biases: list[float] = BIASES, pretrain_bias: float = 0.9,
-              drift: float = LOOK["drift"]):
+def scenebias(data: str = "data", size: str = "tiny", biases: list[float] = (0.9, 0.5, 0.0),
+              pretrain_bias: float = 0.9, drift: float = LOOK["drift"]):
     """scenebias: write the benchmark of background reliance, in DATA/scenebias-VERSION-SIZE
 
     size            tiny, small or full
