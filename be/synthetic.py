@@ -36,7 +36,6 @@ from typing import NamedTuple
 import numpy as np
 
 from be.config import ConfigError, choose
-from be.jobs import watch
 from be.video import encode
 
 STATE = ("y", "x", "turn", "pulse", "orbit")  # what can move, each in cycles: 1.0 is back at the start
@@ -493,6 +492,8 @@ def make(root, layout="ucf101", *, train=60, test=20, frames=64, height=40, widt
         if not fits:
             raise ValueError(rule)
 
+    from be.runs import progress  # here, since the processes that draw do without torch
+
     root, counts = Path(root), dict(train=train, test=test)
     shape = dict(frames=frames, height=height, width=width, drift=drift, **look)
     values = dict(scene_bias=scene_bias, seed=seed, **counts, **shape, **{"stills": True} if stills else {})
@@ -504,9 +505,9 @@ def make(root, layout="ucf101", *, train=60, test=20, frames=64, height=40, widt
     if workers > 1:  # spawned: the caller may hold threads or a GPU, which do not survive a fork
         with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
             done = pool.map(job, missing, chunksize=4)
-            deque(watch(done, len(missing), "synthetic videos"), maxlen=0)
+            deque(progress(done, len(missing), "synthetic videos"), maxlen=0)
     else:
-        deque(watch(map(job, missing), len(missing), "synthetic videos"), maxlen=0)
+        deque(progress(map(job, missing), len(missing), "synthetic videos"), maxlen=0)
 
     lists = LAYOUTS[layout][1](videos, partial(subset_of, **counts))
     lines = (json.dumps(video._asdict() | {"spec": asdict(video.spec)}) for video in videos)
