@@ -27,7 +27,7 @@ import torch
 from be import datasets, prepare, video
 from be.config import ConfigError
 from be.page import markdown
-from be.transcode import write_copy
+from be.prepare import write_copy
 
 
 def moco(n, rng):

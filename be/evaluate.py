@@ -20,9 +20,18 @@ from safetensors.torch import save_file
 from be import backbones, datasets, objectives, video, weights
 from be.augment import eval_view
 from be.config import Config, ConfigError, load
-from be.jobs import watch
 from be.objectives import Classify, global_pool
-from be.runs import RunError, load_weights, make_accelerator, provenance, read_about, run_dir, write_aside, write_text
+from be.runs import (
+    RunError,
+    load_weights,
+    make_accelerator,
+    progress,
+    provenance,
+    read_about,
+    run_dir,
+    write_aside,
+    write_text,
+)
 
 # Keys in which a test follows the training: what the network is, what of a video it sees, what a result says of both
 AS_TRAINED = ("backbone", "width", "pool", "frames", "stride", "static", "short_side", "size", "select", "synthetic")
@@ -36,7 +45,7 @@ def views(samples: datasets.Samples, sampler, cfg: Config, accelerator: Accelera
     mine = range(accelerator.process_index, len(samples), accelerator.num_processes) if mine is None else mine
     clips = datasets.Clips(samples, sampler, cfg.short_side, cfg.seed, False, cfg.cache_gb)
     loader = datasets.loader(clips, [[(0, i)] for i in mine], workers=cfg.workers, device=accelerator.device)
-    for batch in watch(loader, len(mine), what) if accelerator.is_main_process else loader:
+    for batch in progress(loader, len(mine), what) if accelerator.is_main_process else loader:
         x = None
         if batch.ok.item():
             stored = batch.clips[0].to(accelerator.device)  # (K, T, H, W, 3)

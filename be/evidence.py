@@ -33,7 +33,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from be import datasets, jobs, objectives, synthetic
+from be import datasets, objectives, synthetic
 from be.analysis import activation, share
 from be.bias import masks, specs
 from be.config import Config, ConfigError, choose, load
@@ -41,8 +41,9 @@ from be.evaluate import accuracy, classify, load_backbone, over_videos
 from be.objectives import global_pool
 from be.page import markdown
 from be.plots import COLOURS, pyplot, save
+from be.prepare import parallel
 from be.probe import knn, linear
-from be.runs import Run, RunError, git_sha, make_accelerator, run_dir, write_text
+from be.runs import Run, RunError, git_sha, make_accelerator, progress, run_dir, write_text
 from be.train import fit, pretrain
 from be.video import even_clips
 
@@ -214,11 +215,11 @@ def recorded(folder: str, size: str) -> dict[tuple, dict]:
 
 def run_all(bench: "Bench", items: list, what: str, abreast: int):
     if abreast == 1:
-        for _ in jobs.watch(map(bench, items), len(items), what):
+        for _ in progress(map(bench, items), len(items), what):
             pass
     elif items:
-        with closing(jobs.run(bench, items, abreast, limit=lambda item: 86400)) as work:
-            for item, _, problem in jobs.watch(work, len(items), what):
+        with closing(parallel(bench, items, what, abreast, lambda item: 86400)) as work:
+            for item, _, problem in work:
                 if problem:
                     raise RunError(f"{item[1].label}, seed {item[2]}: {problem}")
 

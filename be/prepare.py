@@ -1,21 +1,29 @@
-"""Look at every video of a dataset once, before the weeks of training: is it all there, and whole?
+"""Before a data set is used: check every video once, note what is in it, and copy it so that it decodes fast.
 
-    run.py prepare --cfg ucf101                                    a manifest and a report
-    run.py prepare --cfg ucf101 transcode=true short_side=128    and data-128/ucf101, a copy that decodes fast
+In DATA/NAME, `prepare` leaves `manifest.npz`, which spares training a look at each file, `prepare-report.txt`, and
+`prepare-journal.jsonl`, a line per file. Stop it, kill it, add files: the next run reads what is new or changed.
 
-In DATA/NAME this leaves `manifest.npz` (what is in it: be/manifest.py), `prepare-report.txt` and
-`prepare-journal.jsonl`, a line per file. Stop it, kill it, add files: the next run looks at what is new or changed.
+A copy has the paths and lists of the original, and H.264 in MP4 behind every name. Nothing is predicted from its
+B-pictures, so a reader skips those it does not need. Of a clip of stride 4, most of the span is never decoded:
+
+    I b b b P b b b P b b b P b b P   I b b b P ...
 """
 
 import base64
 import errno
 import json
+import multiprocessing
 import os
+import shutil
+import signal
+import threading
 from collections import Counter, defaultdict
-from contextlib import closing, suppress
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from hashlib import blake2b
+from itertools import chain
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Literal
 
@@ -23,12 +31,15 @@ import numpy as np
 
 from be import manifest
 from be.config import UserError, choose
-from be.jobs import run, watch
-from be.transcode import FULL, copy_dataset
-from be.video import Reader, VideoError
+from be.video import Reader, VideoError, encode
 
-REPORT, JOURNAL = "prepare-report.txt", "prepare-journal.jsonl"
-CHECKS = ("packets", "decode")  # the second finds all that the first does
+# torch takes seconds and 300 MB. Processes that read files do without it, so functions import what needs it
+REPORT, JOURNAL, NOTE, PART = "prepare-report.txt", "prepare-journal.jsonl", "transcode.json", ".part.mp4"
+# H.264's quantiser, lower is more faithful; films come out at about 39 dB. Key frames and B-pictures at fixed places.
+QP, FIXED = 22, {"bf": "3", "b_strategy": "0", "b-pyramid": "none", "sc_threshold": "0", "tune": "fastdecode"}
+PSNR = 25  # dB, how well a frame has to agree with its source. Worst is noise in colours, which H.264 halves: 26 dB
+SAMPLE, BUFFER = 8, 2**27  # copies that tell how much room all will take; bytes of frames held in memory
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)  # errors that are no video's fault
 
 
 def prepare(dataset: str, data: str = "data", check: Literal["decode", "packets"] = "decode", accept_missing: int = 0,
@@ -37,40 +48,39 @@ def prepare(dataset: str, data: str = "data", check: Literal["decode", "packets"
     """Checks every video of DATA/DATASET against the lists, writes manifest and report; makes a copy, if asked
 
     check: decode all frames; or only read the packets, which is many times faster, but blind to damage inside them.
-    accept_missing: the exit code is 1 if more than so many things are amiss.
-    shortest: frames; shorter videos are amiss.
+    accept_missing: the exit code is 1 if there are more problems than that.
+    shortest: frames; a shorter video is a problem.
     transcode: also write what can be read to DATA-SHORT_SIDE/DATASET, lists included, for use as data=DATA-SHORT_SIDE:
         H.264 with a key frame at every `gop`th frame, the short side at `short_side` px unless it is smaller.
     workers: processes; by default one per core.
     """
-    from be import datasets  # here, since the processes that look at files can do without torch
+    from be.datasets import DATASETS
 
-    source = choose(datasets.DATASETS, dataset, "dataset")
+    source = choose(DATASETS, dataset, "dataset")
     root = Path(data).expanduser().absolute() / dataset
     try:
-        records, amiss = survey(source, root, check, shortest, workers)
+        records, problems = survey(source, root, check, shortest, workers)
         if transcode:
             copy = root.parent.with_name(f"{root.parent.name}-{short_side}") / dataset
             frames = {r.path: r.frames for r in records if r.frames}
             copy_dataset(root, copy, source.list_files(root), frames, workers, short_side=short_side, gop=gop)
-            amiss = max(amiss, survey(source, copy, "packets", shortest, workers)[1])
+            problems = max(problems, survey(source, copy, "packets", shortest, workers)[1])
     except OSError as error:
-        if error.errno not in (*FULL, errno.EACCES, errno.EROFS):
+        if error.errno not in DISK:
             raise
-        raise UserError(f"{error.filename or root}: {error.strerror}") from error
-    if amiss > accept_missing:
+        raise UserError(f"{error.filename or root}: {error.strerror}; the same command goes on from here") from error
+    if problems > accept_missing:
         raise SystemExit(1)
 
 
-# --------------------------------------------------------------------------------------------------------
-# Looking at files
+# ---- one file
 
 
 @dataclass
 class Record:
     """What is known of a file: a line of the journal, a row of the manifest."""
 
-    path: str  # relative to the dataset's folder
+    path: str  # relative to the data set's folder
     size: int = -1  # bytes; -1: there is no such file
     mtime: int = -1  # ns
     check: str = ""
@@ -81,226 +91,281 @@ class Record:
     height: int = 0
     codec: str = ""
     index: str = ""  # packed, in base64
-    deadly: bool = False  # the process that read it crashed, or got no further
+    deadly: bool = False  # the process that read it crashed, or made no progress
     problem: str = ""
 
 
-def look(root, paths, check, workers) -> list[Record]:
-    """The records of all `paths`, in order. A file that the journal knows as it is, is not looked at again."""
-    known = {}
-    if (root / JOURNAL).exists():
-        for line in (root / JOURNAL).read_text().splitlines():
-            with suppress(json.JSONDecodeError, TypeError):  # a line cut by a kill, or of another version
-                record = Record(**json.loads(line))
-                known[record.path] = record
-    records, todo = {}, []
-    for path in paths:
-        try:
-            stat = os.stat(root / path)
-        except OSError as error:
-            records[path] = Record(path, problem=error.strerror)
-            continue
-        records[path] = record = known.get(path, Record(path))
-        same = (record.size, record.mtime) == (stat.st_size, stat.st_mtime_ns)
-        if not same or CHECKS.index(record.check) < CHECKS.index(check):
-            todo.append(path)
-    work = run(partial(examine, root, check), todo, workers, partial(patience, root))
-    with open(root / JOURNAL, "a") as journal, closing(work):
-        for path, record, problem in watch(work, len(todo), f"looking at {root.name}"):
-            stat = os.stat(root / path)
-            records[path] = record or Record(path, stat.st_size, stat.st_mtime_ns, problem=problem, deadly=True)
-            if record:  # otherwise let it try again next time; the line break comes first, to end a line that was cut
-                journal.write("\n" + json.dumps(asdict(record)))
-                journal.flush()
-    return list(records.values())
-
-
-def examine(root, check, path) -> Record:
+def inspect_file(root, check, record) -> Record:
     """Reads all of a file. This runs in a process of its own."""
-    file = os.path.join(root, path)
-    stat = os.stat(file)
-    record = Record(path, stat.st_size, stat.st_mtime_ns, check)
+    file, state = os.path.join(root, record.path), blake2b(digest_size=16)
     try:
         with Reader(file) as video:
             info, index = video.info, video.index
             if check == "decode":
                 video.decode(np.arange(video.frames), short_side=16)
-        record.digest, record.problem = digest(file), cut_short(file)
-        record.index = base64.b64encode(manifest.pack(index.order, index.pts, index.key)).decode()
-        record.fps, record.width, record.height, record.codec = info.fps, info.width, info.height, info.codec
-        record.frames = info.frames
     except VideoError as error:
-        record.problem = str(error).removeprefix(f"{file}: ")
-    return record
-
-
-def patience(root, path) -> float:
-    """Seconds after which a file is given up: far more than any machine needs for one that is in order."""
-    return 60 + os.path.getsize(root / path) / 1e5
-
-
-def digest(file) -> str:
-    state = blake2b(digest_size=16)
+        return replace(record, check=check, problem=str(error).removeprefix(f"{file}: "))
     with open(file, "rb") as content:
-        while part := content.read(2**20):
+        for part in iter(partial(content.read, 2**20), b""):
             state.update(part)
-    return state.hexdigest()
+    packed = base64.b64encode(manifest.pack(index.order, index.pts, index.key)).decode()
+    return replace(record, check=check, digest=state.hexdigest(), index=packed, frames=info.frames, fps=info.fps,
+                   width=info.width, height=info.height, codec=info.codec)
 
 
-def cut_short(file) -> str:
-    """What is wrong if the end of an AVI, MP4, MOV, Matroska or WebM file is missing; "" if nothing is.
+def transcode(root, copy, short_side, gop, path) -> tuple[int, str | OSError | None]:
+    """Writes the copy of one file, whole or not at all, in a process of its own. Returns (bytes, problem)."""
+    target = copy / path
+    aside = target.with_name(f".{os.getpid()}{PART}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_copy(root / path, aside, short_side, gop)
+        aside.replace(target)
+        return target.stat().st_size, None
+    except (VideoError, OSError) as error:
+        code = getattr(error.__cause__ or error, "errno", None)
+        return 0, OSError(code, os.strerror(code), str(target)) if code in DISK else str(error)
+    finally:
+        aside.unlink(missing_ok=True)
 
-    Such a file may well be decoded, up to where it breaks off. But its outermost parts say how long they are.
+
+def write_copy(source, target, short_side, gop):
+    """Raises VideoError unless the copy has as many frames as its source, and they agree."""
+    with Reader(source) as video:
+        side = min(short_side, video.info.width, video.info.height) // 2 * 2
+        n, step = video.frames, max(1, BUFFER // (side * 2 * side * 3))
+        parts = (video.decode(np.arange(start, min(n, start + step)), side) for start in range(0, n, step))
+        frames = chain.from_iterable(parts)
+        encode(target, frames, video.info.fps, options={"qp": str(QP), "g": str(gop), **FIXED})
+        probes = np.linspace(0, n - 1, 5).astype(int)
+        with Reader(target) as copy:
+            if copy.frames != n:
+                raise VideoError(f"{source}: its copy has {copy.frames} frames instead of {n}")
+            worst = min(map(agreement, video.decode(probes, side), copy.decode(probes)))
+    if worst < PSNR:
+        raise VideoError(f"{source}: a frame of its copy agrees with it by {worst:.1f} dB only, under {PSNR}")
+
+
+def agreement(a, b) -> float:
+    """PSNR in dB of two frames (H, W, 3) at half their size: H.264 keeps only colours of that size."""
+    halves = [x.reshape(len(x) // 2, 2, -1, 2, 3).mean((1, 3)) for x in (a, b)]  # (H/2, W/2, 3)
+    return 10 * np.log10(255**2 / max(1e-9, np.square(halves[0] - halves[1]).mean()))
+
+
+# ---- many files
+
+
+def parallel(job, items, what, workers=None, limit=lambda item: 600):
+    """`job(item)` of every item, in `workers` processes (None: one per core), in the order they finish.
+
+    Yields (item, result, None), behind a progress bar. Some files make FFmpeg crash or never return, and that must not
+    stop the others: if the process dies, or takes over `limit(item)` seconds and is killed, this yields (item, None,
+    what happened). An exception in a job is a bug: its traceback is printed, and RuntimeError raised. Closing the
+    generator kills the processes. They are spawned, as threads and GPUs of the caller do not survive a fork, so `job`
+    is a function of a module, or a partial of one.
     """
-    size, end = os.path.getsize(file), 0
-    with open(file, "rb") as content:
-        head = content.read(4096)
-        if head.startswith(b"RIFF"):
-            end = 8 + int.from_bytes(head[4:8], "little") - 1  # its last byte may be padding
-        elif head.startswith(b"\x1a\x45\xdf\xa3"):  # Matroska: a header and a segment, each an id and a length
-            length, at = _vint(head, 4)
-            length, at = _vint(head, at + length + 4)
-            end = at + length
-        elif head[4:8] in (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide"):  # MP4: a row of boxes
-            while end + 8 <= size and head[4:8].isalnum():
-                length = int.from_bytes(head[:4], "big")
-                end += max(8, int.from_bytes(head[8:16], "big") if length == 1 else length or size - end)
-                content.seek(end)
-                head = content.read(16)
-    return f"breaks off after {size} of {end} bytes" if end > size else ""
+    from be.runs import progress
+
+    context, own, started = multiprocessing.get_context("spawn"), threading.local(), []
+
+    def attempt(item):  # in a thread, each with a process of its own
+        if not hasattr(own, "process"):
+            own.pipe, theirs = context.Pipe()
+            own.process = context.Process(target=_serve, args=(job, theirs), daemon=True)
+            own.process.start()
+            theirs.close()  # so that the pipe ends when the process does
+            started.append(own.process)
+        seconds = int(limit(item))
+        try:
+            own.pipe.send(item)
+            # Second by second: one in which all was suspended (Ctrl-Z, a closed lid) counts once, however long it was
+            if any(own.pipe.poll(1) for _ in range(seconds)):
+                return item, own.pipe.recv(), None
+            own.process.kill()
+            problem = f"makes no progress, given up after {seconds} s"
+        except (EOFError, ConnectionError):
+            own.process.join()
+            if own.process.exitcode == 1:
+                raise RuntimeError(f"the job failed on {item}; its traceback is above") from None
+            problem = f"crashes the process that reads it (exit code {own.process.exitcode})"
+        del own.process
+        return item, None, problem
+
+    pool = ThreadPool(max(1, min(workers or os.cpu_count() or 1, len(items))))
+    try:
+        yield from progress(pool.imap_unordered(attempt, items), len(items), what)
+    finally:
+        pool.terminate()
+        for process in started:
+            process.kill()
+            process.join()
 
 
-def _vint(data, at) -> tuple[int, int]:
-    """A number of Matroska, whose first 1 bit tells its width, and where it ends. All ones mean unknown: 0."""
-    width = 9 - data[at].bit_length()
-    unknown = (1 << 7 * width) - 1
-    return (int.from_bytes(data[at : at + width], "big") & unknown) % unknown, at + width
+def _serve(job, pipe):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent to act on
+    with suppress(EOFError, ConnectionError):  # no more work, or the parent is dead
+        while True:
+            pipe.send(job(pipe.recv()))
 
 
-# --------------------------------------------------------------------------------------------------------
-# What is amiss
+def inspect_files(root, paths, check, workers) -> list[Record]:
+    """The records of all `paths`, in order. A file that the journal knows as it is now is not read again."""
+    known, records = {}, {}
+    for journal in sorted(root.glob(JOURNAL.replace(".", "*."))):
+        for line in journal.read_text().splitlines():
+            with suppress(json.JSONDecodeError, TypeError):  # a line cut by a kill, or of another version
+                old = Record(**json.loads(line))
+                known[old.path, old.size, old.mtime] = old
+    for path in paths:
+        try:
+            stat = os.stat(root / path)
+            new = Record(path, stat.st_size, stat.st_mtime_ns)
+        except OSError as error:
+            new = Record(path, problem=error.strerror)
+        old = known.get((path, new.size, new.mtime), new)
+        records[path] = old if old.check in (check, "decode") else new
+    todo = [record for record in records.values() if record.size >= 0 and not record.check]
+    work = parallel(partial(inspect_file, root, check), todo, f"inspecting {root.name}", workers,
+                    lambda record: 60 + record.size / 1e5)  # far more than any machine needs for a sound file
+    with open(root / JOURNAL, "a") as journal:
+        for old, new, problem in work:
+            # What killed its reader keeps an empty `check`, so that the next run tries it again
+            records[old.path] = new = new or replace(old, problem=problem, deadly=True)
+            journal.write("\n" + json.dumps(asdict(new)))  # the break first: it ends a line that was cut
+            journal.flush()
+    return list(records.values())
+
+
+def copy_dataset(root, copy, lists, paths, workers=None, *, short_side, gop):
+    """Copies the `lists` below ROOT and transcodes the videos `paths` that COPY lacks yet.
+
+    Raises UserError if COPY holds copies made in another way or will not fit on the disk, OSError if it is full.
+    """
+    copy.mkdir(parents=True, exist_ok=True)
+    note, made = copy / NOTE, json.dumps(dict(short_side=short_side, gop=gop, qp=QP, bf=3))
+    if note.exists() and note.read_text() != made:
+        raise UserError(f"{copy} was made with {note.read_text()}, not {made}: delete it, or ask for the same")
+    note.write_text(made)
+    for path in lists:
+        (copy / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(root / path, copy / path)
+    todo = sorted((path for path in paths if not (copy / path).exists()), key=hash)  # in random order
+    work = parallel(partial(transcode, root, copy, short_side, gop), todo, "transcoding", workers, lambda path: 3600)
+    written = 0
+    try:
+        for n, (path, result, crash) in enumerate(work, 1):
+            size, problem = result or (0, crash)
+            written += size
+            if isinstance(problem, OSError):
+                raise problem
+            if problem:
+                print(f"not copied: {path}: {problem}".encode("utf-8", "backslashreplace").decode())
+            if n == SAMPLE:
+                needed, free = written / n * (len(todo) - n), shutil.disk_usage(copy).free
+                print(f"{copy} needs about {needed / 1e9:.2f} GB more, {free / 1e9:.2f} GB are free")
+                if needed > free:
+                    raise UserError(f"{copy} does not fit on its disk")
+    finally:
+        for left_over in copy.rglob(f"*{PART}"):  # by processes that were killed, now or in an earlier run
+            left_over.unlink(missing_ok=True)
+
+
+# ---- the data set
 
 
 def survey(source, root, check, shortest, workers) -> tuple[list[Record], int]:
-    """Looks at all files of all lists and writes manifest and report. Returns the records and how much is amiss."""
+    """Inspects all files of all lists and writes manifest and report. Returns the records and how many problems."""
     from be.datasets import DatasetMissing
 
-    lists, notes = {}, []
-    amiss = {kind: [] for kind in ("wrong lists", "missing", "unreadable", "cut short", "too short")}
-    for subset, split in source.subsets(root):
-        try:
-            samples, there = source.read(root, subset, split)
-        except (FileNotFoundError, NotADirectoryError) as error:
-            notes.append(f"{subset} {split}: not there, for want of {error.filename}")
-            continue
-        except ValueError as error:
-            amiss["wrong lists"].append(str(error))
-            continue
-        lists[subset, split] = samples, there
-        if not source.official(subset, split, samples):
-            official = source.expected[subset, split]
-            amiss["wrong lists"].append(f"{subset} {split}: {len(samples)} videos, the official list has {official}")
-        for path, times in Counter(samples.paths.tolist()).items():
-            if times > 1:
-                amiss["wrong lists"].append(f"{subset} {split}: {os.fsdecode(path)} stands there {times} times")
+    lists, notes, wrong = read_lists(source, root)
     paths = sorted({path for samples, _ in lists.values() for path in samples.paths.tolist()})
     if not any(os.path.exists(os.path.join(os.fsencode(root), path)) for path in paths):
         looked_for = root / os.fsdecode(paths[0]) if paths else f"a list in {root}"
-        raise DatasetMissing("\n".join([*amiss["wrong lists"], source.missing(root, looked_for)]))
-
-    records = look(root, [os.fsdecode(path) for path in paths], check, workers)
-    for r in records:
-        if r.size < 0:
-            amiss["missing"].append(f"{r.path}: {r.problem}")
-        elif not r.frames:
-            amiss["unreadable"].append(f"{r.path}: {r.problem}")
-        elif r.problem:
-            amiss["cut short"].append(f"{r.path}: {r.problem}")
-        elif r.frames < shortest:
-            amiss["too short"].append(f"{r.path}: {r.frames} frames, {shortest} are wanted")
-    amiss |= same_content(records, lists)
-
-    write_manifest(root, records, lists)
+        raise DatasetMissing("\n".join([*wrong, source.missing(root, looked_for)]))
+    records = inspect_files(root, [os.fsdecode(path) for path in paths], check, workers)
+    write_manifest(root, records)
     table = manifest.Manifest.read(root)
     for (subset, split), (samples, there) in lists.items():
         here = samples.take(there)
         mark = table.hash(table.rows(here.paths), here.paths, here.labels)
-        notes.append(f"{subset} {split}: {len(samples)} videos, manifest_hash {mark}")
-    return records, report(root, records, notes, amiss, check)
+        notes.append(f"  {subset} {split}: {len(samples)} videos, manifest_hash {mark}")
+    problems = {"wrong lists": wrong, "missing": [], "unreadable": [], "too short": [], **same_content(records, lists)}
+    for r in records:
+        kind = "missing" if r.size < 0 else "unreadable" if not r.frames else "too short"
+        if r.frames < max(1, shortest):
+            problems[kind].append(f"{r.path}: {r.problem or f'{r.frames} frames, fewer than {shortest}'}")
+    report(root, records, [f"{root}, check={check}", *notes], problems)
+    return records, sum(map(len, problems.values()))
+
+
+def read_lists(source, root) -> tuple[dict, list[str], list[str]]:
+    """{(subset, split): (Samples, which are there)}, which lists do not exist, what is wrong with the others."""
+    lists, absent, wrong = {}, [], []
+    for subset, split in source.subsets(root):
+        try:
+            samples, _ = lists[subset, split] = source.read(root, subset, split)
+            if not source.official(subset, split, samples):
+                official = source.expected[subset, split]
+                wrong.append(f"{subset} {split}: {len(samples)} videos, the official list has {official}")
+            wrong += [f"{subset} {split}: {os.fsdecode(path)} is listed {n} times"
+                      for path, n in Counter(samples.paths.tolist()).items() if n > 1]
+        except (FileNotFoundError, NotADirectoryError) as error:
+            absent.append(f"  {subset} {split}: no list, {error.filename} does not exist")
+        except ValueError as error:
+            wrong.append(str(error))
+    return lists, absent, wrong
 
 
 def same_content(records, lists) -> dict[str, list[str]]:
-    """Files with equal content: those that a split both trains and tests on, and the others."""
-    alike = defaultdict(list)
+    """Files with equal content, and those among them that a split both trains and tests on."""
+    content, alike, leaks = {}, defaultdict(list), []
     for r in records:
-        if r.frames:
-            alike[r.digest].append(r.path)
-    digest_of = {os.fsencode(path): digest for digest, paths in alike.items() for path in paths}
-    held = {key: {digest_of[path]: os.fsdecode(path) for path in samples.paths.tolist() if path in digest_of}
-            for key, (samples, _) in lists.items()}  # {list: {digest: path}}
-    leaks, leaked = [], set()
-    for (subset, split), videos in held.items():
-        train = held.get(("train", split), {}) if subset != "train" else {}
-        for digest in [digest for digest in videos if digest in train]:
-            leaks.append(f"{videos[digest]} of {subset} {split} is {train[digest]} of train {split}")
-            leaked.add(digest)
-    others = [" = ".join(paths) for digest, paths in alike.items() if len(paths) > 1 and digest not in leaked]
-    return {"both trained and tested on": leaks, "duplicates": others}
-
-
-def write_manifest(root, records, lists):
-    """The columns of `Manifest` and, for people, those of Record, classes and the rows and labels of each list."""
-    packed = [base64.b64decode(r.index) for r in records]
-    columns = {name: np.array([getattr(r, name) for r in records])
-               for name in ("size", "mtime", "fps", "width", "height", "codec", "deadly")}
-    columns |= dict(
-        path=np.array([os.fsencode(r.path) for r in records]),
-        problem=np.array([os.fsencode(r.problem) for r in records]),
-        digest=np.array([list(bytes.fromhex(r.digest or "00" * 16)) for r in records], np.uint8),
-        frames=np.array([r.frames for r in records], np.int32),
-        packed=np.frombuffer(b"".join(packed), np.uint8),
-        end=np.cumsum([len(part) for part in packed], dtype=np.int64),
-    )
+        content[os.fsencode(r.path)] = r.digest or r.path
+        alike[r.digest or r.path].append(r.path)
     for (subset, split), (samples, _) in lists.items():
-        rows = np.searchsorted(columns["path"], samples.paths)
-        columns |= {f"{subset}-{split}-rows": rows, f"{subset}-{split}-labels": samples.labels,
-                    "classes": np.array(samples.classes)}
+        if subset != "train" and ("train", split) in lists:
+            trained = {content[path]: path for path in lists["train", split][0].paths.tolist()}
+            pairs = [(path, trained.get(content[path])) for path in samples.paths.tolist()]
+            leaks += [f"{os.fsdecode(path)} of {subset} {split} is {os.fsdecode(other)} of train {split}"
+                      for path, other in pairs if other]
+    return {"both trained and tested on": leaks, "duplicates": [" = ".join(p) for p in alike.values() if len(p) > 1]}
+
+
+def write_manifest(root, records):
+    """The columns of `Manifest` and, for people, the rest of Record."""
+    names, packed = Record.__annotations__.keys() - {"index"}, [base64.b64decode(r.index) for r in records]
+    columns = {name: np.array([getattr(r, name) for r in records]) for name in names}
+    for name in ("path", "problem"):
+        columns[name] = np.char.encode(columns[name], "utf-8", "surrogateescape")
+    columns["digest"] = np.array([bytearray.fromhex(r.digest or "00" * 16) for r in records])
+    columns["packed"] = np.frombuffer(b"".join(packed), np.uint8)
+    columns["end"] = np.cumsum([len(part) for part in packed], dtype=np.int64)
     aside = root / f".{manifest.FILE}"
     with open(aside, "wb") as file:
         np.savez_compressed(file, **columns)
     aside.replace(root / manifest.FILE)
 
 
-def report(root, records, notes, amiss, check) -> int:
-    """Writes the report, prints it with long lists cut, and returns how many things are amiss."""
+def report(root, records, head, problems):
+    """Writes the report, and prints it with long lists cut."""
     good = [r for r in records if r.frames]
-    frames = np.array([r.frames for r in good] or [0])
+    frames, total = [r.frames for r in good], sum(map(len, problems.values()))
     hours, size = sum(r.frames / r.fps for r in good) / 3600, sum(r.size for r in good) / 1e9
-
-    def common(kinds):
-        counts = Counter(kinds).most_common()
-        return ", ".join(f"{kind} ({n})" for kind, n in counts[:4]) + (", ..." if len(counts) > 4 else "")
-
-    head = [
-        f"{root}, check={check}", *(f"  {note}" for note in notes),
-        f"{len(records)} videos are listed, {len(good)} of them readable: {hours:.2f} hours, {size:.3f} GB",
-        f"  frames  {frames.min()} to {frames.max()}, median {np.median(frames):.0f}, {frames.sum()} in all",
-        f"  fps     {common(f'{r.fps:.2f}' for r in good)}",
-        f"  pixels  {common(f'{r.width} x {r.height}' for r in good)}",
-        f"  codec   {common(r.codec for r in good)}",
-    ]
-    total = sum(map(len, amiss.values()))
+    kinds = Counter(f"{r.width} x {r.height} px, {r.fps:.2f} fps, {r.codec}" for r in good)
 
     def text(limit):
-        for kind, found in amiss.items():
+        yield from head
+        yield f"{len(records)} videos are listed, {len(good)} of them readable: {hours:.2f} hours, {size:.3f} GB"
+        yield f"  {sum(frames)} frames, {min(frames, default=0)} to {max(frames, default=0)} a video"
+        yield from (f"  {kind}: {n} videos" for kind, n in kinds.most_common(5))
+        for kind, found in problems.items():
             if found:
                 yield f"{kind}: {len(found)}"
                 yield from (f"  {line}" for line in found[:limit])
                 if len(found) > limit:
                     yield f"  ... and {len(found) - limit} more, see {REPORT}"
-        yield f"{total} amiss; to go on with that: accept_missing={total}" if total else "nothing is amiss"
+        yield f"{total} problems; to go on with them: accept_missing={total}" if total else "no problems"
 
-    (root / REPORT).write_text("\n".join([*head, *text(total)]) + "\n", "utf-8", "surrogateescape")
-    for line in [*head, *text(5)]:
+    (root / REPORT).write_text("\n".join(text(total)) + "\n", "utf-8", "surrogateescape")
+    for line in text(5):
         print(line.encode("utf-8", "backslashreplace").decode())
-    return total

@@ -30,11 +30,10 @@ from accelerate.utils import broadcast_object_list, gather_object
 from be import datasets
 from be.config import Config, ConfigError
 from be.evaluate import hash_videos, load_backbone, views
-from be.jobs import watch
 from be.page import markdown
 from be.plots import COLOURS, pyplot
 from be.report import paper_recalls
-from be.runs import RunError, make_accelerator, provenance, run_dir, write_aside, write_text
+from be.runs import RunError, make_accelerator, progress, provenance, run_dir, write_aside, write_text
 from be.video import Reader, even_clips
 
 KS = (1, 5, 10, 20, 50)
@@ -237,7 +236,7 @@ def search(queries: Features, gallery: Features, k: int, memory_gb: float, devic
         row = torch.empty(len(q), 0, dtype=torch.long, device=device)
         blocks = gallery.blocks(half)
         what = f"search, queries {start}..{stop - 1} of {mine.stop}"
-        for first, part in blocks if quiet else watch(blocks, total, what):
+        for first, part in blocks if quiet else progress(blocks, total, what):
             g = g_block[: len(part)].copy_(part)
             cosine = q @ g.T  # (Q, G)
             here = torch.arange(first, first + len(g), device=device).expand_as(cosine)

@@ -20,8 +20,10 @@ import contextlib
 import dataclasses
 import fcntl
 import json
+import math
 import os
 import subprocess
+import sys
 import time
 import uuid
 import weakref
@@ -34,6 +36,7 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedDataParallelKwargs, parse_flag_from_env
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from tqdm import tqdm
 
 from be import config as configs
 from be.config import Config, UserError, run_dir  # noqa: F401 (of a run, so it is found here, too)
@@ -325,6 +328,18 @@ def _crc(path: Path) -> int:
         while block := file.read(1 << 22):
             crc = zlib.crc32(block, crc)
     return crc
+
+
+def progress(work, total: int, what: str):
+    """What `work` yields, behind a progress bar; where stderr is a log, with a line every tenth or ten minutes."""
+    log = not sys.stderr.isatty()
+    start = last = time.monotonic()
+    for done, result in enumerate(tqdm(work, what, total, disable=log), 1):
+        now = time.monotonic()
+        if log and (done == total or done % math.ceil(total / 10) == 0 or now - last > 600):
+            left, last = (now - start) / done * (total - done), now
+            print(f"{what}: {done}/{total}, {now - start:.0f} s, about {left:.0f} s left", file=sys.stderr)
+        yield result
 
 
 class Clock:

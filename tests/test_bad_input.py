@@ -62,9 +62,9 @@ def bad(tmp_path_factory):
     for seed, (kind, how) in enumerate(kinds.items()):
         whole = film(root / f"whole.{kind}", seed=seed, **how).read_bytes()
         said[f"whole.{kind}"] = None
-        for tenth in range(1, 10):
+        for tenth in range(1, 6 if kind == "mkv" else 10):  # beyond that it passes for a shorter video
             put(f"cut at {tenth}0 %.{kind}", whole[: len(whole) * tenth // 10],
-                "cannot be opened|breaks off|not one frame|no video stream|cannot be decoded|damaged")
+                "cannot be opened|breaks off|not one frame|no video stream|cannot be decoded|damaged|fewer than 16")
         put(f"flipped.{kind}", damaged(whole, seed), "decoded|damaged|timestamps|breaks off")
     put("empty.mp4", b"", "cannot be opened")
     put("zeros.avi", bytes(4096), "cannot be opened")
@@ -73,7 +73,7 @@ def bad(tmp_path_factory):
         sound.setparams((1, 2, 8000, 0, "NONE", "")), sound.writeframes(bytes(8000))
     said["sound.mp4"] = "has no video stream"
     film(root / "one frame.mp4", frames=1)
-    said["one frame.mp4"] = "1 frames, 16 are wanted"
+    said["one frame.mp4"] = "1 frames, fewer than 16"
     film(root / "thread.avi", height=2, width=10_000, codec="ffv1")
     said["thread.avi"] = "10000 x 2 is over 16 times as long as wide"
     put("mp4 inside.avi", film(root / "inside.mp4", seed=60).read_bytes(), None)
@@ -117,12 +117,12 @@ def test_prepare_names_each_with_its_reason(bad, capsys):
         about = [line for line in lines if line.startswith(f"  {name}: ")]
         assert len(about) == (reason is not None) and (not about or re.search(reason, about[0])), (name, about)
     assert f"  {data}/plain/test.txt:2: '../../x.mp4' leaves the folder of the data" in lines
-    amiss = 1 + sum(reason is not None for reason in said.values())
-    assert lines[-1].startswith(f"{amiss} amiss")
+    problems = 1 + sum(reason is not None for reason in said.values())
+    assert lines[-1].startswith(f"{problems} problems")
     assert "... and " in capsys.readouterr().out
 
-    prepare.prepare("plain", str(data), accept_missing=amiss)
-    assert "looking" not in capsys.readouterr().err  # nothing is new
+    prepare.prepare("plain", str(data), accept_missing=problems)
+    assert "inspecting" not in capsys.readouterr().err  # nothing is new
     with pytest.raises(ConfigError, match="leaves the folder"):
         load("plain", data, "test")
 

@@ -1,21 +1,31 @@
 import json
+import multiprocessing
 import os
 import shlex
 import shutil
 import signal
 import subprocess
 import sys
+import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+from deadly import deadly, limit
 
-from be import datasets, manifest, video
-from be.config import ConfigError
+from be import datasets, manifest, synthetic, video
+from be import prepare as prepared
+from be.config import ConfigError, UserError
 from be.datasets import DATASETS, Clips, DatasetMissing, load
-from be.prepare import JOURNAL, REPORT, cut_short, examine, prepare
+from be.prepare import JOURNAL, REPORT, agreement, copy_dataset, inspect_file, parallel, prepare
 
 ROOT = Path(__file__).parents[1]
+
+
+def info(path):
+    with video.Reader(path) as reader:
+        return reader.info
 
 
 def noise(path, frames=20, seed=0):
@@ -58,21 +68,19 @@ def report(data):
 
 def test_all_in_order(data, capsys):
     prepare("ucf101", str(data))
-    assert capsys.readouterr().out.splitlines() == report(data) and report(data)[-1] == "nothing is amiss"
+    assert capsys.readouterr().out.splitlines() == report(data) and report(data)[-1] == "no problems"
     with np.load(data / "ucf101" / manifest.FILE, allow_pickle=False) as table:
         paths = [os.fsdecode(path) for path in table["path"]]
         assert paths == sorted(paths) and len(paths) == 6
         for i, path in enumerate(paths):
             file = data / "ucf101" / path
             assert table["size"][i] == file.stat().st_size and table["mtime"][i] == file.stat().st_mtime_ns
-            info = video.probe(file)
-            for name in "frames", "fps", "width", "height", "codec":
-                assert table[name][i] == getattr(info, name)
+            with video.Reader(file) as reader:
+                for name in "frames", "fps", "width", "height", "codec":
+                    assert table[name][i] == getattr(reader.info, name)
         assert len(np.unique(table["digest"], axis=0)) == 6 and not any(table["problem"])
         samples = load("ucf101", data, "train")
-        assert table["path"][table["train-1-rows"]].tolist() == samples.paths.tolist()
-        assert table["train-1-labels"].tolist() == samples.labels.tolist() == [0, 0, 1, 1]
-        assert table["classes"].tolist() == samples.classes
+        assert samples.labels.tolist() == [0, 0, 1, 1]
     assert any(line == f"  train 1: 4 videos, manifest_hash {samples.manifest_hash}" for line in report(data))
 
 
@@ -110,7 +118,7 @@ def test_training_reads_the_manifest(data, monkeypatch):
     assert load("ucf101", copy, "test").manifest_hash == load("ucf101", data, "test").manifest_hash
 
 
-def test_what_is_amiss(data, capsys):
+def test_problems(data, capsys):
     folder = data / "ucf101" / "UCF-101"
     (folder / "C0/v_C0_g00_c01.avi").unlink()
     (folder / "C0/v_C0_g01_c01.avi").write_bytes(b"text")
@@ -126,24 +134,25 @@ def test_what_is_amiss(data, capsys):
     lines, list2 = report(data), data / "ucf101/ucfTrainTestlist/trainlist02.txt"
     assert lines[lines.index("wrong lists: 2"):] == [
         "wrong lists: 2",
-        "  test 1: UCF-101/C0/again.avi stands there 2 times",
+        "  test 1: UCF-101/C0/again.avi is listed 2 times",
         f"  {list2}:2: label 2 is not that of 'C0' in classInd.txt",
         "missing: 1",
         "  UCF-101/C0/v_C0_g00_c01.avi: No such file or directory",
         "unreadable: 1",
         "  UCF-101/C0/v_C0_g01_c01.avi: cannot be opened as a video: Invalid data found when processing input",
         "too short: 1",
-        "  UCF-101/C0/short.mp4: 15 frames, 16 are wanted",
+        "  UCF-101/C0/short.mp4: 15 frames, fewer than 16",
         "both trained and tested on: 1",
         "  UCF-101/C1/v_C1_g02_c01.avi of test 1 is UCF-101/C1/v_C1_g00_c01.avi of train 1",
-        "duplicates: 1",
+        "duplicates: 2",
         "  UCF-101/C0/again.avi = UCF-101/C0/v_C0_g02_c01.avi",
-        "7 amiss; to go on with that: accept_missing=7",
+        "  UCF-101/C1/v_C1_g00_c01.avi = UCF-101/C1/v_C1_g02_c01.avi",
+        "8 problems; to go on with them: accept_missing=8",
     ]
-    assert any(line.startswith("  test 2: not there, for want of ") for line in lines)
-    prepare("ucf101", str(data), shortest=15, accept_missing=6)
+    assert any(line.startswith("  test 2: no list, ") for line in lines)
+    prepare("ucf101", str(data), shortest=15, accept_missing=7)
     with pytest.raises(SystemExit):
-        prepare("ucf101", str(data), accept_missing=6)
+        prepare("ucf101", str(data), accept_missing=7)
 
 
 @pytest.mark.parametrize("classes", [101, 100])
@@ -153,7 +162,7 @@ def test_official_counts(tmp_path, classes, capsys):
     prepare("ucf101", str(tmp_path), accept_missing=2)
     wrong = ["train 1: 2 videos, the official list has 9537", "test 1: 1 videos, the official list has 3783"]
     assert [f"  {line}" in report(tmp_path) for line in wrong] == [classes == 101] * 2
-    assert (report(tmp_path)[-1] == "nothing is amiss") == (classes == 100)
+    assert (report(tmp_path)[-1] == "no problems") == (classes == 100)
 
 
 def test_damage_inside_needs_decoding(data):
@@ -171,7 +180,7 @@ def test_damage_inside_needs_decoding(data):
         prepare("ucf101", str(data), check="packets")
 
 
-def test_only_what_is_new_is_looked_at(data, capsys):
+def test_only_what_is_new_is_read(data, capsys):
     prepare("ucf101", str(data), workers=1)  # the journal is in the order of the paths, then
     capsys.readouterr()
     journal = data / "ucf101" / JOURNAL
@@ -179,18 +188,18 @@ def test_only_what_is_new_is_looked_at(data, capsys):
     os.utime(data / "ucf101/UCF-101/C0/v_C0_g00_c01.avi")
     journal.write_text(before[:-30] + '\n{"path": 1}\nnull')  # the last line cut by a kill, and other strange ones
     prepare("ucf101", str(data))
-    assert "looking at ucf101: 2/2" in capsys.readouterr().err
-    assert report(data)[-1] == "nothing is amiss"
+    assert "inspecting ucf101: 2/2" in capsys.readouterr().err
+    assert report(data)[-1] == "no problems"
 
 
-def examine_or_die(root, check, path):
-    if "v_C0_g00" in path:
+def inspect_or_die(root, check, record):
+    if "v_C0_g00" in record.path:
         os.kill(os.getpid(), signal.SIGSEGV)  # as a bug of FFmpeg might
-    return examine(root, check, path)
+    return inspect_file(root, check, record)
 
 
 def test_a_file_that_kills_its_reader_is_not_read_in_training(data, monkeypatch, capfd):
-    monkeypatch.setattr("be.prepare.examine", examine_or_die)
+    monkeypatch.setattr(prepared, "inspect_file", inspect_or_die)
     for _ in range(2):  # it is tried again, lest something else was at fault
         prepare("ucf101", str(data), check="packets", accept_missing=1, workers=2)
         lines = report(data)
@@ -208,14 +217,15 @@ def test_a_file_that_kills_its_reader_is_not_read_in_training(data, monkeypatch,
 
 KILLED = """
 import os, signal
-from be import prepare, transcode
-def watch(work, total, what):
-    for n, result in enumerate(work):
+from be import prepare
+parallel = prepare.parallel
+def killed(job, paths, what, workers, limit):
+    for n, result in enumerate(parallel(job, paths, what, workers, limit)):
         if n == {after} and what.startswith({what!r}):
             os.kill(os.getpid(), signal.SIGKILL)
         yield result
-prepare.watch = transcode.watch = watch
-prepare.prepare("ucf101", {data!r}, transcode=True, short_side=16, workers=2)
+prepare.parallel = killed
+prepare.prepare("ucf101", {data!r}, transcode=True, short_side=16, gop=4, workers=2)
 """
 
 
@@ -226,11 +236,11 @@ def run_killed(data, what, after):
 
 
 def test_killed_in_the_middle_it_goes_on(data, capsys):
-    run_killed(data, "looking", 3)
+    run_killed(data, "inspecting", 3)
     lines = [json.loads(line) for line in (data / "ucf101" / JOURNAL).read_text().splitlines() if line]
     assert len(lines) == 3 and not (data / "ucf101" / manifest.FILE).exists()
     prepare("ucf101", str(data))
-    assert "looking at ucf101: 3/3" in capsys.readouterr().err and report(data)[-1] == "nothing is amiss"
+    assert "inspecting ucf101: 3/3" in capsys.readouterr().err and report(data)[-1] == "no problems"
 
 
 def test_wrong_words_and_places(data, tmp_path):
@@ -272,27 +282,11 @@ def test_kinetics400_is_partly_there(tmp_path):
     prepare("kinetics400", str(tmp_path), accept_missing=2)
     lines = (root / REPORT).read_text().splitlines()
     assert "  train/abcdefghij3_000003_000013.mp4: No such file or directory" in lines
-    assert lines[-1].startswith("2 amiss")
-    assert any(line.startswith("  test 1: not there, for want of") for line in lines)
+    assert lines[-1].startswith("2 problems")
+    assert any(line.startswith("  test 1: no list, ") for line in lines)
     samples = load("kinetics400", tmp_path, "train")
     assert len(samples) == 3 and samples.index(2) is not None
     assert f"  train 1: 5 videos, manifest_hash {samples.manifest_hash}" in lines
-
-
-@pytest.mark.parametrize("head, end", [
-    (b"RIFF\x10\0\0\0AVI ", 0), (b"RIFF\x19\0\0\0AVI ", 0), (b"RIFF\x1a\0\0\0AVI ", 33),
-    (b"RIFF\xff\0\0\0AVI ", 262),
-    (b"\x1a\x45\xdf\xa3\x81!\x18\x53\x80\x67\x95", 0),
-    (b"\x1a\x45\xdf\xa3\x81!\x18\x53\x80\x67\x96", 33), (b"\x1a\x45\xdf\xa3\x81!\x18\x53\x80\x67\xff", 0),
-    (b"\x1a\x45\xdf\xa3\x81!\x18\x53\x80\x67\x01\0\0\0\0\0\1\0", 274),
-    (b"\x1a\x45\xdf\xa3\x81!\x18\x53\x80\x67\x01" + b"\xff" * 7, 0),
-    (b"\0\0\0\x0cftypabcd\0\0\0\0mdat", 0), (b"\0\0\0\x0cftypabcd\0\0\0\x14mdat", 0),
-    (b"\0\0\0\x0cftypabcd\0\0\0\x15mdat", 33), (b"\0\0\0\x0cftypabcd\0\0\0\1mdat\0\0\0\0\0\1\0\0", 65548),
-    (b"\0\0\0\x0cftypabcd\0\0\0\x0cfree" + bytes(4) + b"\xff\xff\xff\xff\xff\xff\xff\xff", 0),
-])
-def test_cut_short(tmp_path, head, end):
-    (tmp_path / "x").write_bytes(head.ljust(32, b"\0"))
-    assert cut_short(tmp_path / "x") == (f"breaks off after 32 of {end} bytes" if end else "")
 
 
 def test_every_dataset_knows_its_lists(tmp_path):
@@ -307,3 +301,245 @@ def test_every_dataset_knows_its_lists(tmp_path):
         found = set(DATASETS[dataset].subsets(tmp_path / dataset)) - DATASETS[dataset].expected.keys()
         assert found == {("mine", 1) if "mine" in name else ("swapped", 2 if dataset == "ucf101" else 3)}
         assert list(DATASETS[dataset].list_files(tmp_path / dataset)) == [name]
+
+
+# ---- copies
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """DATA with 12 videos of 24 frames in UCF101's layout, and the number of frames of each."""
+    data = tmp_path_factory.mktemp("source") / "data"
+    synthetic.make(data / "ucf101", train=1, test=1, frames=24, height=32, width=48, workers=1)
+    for extra in (data / "ucf101" / "UCF-101").glob("*/*_g02_*"):  # half of them are enough
+        extra.unlink()
+    for file in (data / "ucf101" / "ucfTrainTestlist").glob("*list*.txt"):
+        text = [line for line in file.read_text().splitlines() if "_g02_" not in line]
+        file.write_text("\n".join(text)) if text else file.unlink()
+    return data
+
+
+def videos(data):
+    return {str(path.relative_to(data)): 24 for path in sorted(data.glob("UCF-101/*/*.avi"))}
+
+
+def psnr(a, b):
+    return 10 * np.log10(255**2 / np.square(a.astype(float) - b).mean())
+
+
+def test_a_copy_is_used_like_its_source(source, capsys):
+    prepare("ucf101", str(source), transcode=True, short_side=20, gop=6)
+    copy = source.with_name("data-20")
+    assert "needs about 0.00 GB more, " in capsys.readouterr().out
+    for path in videos(source / "ucf101"):
+        with video.Reader(source / "ucf101" / path) as a, video.Reader(copy / "ucf101" / path) as b:
+            assert a.frames == b.frames == 24 and (b.info.codec, b.info.height, b.info.fps) == ("h264", 20, a.info.fps)
+            assert np.flatnonzero(b.index.key).tolist() == [0, 6, 12, 18]
+            every = np.arange(24)
+            frames, copied = a.decode(every, 20), b.decode(every, 20)
+            agree = [agreement(x, y) for x, y in zip(frames, copied, strict=True)]
+            assert min(agree) > prepared.PSNR and psnr(frames, copied) > 24
+    split = next(split for split in (1, 2, 3) if (source / f"ucf101/ucfTrainTestlist/trainlist0{split}.txt").exists())
+    ours, theirs = (load("ucf101", data, "train", split) for data in (copy, source))
+    assert ours.paths.tolist() == theirs.paths.tolist() and ours.labels.tolist() == theirs.labels.tolist()
+    assert ours.index(0) is not None and ours.manifest_hash not in (None, theirs.manifest_hash)
+    item = Clips(ours, partial(video.even_clips, K=2, T=4, stride=2), 20, 0, train=False)[0, 0]
+    assert item.ok and item.clips.shape == (2, 4, 20, 30, 3)
+
+    times = {path: (copy / "ucf101" / path).stat().st_mtime_ns for path in videos(copy / "ucf101")}
+    first, *_ = times
+    (copy / "ucf101" / first).unlink()
+    (copy / "ucf101" / "UCF-101" / ".123.part.mp4").touch()  # of a run that was killed
+    prepare("ucf101", str(source), transcode=True, short_side=20, gop=6)
+    again = {path: (copy / "ucf101" / path).stat().st_mtime_ns for path in videos(copy / "ucf101")}
+    assert again.keys() == times.keys() and [path for path in times if times[path] != again[path]] == [first]
+    assert not [*copy.rglob(".*.part.mp4")]
+    with pytest.raises(UserError, match='was made with .*"gop": 6.* not .*"gop": 1'):
+        prepare("ucf101", str(source), transcode=True, short_side=20, gop=1)
+
+
+def test_what_cannot_be_copied_is_told(source, tmp_path, capsys):
+    root = tmp_path / "data/ucf101"
+    shutil.copytree(source / "ucf101", root)
+    first, second, *_ = videos(root)
+    (root / first).write_bytes(b"text")  # found out since it was looked at
+    copy_dataset(root, tmp_path / "copy", [], {first: 24, second: 24}, 1, short_side=16, gop=4)
+    assert videos(tmp_path / "copy").keys() == {second}
+    assert f"not copied: {first}: {root / first}: cannot be opened" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        prepare("ucf101", str(tmp_path / "data"), transcode=True, short_side=16)
+
+
+@pytest.mark.parametrize("shape, short_side, gop", [((7, 33, 47), 128, 2), ((1, 20, 80), 10, 8), ((40, 18, 16), 16, 1)])
+def test_write_copy(tmp_path, monkeypatch, shape, short_side, gop):
+    monkeypatch.setattr(prepared, "BUFFER", 16 * 3 * 32 * 32 * 2)  # some frames at a time
+    frames = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    video.encode(tmp_path / "a.avi", frames, 30000 / 1001, codec="ffv1", pix_fmt="bgr0")
+    prepared.write_copy(tmp_path / "a.avi", tmp_path / "b.mp4", short_side, gop)
+    got = info(tmp_path / "b.mp4")
+    side = min(short_side, min(shape[1:]) // 2 * 2)
+    assert got.frames == shape[0] and min(got.height, got.width) == side and abs(got.fps - 29.97) < 0.01
+    assert max(got.height, got.width) <= 2 * side
+
+
+def test_a_clip_with_a_stride_leaves_most_pictures_of_a_copy_undecoded(tmp_path, monkeypatch):
+    frames = np.random.default_rng(0).integers(0, 256, (32, 32, 32, 3), dtype=np.uint8)
+    video.encode(tmp_path / "a.avi", frames, 25, codec="ffv1", pix_fmt="bgr0")
+    prepared.write_copy(tmp_path / "a.avi", tmp_path / "b.mp4", 32, 16)
+    given, feed = [], video.Reader._feed
+    monkeypatch.setattr(video.Reader, "_feed", lambda *args: given.extend((out := feed(*args))[0]) or out)
+    for first, pictures in (0, 4), (1, 9), (2, 9):  # of the 16 of a group: I, P, P, P and, elsewhere, a B for each
+        given.clear()
+        with video.Reader(tmp_path / "b.mp4") as reader:
+            reader.decode(np.arange(first, first + 16, 4)[:4])
+        assert len(given) <= pictures
+
+
+def test_a_wrong_copy_is_refused(tmp_path, monkeypatch):
+    frames = np.random.default_rng(0).integers(0, 256, (12, 32, 32, 3), dtype=np.uint8)
+    video.encode(tmp_path / "a.mp4", frames, 25, options={"crf": "1"})
+    real = prepared.encode
+    for spoil, complaint in [(lambda f: f[1:], "11 frames instead of 12"), (lambda f: f[::-1], "agrees with it by"),
+                             (lambda f: [x[..., ::-1] for x in f], "agrees with it by")]:
+        monkeypatch.setattr(prepared, "encode", lambda p, f, *a, spoil=spoil, **k: real(p, spoil([*f]), *a, **k))
+        with pytest.raises(video.VideoError, match=complaint):
+            prepared.write_copy(tmp_path / "a.mp4", tmp_path / "b.mp4", 32, 4)
+
+
+def test_agreement():
+    rng = np.random.default_rng(0)
+    a, b = rng.integers(0, 256, (2, 6, 8, 3), dtype=np.uint8)
+    total = 0
+    for y, x, c in np.ndindex(3, 4, 3):
+        block = slice(2 * y, 2 * y + 2), slice(2 * x, 2 * x + 2), c
+        total += (a[block].mean() - b[block].mean()) ** 2 / 36
+    assert np.isclose(agreement(a, b), 20 * np.log10(255) - 10 * np.log10(total))
+    assert agreement(a, a) > 100
+
+
+def test_copying_killed_in_the_middle_goes_on(source, tmp_path):
+    data = shutil.copytree(source, tmp_path / "data")
+    frames, copy = videos(data / "ucf101"), tmp_path / "data-16/ucf101"
+    run_killed(data, "transcoding", 1)
+    before = {path: (copy / path).stat().st_mtime_ns for path in videos(copy)}
+    assert 0 < len(before) < len(frames)
+    prepare("ucf101", str(data), transcode=True, short_side=16, gop=4, workers=2)
+    assert videos(copy).keys() == frames.keys() and not [*copy.rglob(".*.part.mp4")]
+    assert all(info(copy / path).frames == 24 for path in frames)
+    assert all((copy / path).stat().st_mtime_ns == time for path, time in before.items())
+
+
+def test_too_little_room_is_told_before(source, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(prepared, "SAMPLE", 1)
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    frames = videos(source / "ucf101")
+    with pytest.raises(UserError, match="does not fit on its disk"):
+        copy_dataset(source / "ucf101", tmp_path, [], frames, 1, short_side=16, gop=4)
+    assert "needs about 0.00 GB more, 0.00 GB are free" in capsys.readouterr().out
+    assert 0 < len(videos(tmp_path)) < len(frames)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 64 kB, and how to make it larger."""
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", tmp_path]
+    if not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("only root can mount a small disk")
+    yield tmp_path, lambda: subprocess.run(["mount", "-o", "remount,size=9m", tmp_path], check=True)
+    subprocess.run(["umount", "-l", tmp_path], check=True)
+
+
+def test_a_full_disk_stops_it_and_it_goes_on(source, small_disk, monkeypatch):
+    disk, enlarge = small_disk
+    usage = shutil.disk_usage(disk)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=10**9))
+    frames = videos(source / "ucf101")
+    again = partial(copy_dataset, source / "ucf101", disk, [], frames, 2, short_side=32, gop=1)
+    with pytest.raises(OSError, match="No space left on device"):
+        again()
+    assert 0 < len(videos(disk)) < len(frames) and not [*disk.rglob(".*.part.mp4")]
+    assert all(info(disk / path).frames == 24 for path in videos(disk))
+    enlarge()
+    again()
+    assert videos(disk).keys() == frames.keys()
+
+
+# ---- many files, in processes that may die
+
+
+@pytest.mark.parametrize("workers, items", [(1, [1, "crash", 2, "hang", 3]), (2, ["crash", "hang"]), (2, range(50))])
+def test_a_crash_or_a_hang_costs_one_item(workers, items):
+    work = parallel(partial(deadly, 10), items, "", workers, limit)
+    seen = {item: (result, problem) for item, result, problem in work}
+    assert seen.keys() == set(items)
+    problems = {item: problem for item, (_, problem) in seen.items() if problem}
+    assert problems == {item: problem for item, problem in {
+        "crash": "crashes the process that reads it (exit code -11)", "hang": "makes no progress, given up after 1 s",
+    }.items() if item in seen}
+    good = {item: result for item, (result, _) in seen.items() if result}
+    assert all(value == len(str(item)) + 10 for item, (value, _) in good.items())
+    assert len(good) + len(problems) == len(items) and os.getpid() not in [pid for _, pid in good.values()]
+
+
+def test_many_crashes_at_once():
+    items = [f"{i}" if i % 3 else "crash" for i in range(60)]
+    seen = list(parallel(partial(deadly, 0), items, "", 4))
+    assert sorted(item for item, _, _ in seen) == sorted(items)
+    assert all((item == "crash") == ("exit code -11" in str(problem)) for item, _, problem in seen)
+
+
+def test_a_bug_stops_everything(capfd):
+    with pytest.raises(RuntimeError, match="failed on bug"):
+        list(parallel(partial(deadly, 1), [1, "bug", *range(2, 100)], "", workers=1))
+    assert "ValueError: a bug" in capfd.readouterr().err
+
+
+def test_whoever_leaves_early_leaves_no_process():
+    others = set(multiprocessing.active_children())
+    work = parallel(partial(deadly, 1), ["hang", 1, 2, 3], "", workers=2)
+    assert next(work)[1][0] == 2
+    work.close()
+    deadline = time.monotonic() + 20
+    while set(multiprocessing.active_children()) - others and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not set(multiprocessing.active_children()) - others
+
+
+def test_nothing_to_do():
+    assert list(parallel(deadly, [], "nothing")) == []
+
+
+def typed(items, seconds):
+    """`parallel` in a process group of its own, as a shell starts it, once its first item is done."""
+    code = f"""
+from functools import partial
+from be.prepare import parallel
+from deadly import deadly
+for item, result, problem in parallel(partial(deadly, 0), {items}, "", 2, lambda item: {seconds}):
+    print(item, problem, flush=True)
+"""
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    started = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                               start_new_session=True, env={**os.environ, "PYTHONPATH": path})
+    assert started.stdout.readline() == "1 None\n"
+    return started
+
+
+def test_time_in_which_all_were_stopped_does_not_count():
+    """Ctrl-Z, a laptop's lid, a scheduler that suspends: the clock runs on, the processes did not."""
+    started = typed([1, "slow"], seconds=3)
+    os.killpg(started.pid, signal.SIGSTOP)
+    time.sleep(4)
+    os.killpg(started.pid, signal.SIGCONT)
+    assert started.communicate(timeout=30)[0] == "slow None\n"
+
+
+def test_ctrl_c_ends_all():
+    started = typed([1, "hang", "hang"], seconds=1000)
+    os.killpg(started.pid, signal.SIGINT)
+    assert "KeyboardInterrupt" in started.communicate(timeout=30)[1]
+    with pytest.raises(ProcessLookupError):  # the last of them is multiprocessing's own, which takes a moment
+        for _ in range(200):
+            os.killpg(started.pid, 0)
+            time.sleep(0.1)

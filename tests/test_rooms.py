@@ -4,10 +4,10 @@ import ast
 from pathlib import Path
 
 ROWS = [
-    ["config", "video", "augment", "erase", "backbones", "jobs", "manifest", "page", "plots",
+    ["config", "video", "augment", "erase", "backbones", "manifest", "page", "plots",
      "targets"],
-    ["synthetic", "datasets", "runs", "tasks", "transcode", "weights"],
-    ["objectives"],
+    ["datasets", "runs", "tasks", "weights"],
+    ["objectives", "synthetic"],
     ["evaluate", "status"],
     ["probe"],
     ["train"],

@@ -198,3 +198,10 @@ def test_results_are_found(tmp_path):
     folder.mkdir(parents=True)
     (folder / "result-test.json").write_text(json.dumps({"top1": 50.0}))
     assert runs.read_results(tmp_path) == [{"top1": 50.0, "path": str(folder)}]
+
+
+def test_progress_in_a_log(capsys):
+    assert list(runs.progress(iter("abcdefghijklmnopqrstuvwxyz"), 26, "letters")) == [*"abcdefghijklmnopqrstuvwxyz"]
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(",")[0] for line in lines] == [f"letters: {n}/26" for n in (3, 6, 9, 12, 15, 18, 21, 24, 26)]
+    assert lines[-1].endswith("about 0 s left")
