@@ -1,21 +1,27 @@
+"""The networks against slow or independent forms of them, their sizes, and what a backbone owes (be/backbones.py)."""
+
 import copy
 import math
 import pickle
 import re
+import zlib
 
 import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
 from torch import nn
+from torch.autograd.graph import saved_tensors_hooks
 
-from be import backbones
-from be.backbones import BACKBONES, BasicBlock, Unit3D, conv3d, he_init, same_max_pool, same_padding
+from be import backbones, objectives
+from be.augment import Draws
+from be.backbones import BACKBONES, Unit3D, he_init, same_max_pool, same_padding
 from be.config import ConfigError
 
-NAMES = sorted(BACKBONES)
 STRIDES = {"c3d": (8, 16), "r3d18": (16, 32), "r3d34": (16, 32), "r3d18tv": (8, 16), "r2plus1d18": (8, 16),
            "i3d": (8, 32), "s3d": (8, 32)}
+NAMES = sorted(STRIDES)
+ALL = sorted(BACKBONES)  # one of a fork's owes the same, and is tested by the same
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -86,29 +92,12 @@ def test_r3d_parameters_closed_form(published, name, blocks, expected):
     assert count(published[name]) == total == expected
 
 
-def test_residual_parameters_against_torchvision(published):
-    with torch.device("meta"):
-        r3d, r2plus1d = torchvision.models.video.r3d_18(), torchvision.models.video.r2plus1d_18()
-    stem = (7 - 3) * 49 * 3 * 64  # theirs is 3x7x7
-    assert count(published["r3d18tv"]) == count(r3d) - count(r3d.fc) == 33_166_272
-    assert count(published["r3d18"]) == count(published["r3d18tv"]) + stem
-    assert count(published["r2plus1d18"]) == count(r2plus1d) - count(r2plus1d.fc)
-
-
 def test_i3d_is_googlenet_inflated(published):
     with torch.device("meta"):
         flat = torchvision.models.googlenet(weights=None, aux_logits=False, init_weights=False)
     expected = [(*p.shape, p.shape[-1]) for p in flat.parameters() if p.ndim == 4]
     assert [tuple(p.shape) for p in published["i3d"].parameters() if p.ndim == 5] == expected
     assert count(published["i3d"]) == 12_287_264  # the port's 12,697,264 less its 400-way logits
-
-
-def test_s3d_parameters_against_torchvision(published):
-    with torch.device("meta"):
-        theirs = torchvision.models.video.s3d()
-    assert count(published["s3d"]) == count(theirs.features) == 7_910_048
-    shapes = [[tuple(p.shape) for p in network.parameters()] for network in (published["s3d"], theirs.features)]
-    assert shapes[0] == shapes[1]
 
 
 SIZES = [(16, 112), (16, 224), (32, 112), (64, 224), (16, 32), (8, 32), (48, 80), (17, 97), (5, 13), (1, 1)]
@@ -121,15 +110,6 @@ def test_sizes_round_up(published, name, frames, side):
     out = backbone(torch.empty(2, 3, frames, side, side + 3, device="meta"))
     expected = (math.ceil(frames / t), math.ceil(side / s), math.ceil((side + 3) / s))
     assert out.shape == (2, backbone.dim, *expected)
-
-
-def test_retrieval_sizes_of_the_paper(published):
-    def size(name, *shape):
-        return tuple(published[name](torch.empty(1, 3, *shape, device="meta")).shape[1:])
-
-    assert size("i3d", 16, 224, 224) == (1024, 2, 7, 7)
-    assert size("c3d", 16, 112, 112) == (512, 2, 7, 7)
-    assert size("r3d34", 64, 112, 112) == (512, 4, 4, 4)
 
 
 @pytest.mark.parametrize("width", [1, 3, 8, 16, 48])
@@ -243,16 +223,6 @@ def residual_block(x, weights, name, stride):
         x = F.conv3d(x, weights[f"{name}.downsample.0.weight"], stride=stride)
         x = normalise(x, weights, f"{name}.downsample.1")
     return (x + y).clamp(min=0)
-
-
-@pytest.mark.parametrize("c_in, c_out, stride", [(4, 4, 1), (4, 8, 2), (4, 6, 1), (4, 4, 2)])
-def test_r3d_block(c_in, c_out, stride):
-    torch.manual_seed(0)
-    block = awake(nn.ModuleDict({"block": BasicBlock(c_in, c_out, stride, conv3d)}))
-    x = clips(2, c_in, 5, 6, 7, dtype=torch.float64)
-    expected = residual_block(x.clone(), block.state_dict(), "block", stride)
-    torch.testing.assert_close(block["block"](x), expected)
-    assert torch.equal(x, clips(2, c_in, 5, 6, 7, dtype=torch.float64)), "the block wrote into its input"
 
 
 @pytest.mark.parametrize("name, blocks", [("r3d18", (2, 2, 2, 2)), ("r3d34", (3, 4, 6, 3))])
@@ -381,13 +351,6 @@ def test_channels_last_and_bfloat16_agree(name):
     assert F.cosine_similarity(half.float().flatten(), plain.flatten(), dim=0) > 0.99
 
 
-def test_padding_and_pools_keep_channels_last():
-    x = clips(2, 5, 7, 8, 3).permute(0, 4, 1, 2, 3)
-    pooled, padded = same_max_pool(x, (3, 3, 3), (2, 2, 2)), F.pad(x, (2, 3, 2, 3, 2, 3))
-    for kept in (pooled, padded, F.max_pool3d(x, 3, 2, 1)):
-        assert kept.is_contiguous(memory_format=torch.channels_last_3d)
-
-
 @pytest.mark.parametrize("name", ["r3d18", "i3d", "s3d"])
 def test_one_graph_under_compile(name):
     network, x = build(name).eval(), clips(1, 3, 8, 33, 32)
@@ -416,8 +379,132 @@ def test_wrong_inputs_are_named(name):
             BACKBONES[name](width=width)
 
 
+# The contract
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_backbone_keeps_the_contract(name):
+    clips = torch.randn(2, 3, 16, 112, 112, device="meta")
+    for width in (64, 16):
+        with torch.device("meta"):
+            network = backbones.build(name, width, checkpointing=True)
+        out = network(clips)
+        assert out.shape[:2] == (2, network.dim) and out.ndim == 5
+
+
+class Own(nn.Module):
+    """A fork's backbone."""
+
+    pieces = ("forward",)
+
+    def __init__(self, width=64):
+        super().__init__()
+        self.dim = width
+        self.conv = nn.Conv3d(3, width, 3, 2, 1)
+
+    def forward(self, clips):
+        return self.conv(clips)
+
+
+class Flat(Own):
+    pieces = ()
+
+
+class NoDim(Own):
+    def __init__(self, width=64):
+        super().__init__(width)
+        del self.dim
+
+
+def test_a_backbone_of_ones_own(monkeypatch):
+    for name, factory in {"own": Own, "flat": Flat, "no-dim": NoDim, "no-width": lambda: Own(),
+                          "fixed": lambda width: Own(24)}.items():
+        monkeypatch.setitem(BACKBONES, name, factory)
+    assert backbones.build("own", 6, checkpointing=True)(torch.randn(2, 3, 4, 8, 8)).shape == (2, 6, 2, 4, 4)
+    assert backbones.build("fixed", 64).dim == backbones.build("flat", 24).dim == 24
+    for name, args, said in [("flat", (8, True), "checkpointing=true, but none of its modules names its `pieces`"),
+                             ("no-dim", (), "`dim` must be .*an int, got None"),
+                             ("no-width", (), r"factory\(width=64\) cannot be called .*'width'"),
+                             ("fixed", (8,), "ignores `width`: dim=24 for width=8 as for 64")]:
+        with pytest.raises(ConfigError, match=f"backbone={name}: .*{said}"):
+            backbones.build(name, *args)
+
+
 def test_build_by_name_lists_the_choices():
     assert backbones.build("c3d", width=4).dim == 32
     with pytest.raises(ConfigError) as error:
         backbones.build("resnet50")
     assert all(name in str(error.value) for name in ["resnet50", *NAMES])
+
+
+NAMES_AND_SHAPES = {"c3d": 0x0cc453d7, "i3d": 0x13029a97, "r2plus1d18": 0x637b6ac8, "r3d18": 0x16266580,
+                    "r3d18tv": 0x0e8afb2f, "r3d34": 0x1134f9d0, "s3d": 0x2b32e8df}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_files_written_so_far_still_fit(name):
+    """CRC-32 of the names and shapes of all tensors: who changes them must rename those of files there are."""
+    text = "\n".join(f"{key} {tuple(value.shape)}" for key, value in build(name, width=6).state_dict().items())
+    assert zlib.crc32(text.encode()) == NAMES_AND_SHAPES[name]
+
+
+# Activation checkpointing changes what is kept for backward, and nothing else
+
+
+def both(name):
+    torch.manual_seed(0)
+    plain = backbones.build(name, width=4)
+    thrifty = backbones.build(name, width=4, checkpointing=True)
+    thrifty.load_state_dict(plain.state_dict())  # strict: the names are the same
+    return plain, thrifty
+
+
+def kept(network, clips):
+    """Bytes of activations that autograd keeps between forward and backward, and the output."""
+    storages = {}
+
+    def count(tensor):
+        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    own = {p.untyped_storage().data_ptr() for p in (clips, *network.parameters(), *network.buffers())}
+    with saved_tensors_hooks(count, lambda tensor: tensor):
+        out = network(clips)
+    return sum(nbytes for pointer, nbytes in storages.items() if pointer not in own), out
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_same_outputs_gradients_and_statistics_from_less_memory(name):
+    plain, thrifty = both(name)
+    clips = torch.randn(2, 3, 16, 48, 48)
+    memory, out = {}, {}
+    for _ in range(2):  # the second time with statistics of the first
+        for network in (plain, thrifty):
+            memory[network], out[network] = kept(network, clips)
+            (out[network] * torch.linspace(-1, 1, out[network].numel()).view_as(out[network])).sum().backward()
+    assert torch.equal(out[plain], out[thrifty])
+    for (key, p), q in zip(plain.named_parameters(), thrifty.parameters(), strict=True):
+        assert torch.equal(p.grad, q.grad), key
+    for (key, p), q in zip(plain.named_buffers(), thrifty.buffers(), strict=True):
+        assert torch.equal(p, q), key
+    assert memory[thrifty] < 0.35 * memory[plain], f"{memory[thrifty] / memory[plain]:.2f}"
+    with torch.no_grad():
+        assert torch.equal(plain.eval()(clips), thrifty.eval()(clips))
+
+
+def test_moco_steps_are_the_same():
+    """With a copy of the backbone as momentum encoder, BatchNorm groups, and the query's hard negative."""
+    states = []
+    for backbone in both("r3d18"):
+        torch.manual_seed(1)
+        moco = objectives.build("moco", backbone, dict(frames=8, stride=1, dim=8, K=6, m=0.5, bn_group=2,
+                                                       hard_negative_encoder="query"))  # fmt: skip
+        optimizer = torch.optim.SGD([p for p in moco.parameters() if p.requires_grad], lr=0.1)
+        for step in range(2):
+            views = [torch.randn(4, 3, 8, 32, 32, generator=torch.Generator().manual_seed(i)) for i in range(3)]
+            loss, _ = moco(views, None, torch.arange(4), Draws(0, step))
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        states.append(copy.deepcopy(moco.state_dict()))
+    torch.testing.assert_close(*states, rtol=0, atol=0)
