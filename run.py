@@ -49,7 +49,7 @@ VERBS = {
     "cam": ("be.analysis", "cam", "runs",
             "run.py cam --cfg runs/A/pretrain-seed0,runs/B/pretrain-seed0 dataset=hmdb51"),
     "strip": ("be.report", "strip", "pretrain", "run.py strip --cfg demo-moco-be"),
-    "status": ("be.status", "status", None, "run.py status"),
+    "status": ("be.runs", "status", None, "run.py status"),
     "export": ("be.weights", "export", None, "run.py export run=runs/table1-moco-be/pretrain-seed0 to=exported"),
     "report": ("be.report", "report", None, "run.py report out=runs"),
     "scenebias": ("be.synthetic", "scenebias", None, "run.py scenebias data=data size=tiny"),

@@ -37,8 +37,9 @@ from be.config import Config
 from be.evaluate import features, over_videos, views
 from be.plots import COLOURS, per_class, plot_confusion, plot_gain, pyplot, save
 from be.report import confusion
-from be.runs import RunError, load_weights, make_accelerator, provenance
+from be.runs import RunError, make_accelerator, provenance
 from be.video import encode, even_clips
+from be.weights import load_weights
 
 INPUTS = ("original", "one frame", "static body", "foreign frame")
 MEASURES = ("response", "on moving", "on actor", "on body")

@@ -21,17 +21,8 @@ from be import backbones, datasets, objectives, video, weights
 from be.augment import eval_view
 from be.config import Config, ConfigError, load
 from be.objectives import Classify, global_pool
-from be.runs import (
-    RunError,
-    load_weights,
-    make_accelerator,
-    progress,
-    provenance,
-    read_about,
-    run_dir,
-    write_aside,
-    write_text,
-)
+from be.runs import RunError, make_accelerator, progress, provenance, run_dir, write_aside, write_text
+from be.weights import load_weights, read_about
 
 # Keys in which a test follows the training: what the network is, what of a video it sees, what a result says of both
 AS_TRAINED = ("backbone", "width", "pool", "frames", "stride", "static", "short_side", "size", "select", "synthetic")

@@ -27,8 +27,7 @@ from be import backbones, datasets, objectives, weights
 from be.augment import Draws
 from be.config import Config, choose, experiments, load, paper_numbers
 from be.retrieve import PROTOCOLS, Protocol
-from be.runs import make_accelerator, run_dir
-from be.status import duration, look
+from be.runs import duration, make_accelerator, run_dir, run_state
 from be.targets import CLIPS
 from be.train import check_batch, describe_schedule, make_optimizer, make_views, place, schedule_problems
 from be.video import Reader, VideoError
@@ -131,7 +130,7 @@ def lines_of(stage: str, cfg: Config, accelerator: Accelerator) -> list[str]:
     return [
         f"{stage}: {cfg.method}{f', erase {cfg.erase}' if cfg.erase != 'none' else ''} on {cfg.backbone} of width "
         f"{cfg.width}, {cfg.frames} frames of stride {cfg.stride} at {cfg.size} pixels",
-        f"  run      {path}: {look(path)[2] if (path / 'config.yaml').exists() else 'not begun'}",
+        f"  run      {path}: {run_state(path)[2] if (path / 'config.yaml').exists() else 'not begun'}",
         f"  data     {data}",
         f"  steps    {cfg.epochs} epochs of {n // cfg.batch_size}: {steps}",
         f"  batch    {cfg.batch_size} = {world} device(s) x {cfg.accumulate} part(s) x {each} clips, "

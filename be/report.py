@@ -209,8 +209,8 @@ def number(cell: dict | None) -> str:
 
 def provenance(out: Path, names: list[str], results: list[dict]) -> list[tuple]:
     """Every training, test and retrieval: what it gave, on which data, by which code, where and in what time."""
-    from be.runs import read_about, read_metrics
-    from be.status import duration
+    from be.runs import duration, read_metrics
+    from be.weights import read_about
 
     rows = []
     for folder in sorted(path for name in names for path in (out / name).glob("*-seed*")):
@@ -286,7 +286,7 @@ def confusion(results: list[dict]):
     import torch
     from safetensors.torch import load_file
 
-    from be.runs import RunError, read_about
+    from be.weights import WeightsError, read_about
 
     total, classes = 0, None
     for r in results:
@@ -299,7 +299,7 @@ def confusion(results: list[dict]):
         total += torch.bincount(kept["label"] * (C + 1) + answer, minlength=C * (C + 1)).view(C, C + 1)
         try:
             classes = classes or read_about(path.with_name("model.safetensors"))["classes"]
-        except RunError:
+        except WeightsError:
             classes = [str(c) for c in range(C)]
     return total, classes
 

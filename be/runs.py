@@ -1,8 +1,11 @@
-"""The run directory, all that touches `runs/` on disk: writer and reader of each format in one file.
+"""The run directory: all that is written to `runs/` and read from it, and the verb `status`.
 
     runs/NAME/pretrain-seed0/                    runs/NAME/finetune-ucf101-split1-seed0/
         config.yaml          the resolved config; `--cfg` reads it back
-        metrics.jsonl        one line per log step, keys: see METRICS
+        metrics.jsonl        one line per log step: step, epoch (a fraction), loss (mean since the last line), lr,
+                             clips_per_s (all devices), data_wait (share of the time), skipped (unreadable videos so
+                             far), seconds (of this process), and the objective's own stats; tests after an epoch
+                             have lines of their own
         checkpoint/          step-00000500-1a2b3c4d.pt, the newest `keep`; the name ends in the file's CRC-32
         backbone.safetensors the backbone at the end of the stage
         model.safetensors    finetune: backbone and classifier
@@ -19,6 +22,7 @@ is of. It holds no random state because there is none: every draw is a function 
 import contextlib
 import dataclasses
 import fcntl
+import fnmatch
 import json
 import math
 import os
@@ -31,23 +35,19 @@ import zlib
 from pathlib import Path
 
 import torch
+import yaml
 from accelerate import Accelerator, PartialState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedDataParallelKwargs, parse_flag_from_env
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
 from tqdm import tqdm
 
 from be import config as configs
+from be import weights
 from be.config import Config, UserError, run_dir  # noqa: F401 (of a run, so it is found here, too)
 
-METRICS = {
-    "step": "optimizer steps done", "epoch": "passes over the list, a fraction", "loss": "mean since the last line",
-    "lr": "learning rate", "clips_per_s": "samples per second, all devices",
-    "data_wait": "share of the time spent waiting for the loader", "skipped": "unreadable videos replaced so far",
-    "seconds": "wall time of this process", "...": "the objective's own stats, see its class",
-    "probe_*, holdout_*": "on lines of their own, with step and epoch: see be/probe.py, be/finetune.py",
-}
+PATIENCE = 600  # seconds without a line, and ten times what a line usually takes, before a run counts as stale
+END = {"pretrain": "backbone.safetensors", "finetune": "model.safetensors"}  # what a stage writes last
 
 
 class RunError(UserError, RuntimeError):
@@ -118,7 +118,10 @@ class Run:
                            f"a name of its own (name=...)") from None
         except OSError as error:
             raise RunError(f"{self.path} cannot be written ({error.strerror}); choose another out=...") from None
-        self._check_config()
+        kept = (self.path / "config.yaml").exists() and (self.checkpoints() or any(self.path.glob("*.safetensors")))
+        if kept and (changes := configs.changes(self.path / "config.yaml", cfg)):
+            raise RunError(f"{self.path} holds a run of another config ({changes}); give this one a name of its own "
+                           f"(name=...), or remove the folder to start over")
         write_text(self.path / "config.yaml", configs.as_text(cfg))
 
     def wandb_id(self) -> str | None:
@@ -135,16 +138,6 @@ class Run:
         if self.write:
             self._lock.close()
 
-    def _check_config(self):
-        old = self.path / "config.yaml"
-        if not old.exists() or not (self.checkpoints() or any(self.path.glob("*.safetensors"))):
-            return
-        if changes := configs.changes(old, self.cfg):
-            raise RunError(f"{self.path} holds a run of another config ({changes}); give this one a name of its own "
-                           f"(name=...), or remove the folder to start over")
-
-    # ---- metrics
-
     def log(self, **metrics):
         """Appends one line to metrics.jsonl; scalars of any kind, tensors included (reading them syncs the device)."""
         if self.write:
@@ -160,11 +153,9 @@ class Run:
 
     def forget_metrics_after(self, step: int):
         """Drops lines newer than the checkpoint that a run goes on from, so the record has each step once."""
-        kept = [line for line in read_metrics(self.path) if line["step"] <= step]
+        kept = [json.dumps(line) + "\n" for line in self.metrics() if line["step"] <= step]
         if self.write and (self.path / "metrics.jsonl").exists():
-            write_text(self.path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
-
-    # ---- checkpoints
+            write_text(self.path / "metrics.jsonl", "".join(kept))
 
     def checkpoints(self) -> list[Path]:
         """Oldest first."""
@@ -204,63 +195,13 @@ class Run:
             raise RunError(f"{self.path}: no checkpoint is intact; remove {self.path / 'checkpoint'} to start over")
         return None
 
-    # ---- results
-
     def save_weights(self, name: str, module: torch.nn.Module, **about):
         """`NAME.safetensors`, with `about` (plain values) as JSON in its header."""
         if self.write:
-            tensors = {k: v.detach().contiguous().cpu() for k, v in module.state_dict().items()}
-            write_aside(self.path / f"{name}.safetensors",
-                        lambda aside: save_file(tensors, aside, {"about": json.dumps(about)}))
-
-    def save_result(self, name: str, result: dict):
-        if self.write:
-            write_text(self.path / f"{name}.json", json.dumps(result, indent=1) + "\n")
+            write_aside(self.path / f"{name}.safetensors", lambda aside: weights.write(aside, module, about))
 
 
-# ---- weights
-
-
-def load_weights(path: Path, module: torch.nn.Module) -> dict:
-    """Loads `path` (safetensors) strictly into `module` and returns what was said `about` it when it was saved.
-
-    Prints how many tensors were loaded. Raises RunError listing missing, unexpected and mis-shaped tensors.
-    """
-    path = Path(path)
-    if not path.exists():
-        raise RunError(f"{path} does not exist; the stage that writes it has not been run, or not to its end")
-    try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
-            about = json.loads((file.metadata() or {}).get("about", "{}"))
-    except (SafetensorError, OSError) as error:
-        raise RunError(f"{path} cannot be read as safetensors: {error}") from None
-    own = module.state_dict()
-    both = own.keys() & tensors.keys()
-    wrong = {
-        "missing": own.keys() - tensors.keys(),
-        "unexpected": tensors.keys() - own.keys(),
-        "of other shape": {f"{k} {tuple(tensors[k].shape)} for {tuple(own[k].shape)}" for k in both
-                           if tensors[k].shape != own[k].shape},
-    }
-    if any(wrong.values()):
-        said = "; ".join(f"{len(names)} {what}: {', '.join(sorted(names)[:3])}{', ...' if len(names) > 3 else ''}"
-                         for what, names in wrong.items() if names)
-        raise RunError(f"{path} does not fit {type(module).__name__} ({said}); saved with {about}")
-    module.load_state_dict(tensors, strict=True)
-    print(f"loaded {len(tensors)} of {len(own)} tensors from {path}")
-    return about
-
-
-def read_about(path: Path) -> dict:
-    """What `save_weights` was told about the file, without reading its tensors."""
-    if not Path(path).exists():
-        raise RunError(f"{path} does not exist; the stage that writes it has not been run, or not to its end")
-    with safe_open(path, framework="pt") as file:
-        return json.loads((file.metadata() or {}).get("about", "{}"))
-
-
-# ---- reading runs, for the report
+# ---- reading runs
 
 
 def read_metrics(path: Path) -> list[dict]:
@@ -274,9 +215,71 @@ def read_metrics(path: Path) -> list[dict]:
 
 
 def read_results(out: Path, kind: str = "result") -> list[dict]:
-    """Every KIND-*.json below `out` (result: of a test, recall: of a retrieval), its run directory under `path`."""
+    """Every KIND-*.json below `out` (result: of a test, recall: of a retrieval); `path` is its directory."""
     found = sorted(Path(out).glob(f"*/*/{kind}-*.json"))
     return [{**json.loads(path.read_text()), "path": str(path.parent)} for path in found]
+
+
+def status(out: str = "runs", names: str = "*"):
+    """status: list the runs with their state, step, loss, time left and last checkpoint
+
+    out     the folder of runs
+    names   a pattern such as table1-* (default: all)
+
+    running: a process holds the run and writes; stale: one holds it and has written nothing for long (it hangs, waits
+    for its data, or its machine is gone); stopped: none holds it, the same command goes on; done: nothing left to do.
+    All is read from the folder, so any machine that sees it can say.
+    """
+    found = sorted(path.parent for stage in END for path in Path(out).glob(f"*/{stage}-*/config.yaml"))
+    rows = [run_state(path) for path in found if fnmatch.fnmatch(path.parent.name, names)]
+    if not rows:
+        print(f"no runs in {out}" + (f" named {names}" if names != "*" else ""))
+        return
+    rows.insert(0, ("experiment", "stage", "state", "step", "loss", "left", "last checkpoint"))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def run_state(path: Path, now: float | None = None) -> tuple[str, ...]:
+    """A row of `status`; `now` in seconds since 1970."""
+    now = now or time.time()
+    config = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
+    lines = [line for line in read_metrics(path) if "loss" in line]  # others are of a probe
+    state, step, loss, left, checkpoint = _alive(path, lines, now), "-", "-", "-", "-"
+    if lines:
+        last = lines[-1]
+        total = config["epochs"] * round(last["step"] / last["epoch"])
+        step, loss = f"{last['step']}/{total}", f"{last['loss']:.4f}"
+        if state == "running":
+            left = duration((total - last["step"]) * config["batch_size"] / last["clips_per_s"])
+    if kept := sorted((path / "checkpoint").glob("step-*.pt")):
+        checkpoint = f"step {int(kept[-1].name.split('-')[1])}, {duration(now - kept[-1].stat().st_mtime)} ago"
+    return path.parent.name, path.name, state, step, loss, left, checkpoint
+
+
+def _alive(path: Path, lines: list[dict], now: float) -> str:
+    """`done`, `stopped`, `running` or `stale`; `lines` are those of metrics.jsonl."""
+    if (path / END[path.name.split("-")[0]]).exists():
+        return "done"
+    try:
+        with open(path / "lock") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # for some microseconds
+    except FileNotFoundError:
+        pass
+    except BlockingIOError:
+        written = max((path / n).stat().st_mtime for n in ("lock", "metrics.jsonl") if (path / n).exists())
+        usual = lines[-1]["seconds"] - lines[-2]["seconds"] if len(lines) > 1 else 0.0  # < 0: resumed in between
+        return "stale" if now - written > max(PATIENCE, 10 * usual) else "running"
+    return "stopped"
+
+
+def duration(seconds: float) -> str:
+    """`45 s`, `12 min`, `3.4 h` or `2.1 days`"""
+    for size, unit, form in ((86400, "days", ".1f"), (3600, "h", ".1f"), (60, "min", ".0f")):
+        if seconds >= 1.5 * size:
+            return f"{seconds / size:{form}} {unit}"
+    return f"{seconds:.0f} s"
 
 
 # ---- small tools
@@ -284,9 +287,9 @@ def read_results(out: Path, kind: str = "result") -> list[dict]:
 
 def git_sha() -> str:
     """The commit of the code, with `+` when the tree has changes; `unknown` outside a repository."""
-    def git(*words):
+    def git(*args):
         here = Path(__file__).resolve().parent
-        return subprocess.run(["git", "-C", here, *words], capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(["git", "-C", here, *args], capture_output=True, text=True, check=True).stdout.strip()
     try:
         return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
     except (OSError, subprocess.CalledProcessError):

@@ -28,8 +28,9 @@ from be.augment import Draws, apply_view, draw_view
 from be.config import Config, ConfigError, experiments
 from be.evaluate import accuracy, classify, load_backbone
 from be.probe import Probe
-from be.runs import Clock, Run, RunError, load_weights, make_accelerator, provenance, run_dir, tracking
+from be.runs import Clock, Run, RunError, make_accelerator, provenance, run_dir, tracking
 from be.video import static_clips
+from be.weights import load_weights
 
 AUGMENTATION = tuple(inspect.signature(draw_view).parameters)[2:]  # keys of the config that say how views are drawn
 

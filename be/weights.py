@@ -1,26 +1,24 @@
 """Weights in and out.
 
-    load(find("rgb_imagenet.pt"), backbone)           a file or a folder; the naming is found by trying ADAPTERS
-    load(find("torchvision:googlenet"), backbone)     ImageNet's GoogLeNet into I3D, inflated
-    load(find("hf:USER/REPO"), backbone)              what `run.py export ... to=hf:USER/REPO` put on the Hub
+    load(find("rgb_imagenet.pt"), backbone)         a file or a folder of anybody's, under one of NAMINGS
+    load(find("torchvision:googlenet"), backbone)   ImageNet's GoogLeNet into I3D, inflated; also hf:USER/REPO
+    load_weights("model.safetensors", model)        a file of a run, heads and all, strictly
+    backbone = from_pretrained("USER/REPO")         what `export` put there, or a folder: of a run, or of `export`
 
-    save_pretrained("folder", backbone, {"backbone": "i3d", "width": 64})     backbone.safetensors + config.json
-    backbone = from_pretrained("folder")                                      or from_pretrained("USER/REPO")
-
-Loading never goes half well in silence: every convolution must be found, 9 of 10 tensors in all, and no weight inside
-the backbone's modules that they have no place for, or the error lists what is missing or left out; and all that happens
-is said in one line. A published network was trained on pixels scaled in its own way; where the file shows whose it is,
-that scale is folded into the first layer, so that a backbone always takes this project's clips (ImageNet's mean and
-standard deviation, `augment.normalise`).
+Nothing is loaded in part without an error: every convolution must be found, 9 of 10 tensors in all, and no weight may
+be left over inside the backbone's modules. Published networks were trained on pixels scaled in their own way; that is
+folded into the first layer, so that a backbone always takes the clips of `augment.normalise`.
 """
 
 import argparse
+import contextlib
 import json
 import re
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import yaml
@@ -29,10 +27,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from be.augment import MEAN, STD
-from be.backbones import MIXED, build
+from be.backbones import BACKBONES, build
 from be.config import UserError
 
-ENOUGH = 0.9  # of the tensors of a backbone
 Tensors = dict[str, Tensor]
 
 
@@ -40,7 +37,34 @@ class WeightsError(UserError, ValueError):
     """Weights that are absent, unsafe or do not fit; the message says what was found and what to do."""
 
 
-# ---- in
+# ---- files of ours
+
+
+def write(path: Path, module: nn.Module, about: dict) -> None:
+    """The state dict of `module` as safetensors, with `about` (plain values) as JSON in its header."""
+    tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in module.state_dict().items()}
+    save_file(tensors, path, {"about": json.dumps(about)})
+
+
+def read_about(path: Path) -> dict:
+    """What `write` was told about the file, without reading its tensors. Raises WeightsError where there is none."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return json.loads((file.metadata() or {}).get("about", "{}"))
+    except FileNotFoundError:
+        raise WeightsError(f"{path} does not exist; the stage that writes it has not been run to its end") from None
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{path} cannot be read as safetensors: {error}") from None
+
+
+def load_weights(path: Path, module: nn.Module) -> dict:
+    """Loads a file of `write` into `module`, which must have the same tensors; returns what the file is about."""
+    about = read_about(path)
+    load(path, module, strict=True)
+    return about
+
+
+# ---- files of others
 
 
 def find(source: str) -> Path | None:
@@ -62,37 +86,50 @@ def find(source: str) -> Path | None:
     return None
 
 
-def load(path: Path, backbone: nn.Module) -> dict:
-    """Loads a file, or the backbone.safetensors of a folder, into `backbone`, and prints what came of it.
+def load(path: Path, module: nn.Module, strict: bool = False) -> dict:
+    """Loads a file, or the backbone.safetensors of a folder, into `module`, and prints what came of it.
 
-    Returns {"naming": key of ADAPTERS, "prefix", "loaded", "missing", "left_out"}, the last three as lists of names.
-    `num_batches_tracked`, which nothing here reads, may be absent. Raises WeightsError if the file cannot be read
-    safely or does not fit.
+    strict: names and shapes must all be the same. -> {"naming": key of NAMINGS, "prefix": what stood before the names,
+    "missing", "left_out": names}. `num_batches_tracked`, which nothing here reads, may be absent. Raises WeightsError
+    if the file cannot be read safely or does not fit.
     """
-    own = backbone.state_dict()
+    own, tensors = module.state_dict(), read(path)
     wanted = {name: tensor for name, tensor in own.items() if not name.endswith("num_batches_tracked")}
-    tensors = read(path)
     naming, prefix, theirs = _best_fit(tensors, wanted)
     fit = {name: tensor for name, tensor in theirs.items() if name in own and tensor.shape == own[name].shape}
-    missing = [name for name in wanted if name not in fit]
-    left_out = [name for name in theirs if name not in fit]
+    missing, left_out = ([name for name in names if name not in fit] for names in (wanted, theirs))
+    modules = {name.split(".")[0] for name in own}
+    left_out.sort(key=lambda name: name.split(".")[0] not in modules)  # first what our modules have no place for
+    told = [f"{k} {tuple(theirs[k].shape)} for {tuple(own[k].shape)}" if k in own else k for k in left_out]
     report = f"{len(wanted) - len(missing)} of {len(wanted)} tensors from {path} (naming {naming!r}, under {prefix!r})"
-    for what, names in (("missing", missing), ("left out", [_with_shape(name, theirs, own) for name in left_out])):
+    for what, names in (("missing", missing), ("left out", told)):
         if names:
             report += f"; {len(names)} {what}: {', '.join(names[:4])}{', ...' if len(names) > 4 else ''}"
-    modules = {name.split(".")[0] for name in own}
-    # a gate, a bias, a further block inside a module of ours: without it the module would compute something else
-    more = [name for name in left_out if name not in own and name.split(".")[0] in modules
-            and name.endswith((".weight", ".bias"))]
-    if any(wanted[name].ndim == 5 for name in missing) or len(missing) > (1 - ENOUGH) * len(wanted) or more:
-        why = next((text for sign, text in MISFITS if sign(tensors)), f"it takes every convolution, {ENOUGH:.0%} of "
-                   "all tensors, and no other weights within its modules; published networks have width=64")
-        only = "only " if missing else ""
-        raise WeightsError(f"does not fit the backbone: {only}{report}. {why[0].upper()}{why[1:]}")
-    backbone.load_state_dict({**own, **fit})
+    if (strict and missing + left_out) or _lacks(wanted, theirs):
+        raise WeightsError(f"does not fit {type(module).__name__}: {'only ' if missing else ''}{report}"
+                           f"{'' if strict else _takers(tensors)}")
+    module.load_state_dict({**own, **as_ours(fit, NAMINGS[naming], module)})
     print(f"loaded {report}")
-    return {"naming": naming, "prefix": prefix, "loaded": [n for n in wanted if n in fit], "missing": missing,
-            "left_out": left_out}
+    return {"naming": naming, "prefix": prefix, "missing": missing, "left_out": left_out}
+
+
+def _lacks(wanted: Tensors, theirs: Tensors) -> bool:
+    """Whether a convolution or more than a tenth is missing, or a gate, bias or block left over inside our modules."""
+    missing = [name for name in wanted if name not in theirs or theirs[name].shape != wanted[name].shape]
+    if len(missing) > 0.1 * len(wanted) or any(wanted[name].ndim == 5 for name in missing):
+        return True
+    more = {name.split(".")[0] for name in theirs.keys() - wanted.keys() if name.endswith((".weight", ".bias"))}
+    return bool(more & {name.split(".")[0] for name in wanted})
+
+
+def _takers(tensors: Tensors) -> str:
+    """Which backbones would take a file that was refused."""
+    takers = []
+    for name in BACKBONES:
+        with torch.device("meta"):
+            wanted = {key: x for key, x in build(name).state_dict().items() if "num_batches" not in key}
+        takers += [] if _lacks(wanted, _best_fit(tensors, wanted)[2]) else [f"backbone={name}"]
+    return f". Of width 64 it fits {' or '.join(takers) or 'no backbone here'}"
 
 
 def read(path: Path) -> Tensors:
@@ -115,11 +152,9 @@ def read(path: Path) -> Tensors:
         reason = f"it wants to build a {found[1]}" if found else f"{type(error).__name__}: {str(error).split('. ')[0]}"
         raise WeightsError(
             f"{path} is damaged, or holds more than tensors and could run code of its author when opened ({reason}). "
-            f"If you trust the author, make a file of its tensors once, and use that:\n"
-            f"  python -c \"import sys, torch; c = torch.load(sys.argv[1], 'cpu', weights_only=False); "
-            f"c = c.get('state_dict', c.get('model', c)) if isinstance(c, dict) else c; "
-            f"torch.save(getattr(c, 'state_dict', lambda: c)(), sys.argv[2])\" {path} {path.stem}-tensors.pth"
-        ) from None
+            f"If you trust the author, make a file of its tensors once, and use that:\n  python -c \"import torch; c = "
+            f"torch.load('{path}', 'cpu', weights_only=False); torch.save(c.get('state_dict', c.get('model', c)) "
+            f"if isinstance(c, dict) else c.state_dict(), '{path.stem}-tensors.pth')\"") from None
 
 
 def _flatten(value, name: str = "") -> Iterator[tuple[str, Tensor]]:
@@ -131,169 +166,101 @@ def _flatten(value, name: str = "") -> Iterator[tuple[str, Tensor]]:
 
 
 def _best_fit(tensors: Tensors, wanted: Tensors) -> tuple[str, str, Tensors]:
-    """(naming, prefix, tensors under names of ours) of the pair of adapter and prefix with the most tensors that fit.
+    """(naming, prefix, tensors under names of ours) of the pair of naming and prefix with the most tensors that fit.
 
     A prefix is all that may stand before the names of a network: `module.`, `encoder_q.0.`, `state_dict.`. Where
     several fit as well, the first in the file wins: a query encoder comes before its momentum encoder.
     """
     heads = Counter(name[:end] for name in tensors for end in (0, *(m.end() for m in re.finditer(r"\.", name))))
     best = (0, "same", "", tensors)
-    for prefix in [head for head, count in heads.items() if count >= len(wanted) / 2] or [""]:
+    for prefix in [head for head, count in heads.items() if count >= len(wanted) / 2]:
         under = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-        for naming, adapt in ADAPTERS.items():
-            theirs = adapt(under)
+        for naming in (name for name, naming in NAMINGS.items() if set(naming.sign) <= under.keys()):
+            theirs = NAMINGS[naming].ours(under)
             fits = sum(name in theirs and theirs[name].shape == tensor.shape for name, tensor in wanted.items())
-            if fits > best[0]:
-                best = (fits, naming, prefix, theirs)
+            best = max(best, (fits, naming, prefix, theirs), key=lambda found: found[0])
     return best[1:]
 
 
-def _with_shape(name: str, theirs: Tensors, own: Tensors) -> str:
-    return f"{name} {tuple(theirs[name].shape)} for {tuple(own[name].shape)}" if name in own else name
+# ---- whose names they are
 
 
-# ---- namings: each adapter takes a state dict and returns it under our names, or {} if it is not of its kind
+def by_place(theirs: str, ours: str) -> Callable[[Tensors], Tensors]:
+    """torchvision's network under our names: it has the same tensors in the same order, and its head behind them."""
+    def renamed(tensors: Tensors) -> Tensors:
+        from torchvision.models import get_model  # takes a second, and few ask for it
+
+        options = {"aux_logits": False, "init_weights": False} if theirs == "googlenet" else {}
+        with torch.device("meta"):
+            names = dict(zip(get_model(theirs, **options).state_dict(), build(ours).state_dict(), strict=False))
+        return {names.get(name, name): inflate(tensor) for name, tensor in tensors.items()}
+    return renamed
 
 
-def googlenet(tensors: Tensors) -> Tensors:
-    """torchvision's GoogLeNet, inflated (Carreira & Zisserman 2017): a k x k kernel becomes k of them, each 1/k, in
-    time, so that a video of one repeated frame has the features of the frame. Its pixels are in [-1, 1]."""
-    if "inception3a.branch1.conv.weight" not in tensors:
-        return {}
-    names = {"conv1": "Conv3d_1a_7x7", "conv2": "Conv3d_2b_1x1", "conv3": "Conv3d_2c_3x3"}
-    names |= {f"inception{n}{a}": f"Mixed_{n}{b}" for n in "345" for a, b in zip("abcde", "bcdef", strict=True)}
-    names |= {"branch1": "b0", "branch2.0": "b1a", "branch2.1": "b1b", "branch3.0": "b2a", "branch3.1": "b2b",
-              "branch4.1": "b3b", "conv": "conv3d"}  # fmt: skip
-    pattern = re.compile(rf"(?<![^.])({'|'.join(map(re.escape, names))})(?=\.)")
+def inflate(x: Tensor) -> Tensor:
+    """Carreira & Zisserman 2017: a k x k kernel becomes k in time, each 1/k, so that a frozen video is as its frame."""
+    return x[:, :, None].expand(-1, -1, x.shape[-1], -1, -1) / x.shape[-1] if x.ndim == 4 else x
+
+
+def branches(tensors: Tensors) -> Tensors:
+    """I3D as `conv3d_1a_7x7.batch3d`, `mixed_3b.branch_1.0`: BE's released one, and the port it builds on."""
     out = {}
     for name, tensor in tensors.items():
-        if tensor.ndim == 4:
-            k = tensor.shape[-1]
-            tensor = tensor[:, :, None].expand(-1, -1, k, -1, -1) / k
-        out[pattern.sub(lambda match: names[match[0]], name)] = tensor
-    return fold_pixels(out, "Conv3d_1a_7x7.conv3d", "Conv3d_1a_7x7.bn", (0.5,) * 3, (0.5,) * 3)
-
-
-def i3d_port(tensors: Tensors) -> Tensors:
-    """The widespread port of DeepMind's I3D (`rgb_imagenet.pt`, `rgb_charades.pt`): our names, pixels in [-1, 1]."""
-    if not {"logits.conv3d.weight", "Conv3d_1a_7x7.conv3d.weight"} <= tensors.keys():
-        return {}
-    return fold_pixels(tensors, "Conv3d_1a_7x7.conv3d", "Conv3d_1a_7x7.bn", (0.5,) * 3, (0.5,) * 3)
-
-
-def i3d_branches(tensors: Tensors) -> Tensors:
-    """I3D as `conv3d_1a_7x7.batch3d`, `mixed_3b.branch_1.0`: BE's released one, and the port it builds on.
-
-    Their BatchNorm adds 1e-5 to the variance where DeepMind's, and ours, adds 1e-3: its weights make up for that.
-    """
-    if "conv3d_1a_7x7.conv3d.weight" not in tensors:
-        return {}
-    out = {}
-    for name, tensor in tensors.items():
-        for old, new in {r"^(conv3d|mixed)_": lambda m: m[0].capitalize(), r"\.batch3d\.": ".bn.",
-                         r"\.branch_0\.": ".b0.", r"\.branch_([12])\.0\.": r".b\1a.",
-                         r"\.branch_([123])\.1\.": r".b\1b."}.items():  # fmt: skip
-            name = re.sub(old, new, name)
-        out[name] = tensor
-    out = fold_eps(out, theirs=1e-5, ours=1e-3)
-    if "conv3d_0c_1x1.conv3d.weight" in tensors:  # the port's own head; BE renamed its, and changed to our pixels
-        out = fold_pixels(out, "Conv3d_1a_7x7.conv3d", "Conv3d_1a_7x7.bn", (0.5,) * 3, (0.5,) * 3)
+        name = re.sub(r"^(conv3d|mixed)_", lambda m: m[0].capitalize(), name).replace(".batch3d.", ".bn.")
+        name = re.sub(r"\.branch_([123])\.([01])\.", lambda m: f".b{m[1]}{'ab'[int(m[2])]}.", name)
+        out[name.replace(".branch_0.", ".b0.")] = tensor
     return out
 
 
 def hara(tensors: Tensors) -> Tensors:
-    """3D-ResNets of Hara et al. (`r3d18_K_200ep.pth` and so on): our names, Kinetics' mean and deviation.
-
-    They are told from other networks of these names by the classes of Kinetics-700, Moments, STAIR and their unions.
-    """
-    head = tensors.get("fc.bias", torch.empty(0))
-    if "layer4.0.conv1.weight" not in tensors or len(head) not in (700, 339, 100, 1039, 800, 439, 1139):
-        return {}
-    return fold_pixels(tensors, "conv1", "bn1", (0.4345, 0.4051, 0.3775), (0.2768, 0.2713, 0.2737))
+    """Our names, and those of others. Told by the classes of Kinetics-700, Moments, STAIR and their unions."""
+    return tensors if len(tensors["fc.bias"]) in (700, 339, 100, 1039, 800, 439, 1139) else {}
 
 
-def torchvision_video(tensors: Tensors) -> Tensors:
-    """torchvision's `r3d_18` and `r2plus1d_18`, with Kinetics' mean and deviation as their transforms give them."""
-    if "stem.0.weight" not in tensors:
-        return {}
-    if "stem.3.weight" in tensors:  # R(2+1)D: space, BatchNorm, ReLU, time, BatchNorm
-        stem, first = {r"^stem\.4\.": "bn1.", r"^stem\.": "conv1."}, ("conv1.0", "conv1.1")
-    else:
-        stem, first = {r"^stem\.0\.": "conv1.", r"^stem\.1\.": "bn1."}, ("conv1", "bn1")
-    out = {}
-    for name, tensor in tensors.items():
-        for old, new in {**stem, r"^(layer\d\.\d)\.conv(\d)\.1\.": r"\1.bn\2.",
-                         r"^(layer\d\.\d\.conv\d)\.0\.": r"\1."}.items():  # fmt: skip
-            name = re.sub(old, new, name)
-        out[name] = tensor
-    return fold_pixels(out, *first, *KINETICS)
+def biases_into_means(tensors: Tensors) -> Tensors:
+    """C3D with biases (released BE, VCOP): a bias before BatchNorm is a shift of its mean."""
+    biases = {name: tensor for name, tensor in tensors.items() if re.fullmatch(r"conv\d[ab]?\.bias", name)}
+    means = {re.sub(r"conv(.*)\.bias", r"bn\1.running_mean", name): bias for name, bias in biases.items()}
+    moved = {name: tensors[name] - bias for name, bias in means.items()}
+    return {name: tensor for name, tensor in {**tensors, **moved}.items() if name not in biases}
 
 
-def torchvision_s3d(tensors: Tensors) -> Tensors:
-    """torchvision's `s3d`, with numbers where CoCLR has names: Kinetics' pixels, 1e-3 added by BatchNorm."""
-    if "features.5.branch0.0.weight" not in tensors:
-        return {}
-    places = (0, 2, 3, 5, 6, 8, 9, 10, 11, 12, 14, 15)  # the others are pools
-    layers = dict(zip(map(str, places), ("Conv_1a", "Conv_2b", "Conv_2c", *MIXED), strict=True))
-    parts = {"0": "conv", "1": "bn", "0.0": "conv1", "0.1": "bn1", "1.0": "conv2", "1.1": "bn2"}
-    out = {}
-    for name, tensor in tensors.items():
-        name = re.sub(r"^features\.(\d+)", lambda m: layers.get(m[1], m[0]), name).replace("branch0.", "branch0.0.")
-        name = re.sub(r"(Conv_..|branch\d\.[01])\.([01](\.[01])?)\.(?=[a-z])", lambda m: f"{m[1]}.{parts[m[2]]}.", name)
-        out[name] = tensor
-    out = fold_eps(out, theirs=1e-3, ours=1e-5)
-    return fold_pixels(out, "Conv_1a.conv1", "Conv_1a.bn1", *KINETICS)
+class Naming(NamedTuple):
+    """How the files of one source differ from ours. A source of your own is one more entry of NAMINGS."""
+
+    sign: tuple[str, ...]  # tensors that tell them from others
+    ours: Callable[[Tensors], Tensors] = dict  # a state dict of theirs -> one under our names; {}: is not of theirs
+    pixels: tuple | None = None  # they were trained on (RGB in [0, 1] - mean) / standard deviation; None: as ours are
+    eps: float | None = None  # what their BatchNorms add to the variance; None: as ours do
 
 
-def coclr(tensors: Tensors) -> Tensors:
-    """CoCLR's S3D: our names, and each tensor once more by its place, `block3.1.branch0` for `Mixed_3b.branch0`."""
-    if not {"Conv_1a.conv1.weight", "block1.0.conv1.weight"} <= tensors.keys():
-        return {}
-    return {name: tensor for name, tensor in tensors.items() if not re.match(r"block[1-5]\.", name)}
-
-
-def c3d(tensors: Tensors) -> Tensors:
-    """C3D with BatchNorm and biases (released BE, VCOP): a bias before BatchNorm is a shift of its mean."""
-    biases = [name for name in tensors if re.fullmatch(r"conv\d[ab]?\.bias", name)]
-    means = [re.sub(r"conv(.*)\.bias", r"bn\1.running_mean", name) for name in biases]
-    if not biases or not tensors.keys() >= set(means):
-        return {}
-    shifted = {mean: tensors[mean] - tensors[bias] for mean, bias in zip(means, biases, strict=True)}
-    return {name: tensor for name, tensor in {**tensors, **shifted}.items() if name not in biases}
-
-
-def same(tensors: Tensors) -> Tensors:
-    """Our names: weights from here, BE's released R3D, and whatever else follows the same sources."""
-    return tensors
-
-
-ADAPTERS: dict[str, Callable[[Tensors], Tensors]] = {  # of equal fits the first wins: `same` knows nothing of pixels
-    "googlenet": googlenet,
-    "i3d-port": i3d_port,
-    "i3d-branches": i3d_branches,
-    "hara": hara,
-    "torchvision": torchvision_video,
-    "torchvision-s3d": torchvision_s3d,
-    "coclr": coclr,
-    "c3d": c3d,
-    "same": same,
+UNIT = ((0.5,) * 3, (0.5,) * 3)  # pixels in [-1, 1]
+KINETICS = ((0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989))  # torchvision's: mean, standard deviation
+HARA = ((0.4345, 0.4051, 0.3775), (0.2768, 0.2713, 0.2737))
+PORT = ("conv3d_1a_7x7.conv3d.weight", "conv3d_0c_1x1.conv3d.weight")
+NAMINGS: dict[str, Naming] = {  # of equal fits the first wins: `same` knows nothing of pixels
+    "googlenet": Naming(("inception3a.branch1.conv.weight",), by_place("googlenet", "i3d"), UNIT),
+    "torchvision-r2plus1d": Naming(("stem.3.weight",), by_place("r2plus1d_18", "r2plus1d18"), KINETICS),
+    "torchvision-r3d": Naming(("stem.0.weight",), by_place("r3d_18", "r3d18tv"), KINETICS),
+    "torchvision-s3d": Naming(("features.5.branch0.0.weight",), by_place("s3d", "s3d"), KINETICS, 1e-3),
+    # DeepMind's I3D, in the widespread port (`rgb_imagenet.pt`) and in another one
+    "i3d-port": Naming(("logits.conv3d.weight", "Conv3d_1a_7x7.conv3d.weight"), pixels=UNIT),
+    "i3d-branches-port": Naming(PORT, branches, UNIT, 1e-5),
+    "i3d-branches": Naming(PORT[:1], branches, eps=1e-5),
+    "c3d": Naming(("conv3a.bias", "bn3a.running_mean"), biases_into_means),
+    "hara": Naming(("layer4.0.conv1.weight", "fc.bias"), hara, HARA),  # `r3d18_K_200ep.pth` and so on
+    "same": Naming(()),  # ours, BE's released R3D, CoCLR's S3D (each tensor twice, `block3.1.branch0` is left out)
 }
 
 
-KINETICS = (0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989)  # torchvision's: mean, standard deviation
-
-
-def fold_eps(tensors: Tensors, theirs: float, ours: float) -> Tensors:
-    """BatchNorms that add `theirs` to the variance become ones that add `ours`: their weights make up for it.
-
-    Exact with the running statistics, that is in eval mode.
-    """
-    scaled = {}
-    for name in [name for name in tensors if name.endswith(".running_var")]:
-        weight = name.replace("running_var", "weight")
-        if weight in tensors:
-            scaled[weight] = tensors[weight] * ((tensors[name] + ours) / (tensors[name] + theirs)).sqrt()
-    return {**tensors, **scaled}
+def as_ours(tensors: Tensors, naming: Naming, module: nn.Module) -> Tensors:
+    """Tensors under our names, as our BatchNorms (exactly so in eval mode) and our pixels want them."""
+    layers = [(name, m) for name, m in module.named_modules() if isinstance(m, nn.Conv3d | nn.BatchNorm3d)][:2]
+    if naming.eps is not None:
+        scale = {name.replace("running_var", "weight"): ((var + layers[1][1].eps) / (var + naming.eps)).sqrt()
+                 for name, var in tensors.items() if name.endswith("running_var")}
+        tensors = {name: tensor * scale.get(name, 1) for name, tensor in tensors.items()}
+    return fold_pixels(tensors, layers[0][0], layers[1][0], *naming.pixels) if naming.pixels else tensors
 
 
 def fold_pixels(tensors: Tensors, conv: str, bn: str, mean, std) -> Tensors:
@@ -302,34 +269,12 @@ def fold_pixels(tensors: Tensors, conv: str, bn: str, mean, std) -> Tensors:
     (p - mean) / std = (STD / std) x + (MEAN - mean) / std: the factor goes into the convolution, the constant into
     the mean of its BatchNorm. Exact but at the border, where padding with zeros stands for another grey.
     """
-    if not {f"{conv}.weight", f"{bn}.running_mean"} <= tensors.keys() or tensors[f"{conv}.weight"].shape[1] != 3:
-        return tensors
-    mean, std, MEAN_, STD_ = (torch.tensor(values, dtype=torch.double) for values in (mean, std, MEAN, STD))
+    mean, std, our_mean, our_std = (torch.tensor(values, dtype=torch.double) for values in (mean, std, MEAN, STD))
     weight = tensors[f"{conv}.weight"].double()  # (C, 3, t, h, w)
-    shift = weight.flatten(2).sum(2) @ ((MEAN_ - mean) / std)  # (C,)
-    return {**tensors,
-            f"{conv}.weight": (weight * (STD_ / std)[:, None, None, None]).float(),
-            f"{bn}.running_mean": (tensors[f"{bn}.running_mean"].double() - shift).float()}
-
-
-def _has(*endings: str) -> Callable[[Tensors], bool]:
-    return lambda tensors: all(any(name.endswith(ending) for name in tensors) for ending in endings)
-
-
-MISFITS: list[tuple[Callable[[Tensors], bool], str]] = [  # what a file that does not fit looks like, and what it is
-    (_has("gating_b0.fc.weight"), "this is S3D-G, whose Mixed modules end in gates; backbone=s3d has none, and without "
-     "its gates it would compute something else"),
-    (lambda t: _has("Conv_1a.conv1.weight")(t) or _has("features.5.branch0.0.weight")(t), "this is S3D (CoCLR's or "
-     "torchvision's): backbone=s3d width=64 takes it"),
-    (_has("stem.0.weight", "layer1.0.conv1.1.running_mean"), "this is one of torchvision's: backbone=r3d18tv width=64 "
-     "takes r3d_18, backbone=r2plus1d18 r2plus1d_18; mc3_18 fits none, as the later stages of all backbones here "
-     "look at time"),
-    (_has("inception3a.branch1.conv.weight"), "this is GoogLeNet, which inflates into backbone=i3d width=64"),
-    (lambda t: _has("layer2.0.conv1.weight")(t) and not _has("layer2.0.downsample.0.weight")(t), "it has shortcuts of "
-     "type A (resnet-18- and resnet-34-kinetics.pth of 2018); take the authors' later r3d18_* or r3d34_* files"),
-    (lambda t: any(x.ndim == 4 for x in t.values()) and not any(x.ndim == 5 for x in t.values()),
-     "this is a network for images; of these only torchvision's GoogLeNet is inflated, into backbone=i3d width=64"),
-]
+    shift = weight.flatten(2).sum(2) @ ((our_mean - mean) / std)  # (C,)
+    before = tensors.get(f"{bn}.running_mean", torch.zeros(len(weight)))
+    return {**tensors, f"{conv}.weight": (weight * (our_std / std)[:, None, None, None]).float(),
+            f"{bn}.running_mean": (before.double() - shift).float()}
 
 
 def _from_torchvision(name: str) -> Path:
@@ -342,11 +287,9 @@ def _from_torchvision(name: str) -> Path:
             weights.get_state_dict(progress=True, check_hash=True)  # leaves the file there
         return path
     except ValueError:
-        raise WeightsError(f"torchvision has no model {name!r}; googlenet, r3d_18, r2plus1d_18 and s3d fit "
-                           f"backbones here") from None
+        raise WeightsError(f"torchvision has no model {name!r}; choices: googlenet, r3d_18, r2plus1d_18, s3d") from None
     except OSError as error:
-        raise WeightsError(f"{weights.url} cannot be fetched ({error}); fetch it elsewhere and put it at {path}, or "
-                           f"name the file itself") from None
+        raise WeightsError(f"{weights.url} cannot be fetched ({error}); put it at {path}, or name the file") from None
 
 
 # ---- out
@@ -361,87 +304,70 @@ def export(run: str, to: str, private: bool = True):
 
     Either is loaded again by `pretrained=` of `finetune` and `retrieve`, or be.weights.from_pretrained.
     """
-    source = Path(run) / "backbone.safetensors"
     try:
-        with safe_open(source, framework="pt") as file:
-            about = json.loads((file.metadata() or {})["about"])
+        backbone = from_pretrained(run)
         run_config = yaml.safe_load((Path(run) / "config.yaml").read_text(encoding="utf-8"))
-    except (OSError, SafetensorError, KeyError) as error:
+    except (OSError, WeightsError) as error:
         raise WeightsError(f"{run} is not the directory of a finished run ({error})") from None
-    backbone = build(about["backbone"], about["width"])
-    load(source, backbone)
     keys = ("method", "erase", "dataset", "split", "seed", "epochs", "frames", "stride", "short_side", "size")
-    about = {"backbone": about["backbone"], "width": about["width"], "experiment": about["experiment"],
-             **{key: run_config.get(key) for key in keys}}
+    about = {**backbone.config, **{key: run_config.get(key) for key in keys}}
     if not to.startswith("hf:"):
         print(f"written to {save_pretrained(to, backbone, about)}")
         return
-    with tempfile.TemporaryDirectory() as folder:
-        save_pretrained(folder, backbone, about)
-        print(f"written to {push_to_hub(folder, to.removeprefix('hf:'), private)}")
+    from huggingface_hub import HfApi
+
+    with tempfile.TemporaryDirectory() as folder, _hub(f"{to} cannot be written"):
+        repo = to.removeprefix("hf:")
+        url = HfApi().create_repo(repo, private=private, exist_ok=True)
+        HfApi().upload_folder(repo_id=repo, folder_path=save_pretrained(folder, backbone, about))
+        print(f"written to {url}")
 
 
 def save_pretrained(folder, network: nn.Module, about: dict) -> Path:
     """Writes backbone.safetensors, config.json and a README.md. `about` says at least `backbone` and `width`."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    Path(folder).mkdir(parents=True, exist_ok=True)
     about = {**about, "dim": network.dim, "pixels": {"order": "RGB", "mean": MEAN, "std": STD}}
-    save_file({name: tensor.detach().contiguous().cpu() for name, tensor in network.state_dict().items()},
-              folder / "backbone.safetensors", {"about": json.dumps(about)})
-    (folder / "config.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-    (folder / "README.md").write_text(CARD.format(**{"method": "?", "dataset": "?", "experiment": "?", **about}),
-                                      encoding="utf-8")
-    return folder
+    write(Path(folder) / "backbone.safetensors", network, about)
+    (Path(folder) / "config.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+    (Path(folder) / "README.md").write_text(CARD.format(**about), encoding="utf-8")
+    return Path(folder)
 
 
 def from_pretrained(source) -> nn.Module:
-    """The backbone of a folder, or of a repository `USER/REPO` on the Hub, in eval mode; `.config` is its config.json.
+    """The backbone of a folder, of a run or of `save_pretrained`, or of a repository `USER/REPO` on the Hub.
 
-    All tensors must fit. Raises WeightsError if there is no such thing.
+    It is in eval mode; `.config` is what the file says about it. Raises WeightsError if there is no such thing.
     """
     folder = Path(source) if Path(source).is_dir() else _from_hub(str(source).removeprefix("hf:"))
-    try:
-        about = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        backbone = build(about["backbone"], about["width"])
-    except (OSError, ValueError, KeyError) as error:
-        raise WeightsError(f"{folder} has no config.json with `backbone` and `width` in it ({error})") from None
-    missing = load(folder, backbone)["missing"]
-    if missing:
-        raise WeightsError(f"{folder} lacks {len(missing)} tensors: {', '.join(missing[:4])}")
+    about = read_about(folder / "backbone.safetensors")
+    if not {"backbone", "width"} <= about.keys():
+        raise WeightsError(f"{folder}: backbone.safetensors does not say which `backbone` of which `width` it is")
+    backbone = build(about["backbone"], about["width"])
+    load_weights(folder / "backbone.safetensors", backbone)
     backbone.config = about
     return backbone.eval()
-
-
-def push_to_hub(folder, repo: str, private: bool = True) -> str:
-    """Uploads a folder of `save_pretrained` to `repo` (USER/REPO), made if need be. -> its address"""
-    from huggingface_hub import HfApi
-
-    try:
-        url = HfApi().create_repo(repo, private=private, exist_ok=True)
-        HfApi().upload_folder(repo_id=repo, folder_path=folder, commit_message="backbone")
-    except Exception as error:  # the client's, or of whichever HTTP library it uses
-        raise WeightsError(f"hf:{repo} cannot be written ({error}); was there a `hf auth login`?") from None
-    return str(url)
 
 
 def _from_hub(repo: str) -> Path:
     from huggingface_hub import hf_hub_download
 
+    with _hub(f"hf:{repo} cannot be fetched, and is not a folder here"):
+        return Path(hf_hub_download(repo, "backbone.safetensors")).parent
+
+
+@contextlib.contextmanager
+def _hub(what: str):
     try:
-        return [Path(hf_hub_download(repo, name)).parent for name in ("config.json", "backbone.safetensors")][-1]
-    except Exception as error:  # as above
-        raise WeightsError(f"hf:{repo} cannot be fetched, and is not a folder here: {error}") from None
+        yield
+    except Exception as error:  # the client's, or of whichever HTTP library it uses
+        raise WeightsError(f"{what}: {error}; was there a `hf auth login`?") from None
 
 
 CARD = """---
 library_name: be
 tags: [video, self-supervised, background-erasing]
 ---
-Video backbone {backbone} of width {width}, trained by `{method}` on {dataset} (experiment `{experiment}`) with
-[Background Erasing](https://arxiv.org/abs/2009.05769). What it was trained with stands in config.json.
-
-    from be.weights import from_pretrained
-
-    backbone = from_pretrained("this folder, or USER/REPO")
-    features = backbone(clips)  # (B, 3, T, S, S), RGB, normalised -> (B, {dim}, T', S', S')
+A video backbone, {backbone} of width {width}, trained by [Background Erasing](https://arxiv.org/abs/2009.05769): how,
+stands in config.json. To load it: `be.weights.from_pretrained(a folder or USER/REPO)`. It takes clips (B, 3, T, S, S),
+RGB, normalised, and returns features (B, {dim}, T', S', S').
 """

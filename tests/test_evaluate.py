@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from be import config, datasets, evaluate, runs
 from be.evaluate import accuracy
 from be.prepare import prepare
+from be.weights import read_about
 
 
 def test_accuracy_by_a_slow_count():
@@ -85,7 +86,7 @@ def test_nothing_is_tested_twice(tiny, tuned, tmp_path, monkeypatch):
     lists.write_text("".join(lists.read_text().splitlines(keepends=True)[1:]))
     assert again() == 15
     weights = load_file(path / "model.safetensors")
-    about = runs.read_about(path / "model.safetensors")
+    about = read_about(path / "model.safetensors")
     weights["head.bias"][0] += 1e-3
     save_file(weights, path / "model.safetensors", {"about": json.dumps(about)})
     assert again() == 15 and again() is None

@@ -92,9 +92,9 @@ def finished(tmp_path, name, hits, split=1, dataset="hmdb51", seed=0):
     run.save_weights("model", torch.nn.Linear(1, 1), classes=[f"class_{c}" for c in range(len(hits))])
     save_file({"probabilities": probabilities, "label": label, "ok": torch.ones(len(label), dtype=torch.bool)},
               run.path / "probabilities-test.safetensors")
-    run.save_result("result-test", {"experiment": cfg.name, "dataset": cfg.dataset, "subset": "test", "split": split,
-                                    "seed": seed, "top1": 10 * float(np.mean(hits)), "n_scored": len(label),
-                                    "n_expected": len(label)})
+    result = {"experiment": cfg.name, "dataset": cfg.dataset, "subset": "test", "split": split, "seed": seed,
+              "top1": 10 * float(np.mean(hits)), "n_scored": len(label), "n_expected": len(label)}
+    (run.path / "result-test.json").write_text(json.dumps(result))
     run.close()
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import TINY
 
-from be import config, datasets, runs, train
+from be import config, datasets, runs, train, weights
 
 
 def stub(monkeypatch, tops):
@@ -38,10 +38,10 @@ def test_the_epoch_that_is_kept(tiny, tmp_path, monkeypatch, select, epoch):
     train.finetune(config.load("demo-random", [*TINY, f"data={tiny}", f"out={tmp_path}", f"select={select}"],
                                   "finetune"))
     path = tmp_path / "demo-random/finetune-ucf101-split1-seed0"
-    about = runs.read_about(path / "model.safetensors")
+    about = weights.read_about(path / "model.safetensors")
     model = train.objectives.build("classify", train.load_backbone(config.load(
         "demo-random", TINY, "finetune")), {"frames": 8, "stride": 2, "classes": 8})
-    runs.load_weights(path / "model.safetensors", model)
+    weights.load_weights(path / "model.safetensors", model)
     assert all((p == epoch).all() for p in model.parameters())
     assert not (path / "best.safetensors").exists()
     every = {*datasets.load("ucf101", tiny, "train").paths.tolist()}

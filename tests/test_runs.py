@@ -1,19 +1,27 @@
-"""The run directory: what is written can be read, what is damaged is named, and two cannot write at once."""
+"""The run directory: what is written can be read, what is damaged is named; `status`; trackers."""
 
 import contextlib
+import importlib.util
 import json
 import multiprocessing
 import os
+import re
+import shutil
+import struct
+import subprocess
 import time
+import zlib
 from dataclasses import replace
 
 import pytest
 import torch
+from conftest import TINY, command
 from torch import nn
 
-from be import runs
+from be import config, probe, runs, train
 from be.config import load
-from be.runs import Run, RunError, load_weights, read_metrics
+from be.runs import Run, RunError, duration, read_metrics, run_state, status
+from be.weights import from_pretrained
 
 CFG = load("demo-moco-be")
 
@@ -77,7 +85,7 @@ def test_a_full_disk_leaves_what_was_there(tmp_path):
     with pytest.raises(RunError, match="backbone.safetensors could not be written .*make room"):
         run.save_weights("backbone", net)
     with pytest.raises(RunError, match=r"result-test.json could not be written \(No space left on device\)"):
-        run.save_result("result-test", {})
+        runs.write_text(tmp_path / "result-test.json", "{}")
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
     (tmp_path / "metrics.jsonl").unlink()
     (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
@@ -152,27 +160,6 @@ def test_metrics_lines(tmp_path):
     assert [(line["step"], line["loss"]) for line in read_metrics(tmp_path)] == [(1, 1.0), (2, 0.5), (3, 0.5)]
 
 
-def test_weights_load_strictly(tmp_path, capsys):
-    run = Run(tmp_path, CFG)
-    net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
-    run.save_weights("backbone", net, backbone="x", classes=["a", "b"])
-    path = tmp_path / "backbone.safetensors"
-    other = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
-    assert load_weights(path, other) == {"backbone": "x", "classes": ["a", "b"]} == runs.read_about(path)
-    assert "loaded 7 of 7 tensors" in capsys.readouterr().out
-    torch.testing.assert_close(other.state_dict(), net.state_dict())
-    for layers, said in [([nn.Linear(3, 4)], "5 unexpected: 1.bias"),
-                         ([nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1)], "2 missing: 2.bias, 2.weight"),
-                         ([nn.Linear(2, 4), nn.BatchNorm1d(4)], r"0.weight \(4, 3\) for \(4, 2\)")]:
-        with pytest.raises(RunError, match=said):
-            load_weights(path, nn.Sequential(*layers))
-    with pytest.raises(RunError, match="does not exist"):
-        load_weights(tmp_path / "nothing.safetensors", net)
-    path.write_bytes(b"no weights")
-    with pytest.raises(RunError, match="cannot be read as safetensors"):
-        load_weights(path, net)
-
-
 def test_unwritable_folder(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match="cannot be written .*out="):
@@ -205,3 +192,259 @@ def test_progress_in_a_log(capsys):
     lines = capsys.readouterr().err.splitlines()
     assert [line.split(",")[0] for line in lines] == [f"letters: {n}/26" for n in (3, 6, 9, 12, 15, 18, 21, 24, 26)]
     assert lines[-1].endswith("about 0 s left")
+
+
+# ---- a run directory of b80e8fa, written by hand
+
+CONFIG = """
+{name: demo-moco-be, out: OUT, seed: 0, recipe: paper, synthetic: false, data: data/demo, dataset: ucf101, split: 1,
+  subset: test, workers: 1, cache_gb: 1.0, short_side: 40, size: 32, frames: 16, stride: 2, static: false, rotate: 10.0,
+  jitter: [0.12, 0.12, 0.12, 0.05], jitter_ops: all, backbone: c3d, width: 1, pool: avg, dropout: 0.0, pretrained: null,
+  method: moco, erase: intra-video-frame, gamma: 0.3, beta: 1.0, be_norm: mean, erase_side: key, hard_negative: true,
+  hard_negative_encoder: momentum, dim: 128, K: 256, m: 0.97, temperature: 0.15, epochs: 10, batch_size: 32,
+  accumulate: 1, bn_group: 8, lr: 0.01, lr_steps: [8.0], lr_factor: 0.1, momentum: 0.9, weight_decay: 0.0005,
+  precision: fp32, checkpointing: false, compile: false, test_clips: 10, select: last, scene: median, protocol: paper,
+  memory_gb: 2.0, log_every: 20, save_every: 500, keep: 2, tracker: none, probe_every: 0}
+"""
+METRICS = """\
+{"step": 20, "epoch": 2.5, "loss": 4.5, "lr": 0.01, "clips_per_s": 64.0, "data_wait": 0.1, "skipped": 0, "seconds": 9.0}
+{"step": 20, "epoch": 2.5, "probe_knn": 12.5}
+{"step": 40, "epoch": 5.0, "loss": 4.25, "lr": 0.01, "clips_per_s": 64.0, "data_wait": 0.1, "skipped": 0, "seconds": 18}
+{"step": 60, "epo"""
+
+
+def by_hand(path):
+    """c3d of width 1 as safetensors, byte by byte: the length of the header, the header, the numbers."""
+    tensors, c_in = {}, 3
+    for name, c in {"1": 1, "2": 2, "3a": 4, "3b": 4, "4a": 8, "4b": 8, "5a": 8, "5b": 8}.items():
+        tensors[f"conv{name}.weight"] = torch.randn(c, c_in, 3, 3, 3)
+        tensors |= {f"bn{name}.{key}": torch.rand(c) for key in ("weight", "bias", "running_mean", "running_var")}
+        tensors[f"bn{name}.num_batches_tracked"] = torch.tensor(60)
+        c_in = c
+    about = {"backbone": "c3d", "width": 1, "experiment": "demo-moco-be", "manifest_hash": None, "git_sha": "b80e8fa"}
+    header, data = {"__metadata__": {"about": json.dumps(about)}}, b""
+    for name, x in tensors.items():
+        header[name] = {"dtype": "F32" if x.is_floating_point() else "I64", "shape": list(x.shape),
+                        "data_offsets": [len(data), len(data) + x.nbytes]}
+        data += x.numpy().tobytes()
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data)
+    return tensors
+
+
+def test_a_run_directory_of_before_stays_readable(tmp_path, capsys):
+    path = tmp_path / "demo-moco-be/pretrain-seed0"
+    (path / "checkpoint").mkdir(parents=True)
+    (path / "config.yaml").write_text(CONFIG)
+    (path / "metrics.jsonl").write_text(METRICS)
+    torch.save({"step": 40, "objective": {"w": torch.ones(2)}, "skipped": 0, "recent": []}, path / "x")
+    crc = zlib.crc32((path / "x").read_bytes())
+    (path / "x").rename(path / f"checkpoint/step-00000040-{crc:08x}.pt")
+    (path / "result-test.json").write_text('{"top1": 50.0, "n_scored": 2}')
+
+    assert run_state(path)[:5] == ("demo-moco-be", "pretrain-seed0", "stopped", "40/80", "4.2500")
+    cfg = load(str(path / "config.yaml"))
+    assert (cfg.erase, cfg.K, cfg.width, cfg.lr_steps) == ("intra-video-frame", 256, 1, [8.0])
+    run = Run(path, cfg)  # the same command goes on
+    assert run.latest()["objective"]["w"].tolist() == [1, 1]
+    assert [line["step"] for line in run.metrics()] == [20, 20, 40]
+    run.close()
+    with pytest.raises(RunError, match=r"another config \(gamma: 0.3 -> 0.5\)"):
+        Run(path, replace(cfg, gamma=0.5))
+    assert runs.read_results(tmp_path) == [{"top1": 50.0, "n_scored": 2, "path": str(path)}]
+
+    tensors = by_hand(path / "backbone.safetensors")
+    backbone = from_pretrained(path)
+    assert "loaded 40 of 40 tensors" in capsys.readouterr().out and backbone.config["git_sha"] == "b80e8fa"
+    assert all(torch.equal(tensors[name], x) for name, x in backbone.state_dict().items()) and len(tensors) == 48
+    assert run_state(path)[2] == "done"
+
+
+# ---- which runs are alive
+
+BEGUN = load("demo-moco-be", ["epochs=10", "batch_size=32"])
+EVERY = 120.0  # seconds between the lines written below
+
+
+def begun(folder, steps=(20, 40), per_epoch=25):
+    run = Run(folder / "demo-moco-be/pretrain-seed0", BEGUN)
+    for step in steps:
+        run.log(step=step, epoch=step / per_epoch, loss=1 / step, lr=0.1, clips_per_s=4.0, seconds=EVERY * step / 20)
+    return run
+
+
+def test_a_running_one(tmp_path):
+    run = begun(tmp_path)
+    run.save(40, objective={})
+    run.log(step=50, epoch=2.0, probe_knn=12.5)
+    now = time.time() + 60
+    os.utime(run.path / "metrics.jsonl", (now, now))
+    os.utime(run.checkpoints()[-1], (now - 300, now - 300))
+    # 250 steps in all; the 210 left are 210 * 32 clips at 4 a second
+    assert run_state(run.path, now) == ("demo-moco-be", "pretrain-seed0", "running", "40/250", "0.0250", "28 min",
+                                   "step 40, 5 min ago")
+    run.close()
+
+
+def test_a_total_that_is_rounded_in_the_log(tmp_path):
+    run = begun(tmp_path, steps=(7,), per_epoch=3913)
+    assert run_state(run.path)[3] == "7/39130"
+    run.close()
+
+
+def test_stale_is_a_lock_and_no_line_for_long(tmp_path):
+    run = begun(tmp_path)
+    last = (run.path / "metrics.jsonl").stat().st_mtime
+    states = {later: run_state(run.path, last + later)[2] for later in (0, 601, 10 * EVERY - 5, 10 * EVERY + 5)}
+    assert list(states.values()) == ["running", "running", "running", "stale"]
+    run.close()
+    assert run_state(run.path, last + 9999)[2] == "stopped"
+
+
+def test_before_the_first_line(tmp_path):
+    run = begun(tmp_path, steps=())
+    assert run_state(run.path)[2:] == ("running", "-", "-", "-", "-")
+    assert run_state(run.path, time.time() + 700)[2] == "stale"
+    run.close()
+    assert run_state(run.path)[2] == "stopped"
+
+
+def test_done(tmp_path):
+    run = begun(tmp_path)
+    run.close()
+    (run.path / "backbone.safetensors").write_bytes(b"")
+    assert run_state(run.path)[2] == "done"
+
+
+def test_asking_does_not_stop_a_run_from_starting(tmp_path):
+    run = begun(tmp_path)
+    run.close()
+    run_state(run.path)
+    Run(run.path, BEGUN).close()
+
+
+def test_the_list(tmp_path, capsys):
+    status(out=str(tmp_path))
+    assert f"no runs in {tmp_path}" in capsys.readouterr().out
+    begun(tmp_path).close()
+    Run(tmp_path / "another-with-a-longer-name/finetune-ucf101-split1-seed0", BEGUN).close()
+    status(out=str(tmp_path))
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3 and len({line.find(" stopped ") for line in lines[1:]}) == 1  # aligned
+    assert lines[0].index("state") == lines[1].index("stopped")
+    status(out=str(tmp_path), names="demo-*")
+    assert "another" not in capsys.readouterr().out
+
+
+def test_a_live_process_and_its_end(tiny, tmp_path, capsys):
+    words = ["pretrain", "--cfg", "demo-moco-be", f"data={tiny}", f"out={tmp_path}", *TINY, "epochs=500"]
+    process = subprocess.Popen(**command(*words), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    path = tmp_path / "demo-moco-be/pretrain-seed0"
+    for _ in range(1200):
+        if len(read_metrics(path)) > 5 or process.poll() is not None:
+            break
+        time.sleep(0.05)
+    status(out=str(tmp_path))
+    said = capsys.readouterr().out
+    assert re.search(r"demo-moco-be +pretrain-seed0 +running +\d+/2000 +\d\.\d{4} +[\d.]+ (s|min|h)", said)
+    process.kill()
+    process.wait()
+    status(out=str(tmp_path))
+    assert re.search(r"pretrain-seed0 +stopped +\d+/2000 +\d\.\d{4} +- +step \d+, \d+ s ago", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("seconds, said", [(0.4, "0 s"), (89, "89 s"), (90, "2 min"), (5000, "83 min"), (5400, "1.5 h"),
+                                           (100_000, "27.8 h"), (200_000, "2.3 days")])
+def test_duration(seconds, said):
+    assert duration(seconds) == said
+
+
+# ---- trackers: what metrics.jsonl holds goes to them, too, number by number
+
+WORDS = [*TINY, "epochs=1", "log_every=2", "probe_every=1"]
+
+
+def demo(tiny, out, *words):
+    return config.load("demo-moco-be", [*WORDS, f"data={tiny}", f"out={out}", *words])
+
+
+class Notes:
+    """Takes part in Accelerate as its trackers do."""
+
+    name, requires_logging_directory = "notes", False
+
+    def __init__(self):
+        self.said, self.finished = [], False
+
+    def log(self, values, step):
+        self.said.append({"step": step, **values})
+
+    def finish(self):
+        self.finished = True
+
+
+def test_a_tracker_is_told_what_the_log_is(tiny, tmp_path, monkeypatch):
+    notes, make = Notes(), runs.make_accelerator
+    def accelerator(cfg):
+        made = make(cfg)
+        made.trackers = [notes]
+        return made
+    monkeypatch.setattr(train, "make_accelerator", accelerator)
+    train.pretrain(demo(tiny, tmp_path))
+    lines = read_metrics(tmp_path / "demo-moco-be/pretrain-seed0")
+    assert len(lines) == 3 and notes.finished  # at steps 2 and 4, and the probe's
+    assert [{k: round(v, 6) for k, v in said.items()} for said in notes.said] == lines
+
+
+def test_a_run_of_wandb_is_one_directory_and_one_beginning(tiny, tmp_path, monkeypatch):
+    """Its id comes back when a run goes on; a run of the same name elsewhere, or begun anew, has another."""
+    told = []
+
+    class Told(runs.Accelerator):
+        def __init__(self, log_with, **how):
+            super().__init__(**how)
+
+        def init_trackers(self, project, config, how):
+            told.append(how["wandb"])
+
+    monkeypatch.setattr(runs, "Accelerator", Told)
+    monkeypatch.setattr(runs, "get_available_trackers", lambda: ["wandb"])
+
+    def pretrain(out, *words):
+        monkeypatch.setattr(train, "Probe", Stop if "stop" in words else probe.Probe)
+        with contextlib.suppress(KeyboardInterrupt):
+            train.pretrain(demo(tiny, tmp_path / out, "tracker=wandb", "epochs=2", "save_every=1"))
+        return told[-1]["id"]
+
+    class Stop(probe.Probe):
+        def __call__(self, epoch):
+            raise KeyboardInterrupt
+
+    first = pretrain("a", "stop")
+    assert pretrain("a") == first and len(told) == 2
+    assert pretrain("b") != first
+    shutil.rmtree(tmp_path / "a")
+    assert pretrain("a") != first
+    assert {(one["name"], one["resume"]) for one in told} == {("demo-moco-be-pretrain-seed0", "allow")}
+
+
+@pytest.mark.parametrize("tracker", ["tensorboard", "wandb"])
+def test_a_package_that_is_missing(tiny, tmp_path, tracker, monkeypatch):
+    monkeypatch.setattr(runs, "get_available_trackers", lambda: [])
+    with pytest.raises(RunError, match=f"tracker={tracker} needs .*pip install {tracker}"):
+        train.pretrain(demo(tiny, tmp_path, f"tracker={tracker}"))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("tensorboard"), reason="tensorboard is not installed")
+def test_tensorboard(tiny, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    train.pretrain(demo(tiny, tmp_path, "tracker=tensorboard"))
+    path = tmp_path / "demo-moco-be/pretrain-seed0"
+    (events,) = path.glob("be/events*")
+    found = EventAccumulator(str(events)).Reload()
+    for key in ("loss", "positive", "lr"):
+        ours = [(line["step"], line[key]) for line in read_metrics(path) if key in line]
+        theirs = [(point.step, point.value) for point in found.Scalars(key)]
+        assert theirs == [(step, pytest.approx(value, abs=1e-5)) for step, value in ours]
