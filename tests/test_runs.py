@@ -244,7 +244,7 @@ def test_a_run_directory_of_before_stays_readable(tmp_path, capsys):
 
     assert run_state(path)[:5] == ("demo-moco-be", "pretrain-seed0", "stopped", "40/80", "4.2500")
     cfg = load(str(path / "config.yaml"))
-    assert (cfg.erase, cfg.K, cfg.width, cfg.lr_steps) == ("intra-video-frame", 256, 1, [8.0])
+    assert (cfg.erase, cfg.erase_side, cfg.width, *cfg.lr_steps) == ("intra-video-frame", "key", 1, 8.0)
     run = Run(path, cfg)  # the same command goes on
     assert run.latest()["objective"]["w"].tolist() == [1, 1]
     assert [line["step"] for line in run.metrics()] == [20, 20, 40]
