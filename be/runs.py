@@ -282,9 +282,6 @@ def duration(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
-# ---- small tools
-
-
 def git_sha() -> str:
     """The commit of the code, with `+` when the tree has changes; `unknown` outside a repository."""
     def git(*args):
@@ -346,7 +343,7 @@ def progress(work, total: int, what: str):
 
 
 class Clock:
-    """Shares of wall time: `with clock("data"): ...`; and how many were done in it: `clock.count += 8`."""
+    """Shares of wall time: `with clock("data"): ...`; how many were done in it: `clock.count += 8`."""
 
     def __init__(self):
         self.since, self.count = time.perf_counter(), 0

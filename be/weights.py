@@ -17,12 +17,13 @@ import re
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 import yaml
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -37,7 +38,13 @@ class WeightsError(UserError, ValueError):
     """Weights that are absent, unsafe or do not fit; the message says what was found and what to do."""
 
 
-# ---- files of ours
+@contextlib.contextmanager
+def refused(what: str):
+    """Turns what a library raises in here into a WeightsError that begins with `what`."""
+    try:
+        yield
+    except Exception as error:  # safetensors' and the Hub's own, and those of whichever HTTP library it uses
+        raise WeightsError(f"{what}: {error}") from None
 
 
 def write(path: Path, module: nn.Module, about: dict) -> None:
@@ -48,13 +55,10 @@ def write(path: Path, module: nn.Module, about: dict) -> None:
 
 def read_about(path: Path) -> dict:
     """What `write` was told about the file, without reading its tensors. Raises WeightsError where there is none."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            return json.loads((file.metadata() or {}).get("about", "{}"))
-    except FileNotFoundError:
-        raise WeightsError(f"{path} does not exist; the stage that writes it has not been run to its end") from None
-    except (SafetensorError, OSError) as error:
-        raise WeightsError(f"{path} cannot be read as safetensors: {error}") from None
+    if not Path(path).exists():
+        raise WeightsError(f"{path} does not exist; the stage that writes it has not been run, or not to its end")
+    with refused(f"{path} cannot be read as safetensors"), safe_open(path, framework="pt") as file:
+        return json.loads((file.metadata() or {}).get("about", "{}"))
 
 
 def load_weights(path: Path, module: nn.Module) -> dict:
@@ -62,9 +66,6 @@ def load_weights(path: Path, module: nn.Module) -> dict:
     about = read_about(path)
     load(path, module, strict=True)
     return about
-
-
-# ---- files of others
 
 
 def find(source: str) -> Path | None:
@@ -138,15 +139,14 @@ def read(path: Path) -> Tensors:
     Raises WeightsError where torch.load would have to run code from the file.
     """
     path = Path(path) / "backbone.safetensors" if Path(path).is_dir() else Path(path)
-    try:
-        if path.suffix == ".safetensors":
+    if not path.exists():
+        raise WeightsError(f"{path} does not exist")
+    if path.suffix == ".safetensors":
+        with refused(f"{path} cannot be read as safetensors"):
             return load_file(path)
+    try:
         with torch.serialization.safe_globals([argparse.Namespace]):  # options of scripts: values, not code
             return dict(_flatten(torch.load(path, map_location="cpu", weights_only=True)))
-    except FileNotFoundError:
-        raise WeightsError(f"{path} does not exist") from None
-    except SafetensorError as error:
-        raise WeightsError(f"{path} cannot be read as safetensors: {error}") from None
     except Exception as error:  # of what is not a checkpoint, the unpickler raises nearly anything
         found = re.search(r"GLOBAL (\S+)", str(error))
         reason = f"it wants to build a {found[1]}" if found else f"{type(error).__name__}: {str(error).split('. ')[0]}"
@@ -185,21 +185,19 @@ def _best_fit(tensors: Tensors, wanted: Tensors) -> tuple[str, str, Tensors]:
 # ---- whose names they are
 
 
-def by_place(theirs: str, ours: str) -> Callable[[Tensors], Tensors]:
-    """torchvision's network under our names: it has the same tensors in the same order, and its head behind them."""
-    def renamed(tensors: Tensors) -> Tensors:
-        from torchvision.models import get_model  # takes a second, and few ask for it
+def by_place(theirs: str, ours: str, tensors: Tensors) -> Tensors:
+    """torchvision's network under our names: it has the same tensors in the same order, and its head behind them.
 
-        options = {"aux_logits": False, "init_weights": False} if theirs == "googlenet" else {}
-        with torch.device("meta"):
-            names = dict(zip(get_model(theirs, **options).state_dict(), build(ours).state_dict(), strict=False))
-        return {names.get(name, name): inflate(tensor) for name, tensor in tensors.items()}
-    return renamed
+    Of GoogLeNet a k x k kernel becomes k of them in time, each 1/k (Carreira & Zisserman 2017), so that a video of one
+    repeated frame has the features of the frame.
+    """
+    from torchvision.models import get_model  # takes a second, and few ask for it
 
-
-def inflate(x: Tensor) -> Tensor:
-    """Carreira & Zisserman 2017: a k x k kernel becomes k in time, each 1/k, so that a frozen video is as its frame."""
-    return x[:, :, None].expand(-1, -1, x.shape[-1], -1, -1) / x.shape[-1] if x.ndim == 4 else x
+    options = {"aux_logits": False, "init_weights": False} if theirs == "googlenet" else {}
+    with torch.device("meta"):
+        names = dict(zip(get_model(theirs, **options).state_dict(), build(ours).state_dict(), strict=False))
+    return {names.get(name, name): x[:, :, None].expand(-1, -1, x.shape[-1], -1, -1) / x.shape[-1] if x.ndim == 4 else x
+            for name, x in tensors.items()}
 
 
 def branches(tensors: Tensors) -> Tensors:
@@ -239,10 +237,10 @@ KINETICS = ((0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989))  # torch
 HARA = ((0.4345, 0.4051, 0.3775), (0.2768, 0.2713, 0.2737))
 PORT = ("conv3d_1a_7x7.conv3d.weight", "conv3d_0c_1x1.conv3d.weight")
 NAMINGS: dict[str, Naming] = {  # of equal fits the first wins: `same` knows nothing of pixels
-    "googlenet": Naming(("inception3a.branch1.conv.weight",), by_place("googlenet", "i3d"), UNIT),
-    "torchvision-r2plus1d": Naming(("stem.3.weight",), by_place("r2plus1d_18", "r2plus1d18"), KINETICS),
-    "torchvision-r3d": Naming(("stem.0.weight",), by_place("r3d_18", "r3d18tv"), KINETICS),
-    "torchvision-s3d": Naming(("features.5.branch0.0.weight",), by_place("s3d", "s3d"), KINETICS, 1e-3),
+    "googlenet": Naming(("inception3a.branch1.conv.weight",), partial(by_place, "googlenet", "i3d"), UNIT),
+    "torchvision-r2plus1d": Naming(("stem.3.weight",), partial(by_place, "r2plus1d_18", "r2plus1d18"), KINETICS),
+    "torchvision-r3d": Naming(("stem.0.weight",), partial(by_place, "r3d_18", "r3d18tv"), KINETICS),
+    "torchvision-s3d": Naming(("features.5.branch0.0.weight",), partial(by_place, "s3d", "s3d"), KINETICS, 1e-3),
     # DeepMind's I3D, in the widespread port (`rgb_imagenet.pt`) and in another one
     "i3d-port": Naming(("logits.conv3d.weight", "Conv3d_1a_7x7.conv3d.weight"), pixels=UNIT),
     "i3d-branches-port": Naming(PORT, branches, UNIT, 1e-5),
@@ -316,7 +314,7 @@ def export(run: str, to: str, private: bool = True):
         return
     from huggingface_hub import HfApi
 
-    with tempfile.TemporaryDirectory() as folder, _hub(f"{to} cannot be written"):
+    with tempfile.TemporaryDirectory() as folder, refused(f"{to} cannot be written (was there a `hf auth login`?)"):
         repo = to.removeprefix("hf:")
         url = HfApi().create_repo(repo, private=private, exist_ok=True)
         HfApi().upload_folder(repo_id=repo, folder_path=save_pretrained(folder, backbone, about))
@@ -351,16 +349,8 @@ def from_pretrained(source) -> nn.Module:
 def _from_hub(repo: str) -> Path:
     from huggingface_hub import hf_hub_download
 
-    with _hub(f"hf:{repo} cannot be fetched, and is not a folder here"):
+    with refused(f"hf:{repo} cannot be fetched, and is not a folder here"):
         return Path(hf_hub_download(repo, "backbone.safetensors")).parent
-
-
-@contextlib.contextmanager
-def _hub(what: str):
-    try:
-        yield
-    except Exception as error:  # the client's, or of whichever HTTP library it uses
-        raise WeightsError(f"{what}: {error}; was there a `hf auth login`?") from None
 
 
 CARD = """---

@@ -347,14 +347,6 @@ def test_coclr(tmp_path, module, c_in, capsys):
         assert (outputs(networks[other][0], clips) - expected).abs().max() > 0.1
 
 
-def test_coclr_fine_tuned(tmp_path):
-    network = nn.ModuleDict({"backbone": encoder(1)[0], "final_fc": nn.Sequential(nn.Dropout(), nn.Linear(128, 101))})
-    ours = fresh("s3d", 8)
-    report = load(saved(tmp_path, {"epoch": 9, "state_dict": network.state_dict()}), ours)
-    assert (report["prefix"], report["missing"]) == ("state_dict.backbone.", [])
-    assert torch.equal(ours.Mixed_4f.branch2[1].conv1.weight, network["backbone"].Mixed_4f.branch2[1].conv1.weight)
-
-
 def test_s3d_elsewhere_and_s3d_with_gates_are_refused(tmp_path):
     """S3D-G has all tensors of S3D, and more: that they would all fit is no reason to take them."""
     with pytest.raises(WeightsError, match=r"gating_b0\.fc\.weight.*fits no backbone here"):
@@ -565,7 +557,7 @@ def test_the_hub(tmp_path, monkeypatch, capsys):
         raise ConnectError("Name or service not known")
     monkeypatch.setattr(hub.HfApi, "create_repo", offline)
     monkeypatch.setattr(hub, "hf_hub_download", offline)
-    with pytest.raises(WeightsError, match="cannot be written: Name or service not known"):
+    with pytest.raises(WeightsError, match="hf:me/mine cannot be written .*: Name or service not known"):
         weights.export(str(run), "hf:me/mine")
     with pytest.raises(WeightsError, match="cannot be fetched.*Name or service not known"):
         from_pretrained("me/mine")
