@@ -39,12 +39,11 @@ from be.augment import Draws, crop, denormalise, normalise
 from be.config import Config, ConfigError, choose
 from be.erase import draw_frame
 from be.evaluate import features, load_classifier, load_list, over_videos, spread_clips
-from be.jobs import watch
 from be.page import markdown
 from be.plots import COLOURS, pyplot, save
 from be.probe import linear
 from be.report import number, spread
-from be.runs import RunError, make_accelerator, provenance, write_text
+from be.runs import RunError, make_accelerator, progress, provenance, write_text
 from be.video import Reader, VideoError, encode, even_clips
 from be.weights import find, read
 
@@ -403,7 +402,7 @@ def crop_all(root: Path, target: Path, paths: list[bytes], detect: Detector, how
     copies = {path: Path(target, "actor-hmdb51", *os.fsdecode(path).split("/")[-2:]) for path in paths}  # CLASS/NAME
     logs = {path: copy.with_suffix(".json") for path, copy in copies.items()}
     mine = paths[accelerator.process_index :: accelerator.num_processes]
-    for path in watch(mine, len(mine), "cropping") if accelerator.is_main_process else mine:
+    for path in progress(mine, len(mine), "cropping") if accelerator.is_main_process else mine:
         if not logs[path].exists():
             line = crop_video(root / os.fsdecode(path), copies[path], partial(detect, path))
             write_text(logs[path], json.dumps(line))
