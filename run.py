@@ -30,7 +30,7 @@ VERBS = {
     "synth": ("be.synthetic", "synth", None, "run.py synth root=data/demo scene_bias=0.9"),
     "prepare": ("be.prepare", "prepare", "dataset", "run.py prepare --cfg ucf101 data=data"),
     "actors": ("be.bias", "actors", None, "run.py actors data=data"),
-    "plan": ("be.plan", "plan", "pretrain,finetune,retrieve", "run.py plan --cfg table1-moco-be batch_size=32"),
+    "plan": ("be.train", "plan", "pretrain,finetune", "run.py plan --cfg table1-moco-be batch_size=32"),
     "pretrain": ("be.train", "pretrain", "pretrain", "run.py pretrain --cfg demo-moco-be seed=1"),
     "finetune": ("be.train", "finetune", "finetune", "run.py finetune --cfg table1-moco-be dataset=hmdb51 split=1"),
     "evaluate": ("be.evaluate", "evaluate", "finetune", "run.py evaluate --cfg demo-moco-be subset=swapped"),

@@ -11,24 +11,32 @@ import contextlib
 import dataclasses
 import inspect
 import math
+import shutil
 import signal
 import sys
 import time
+import weakref
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.func import functional_call
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from be import backbones, datasets, objectives
 from be.augment import Draws, apply_view, draw_view
-from be.config import Config, ConfigError, experiments
+from be.config import Config, ConfigError, choose, experiments
 from be.evaluate import accuracy, classify, load_backbone
 from be.probe import Probe
-from be.runs import Clock, Run, RunError, make_accelerator, provenance, run_dir, tracking
+from be.runs import Clock, Run, RunError, duration, make_accelerator, provenance, run_dir, tracking
 from be.video import static_clips
 from be.weights import load_weights
 
@@ -464,3 +472,137 @@ class Best:
         if round(top1, 6) > max(before, default=-1):  # as rounded in the log; of equals, the first
             self.run.save_weights("best", self.objective, **self.about, epoch=epoch, holdout_top1=top1)
         return {"holdout_top1": top1}
+
+
+# ---- what a run costs
+
+GIB = 2**30
+# Dense 16-bit peak in TFLOP/s, as the makers state it, and the share of it that 3-D networks are assumed to reach
+GPUS, SHARE = {"V100": 125, "RTX 4090": 165, "A100": 312, "H100": 989}, 0.15
+
+
+def plan(pretrain: Config, finetune: Config):
+    """plan: say what an experiment costs: steps, hours, memory, disk
+
+    Of its pre-training, or where it takes its backbone from, and of one fine-tuning, for the devices of this launch;
+    keys count as they would in these verbs. Memory and arithmetic are counted on the real objective with tensors that
+    have shapes and no numbers. Time is estimated from that, without decoding: a run's log says what it really takes.
+    """
+    accelerator = make_accelerator(pretrain)
+    accelerator.print(f"{pretrain.name}: {experiments().get(pretrain.name, {}).get('about', 'no entry of its own')}")
+    source = pretrain.pretrained
+    if source == "self":
+        accelerator.print("\n" + "\n".join(plan_stage("pretrain", pretrain, accelerator)))
+    else:
+        file = run_dir(pretrain, "pretrain", source) / "backbone.safetensors"
+        made = source in experiments() and not file.exists()
+        accelerator.print(f"pretrain: not needed, the backbone is {source}" + (
+            f"; {file} is missing, `run.py plan --cfg {source}` says what it costs" if made else ""))
+    accelerator.print("\n" + "\n".join(plan_stage("finetune", finetune, accelerator)))
+
+
+def plan_stage(stage: str, cfg: Config, accelerator: Accelerator) -> list[str]:
+    """The plan of one stage as text."""
+    n, classes, data = count_videos(cfg)
+    world = accelerator.num_processes
+    check_batch(cfg, n, world)
+    each, steps = cfg.batch_size // world // cfg.accumulate, cfg.epochs * (n // cfg.batch_size)
+    flop, memory, state = count_step(cfg, classes, each)
+    total = world * cfg.accumulate * flop * steps
+    hours = ", ".join(f"{gpu} {duration(total / (SHARE * peak * 1e12))}" for gpu, peak in GPUS.items())
+    out = next(p for p in (Path(cfg.out).absolute(), *Path(cfg.out).absolute().parents) if p.exists())
+    return [
+        f"{stage}: {cfg.method}{f', erase {cfg.erase}' if cfg.erase != 'none' else ''} on {cfg.backbone} of width "
+        f"{cfg.width}, {cfg.frames} frames of stride {cfg.stride} at {cfg.size} pixels",
+        f"  data     {data}",
+        f"  steps    {cfg.epochs} epochs of {n // cfg.batch_size}: {steps}",
+        f"  batch    {cfg.batch_size} = {world} device(s) x {cfg.accumulate} part(s) x {each}, "
+        f"BatchNorm over {cfg.bn_group or each}",
+        f"  lr       {cfg.lr:g} for the batch of {cfg.batch_size}, on any number of devices, {describe_schedule(cfg)}",
+        *(f"  warning  {problem}" for problem in schedule_problems(cfg)),
+        f"  memory   {memory / GIB:.1f} GiB a device, in {cfg.precision}"
+        f"{', activations recomputed' if cfg.checkpointing else '; checkpointing=true needs less'}",
+        f"  time     of one device at {SHARE:.0%} of its peak: {hours}; {total / steps / 1e12:.3g} TFLOP a step",
+        f"  disk     {(cfg.keep + 1) * state / GIB:.2f} GiB in {cfg.out}, {shutil.disk_usage(out).free / GIB:.0f} free",
+    ]
+
+
+def count_videos(cfg: Config) -> tuple[int, int, str]:
+    """(videos of the training list, classes, a line about them); the official numbers where the data are not there."""
+    source, where = choose(datasets.DATASETS, cfg.dataset, "dataset"), Path(cfg.data) / cfg.dataset
+    try:
+        samples = datasets.load(cfg.dataset, cfg.data, "train", cfg.split)
+        return len(samples), len(samples.classes), f"{cfg.dataset}, split {cfg.split} in {where}: {len(samples)} videos"
+    except datasets.DatasetMissing:
+        if ("train", cfg.split) not in source.expected:
+            raise
+    n = source.expected["train", cfg.split]
+    return n, source.classes, f"{cfg.dataset}, split {cfg.split}: MISSING in {where}; officially {n} videos"
+
+
+def random_step(cfg: Config, classes: int, clips: int):
+    """The objective in groups that `clips` allow, and its arguments, made when called: random clips on the device."""
+    group = cfg.bn_group if cfg.bn_group and clips % cfg.bn_group == 0 else 0
+    backbone = backbones.build(cfg.backbone, cfg.width, cfg.checkpointing)
+    options = {**dataclasses.asdict(cfg), "classes": classes, "bn_group": group}
+    objective = objectives.build(cfg.method, backbone, options).train()
+    K, T = objective.sampler(1000, np.random.default_rng(0)).shape
+
+    def arguments(device="cpu", step=0):
+        H, W = max(cfg.short_side, cfg.size), max(cfg.short_side, cfg.size) * 4 // 3
+        frames = torch.randint(256, (clips, K, T, H, W, 3), dtype=torch.uint8, device=device)
+        size = torch.tensor([[H, W]], device=device).repeat(clips, 1)
+        index, draws = torch.arange(clips, device=device), Draws(cfg.seed, step, device=device)
+        batch = datasets.Batch(frames, size, index % classes, index, None, None)
+        views = make_views(batch, objective.views, draws, cfg, objective.flips_together)
+        return views, batch.label, batch.index, draws
+
+    return objective, arguments
+
+
+def count_step(cfg: Config, classes: int, clips: int) -> tuple[float, float, float]:
+    """(FLOP, bytes at the peak, bytes of a checkpoint) of a step of `clips` on one device, without computing it.
+
+    A multiply and an add are two. The peak holds weights, gradients, momentum, activations and views.
+    """
+    objective, arguments = random_step(cfg, classes, clips)
+    half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(cfg.precision)
+    momentum = 4 * sum(p.numel() for p in objective.parameters() if p.requires_grad)  # gradients are counted
+    flops, live = FlopCounterMode(display=False), Live()
+    for counter in (flops, live):  # one after the other: the counter of FLOP keeps what checkpointing would free
+        with (FakeTensorMode(allow_non_fake_inputs=True) as fake, counter,
+              torch.autocast("cpu", half or torch.bfloat16, enabled=half is not None)):
+            tensors = {**dict(objective.named_parameters()), **dict(objective.named_buffers())}
+            tensors = {name: fake.from_tensor(tensor) for name, tensor in tensors.items()}
+            if counter is live:
+                live.hold(*tensors.values())
+                state = live.now
+            functional_call(objective, tensors, arguments())[0].backward()
+    return flops.get_total_flops(), live.peak + momentum, state + momentum
+
+
+class Live(TorchDispatchMode):
+    """Counts the bytes of tensors that are alive: `now`, and at the `peak`."""
+
+    def __init__(self):
+        super().__init__()
+        self.now = self.peak = 0
+        self.storages: dict[int, weakref.ref] = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        self.hold(*(tensor for tensor in tree_leaves(out) if isinstance(tensor, torch.Tensor)))
+        return out
+
+    def hold(self, *tensors):
+        for tensor in tensors:
+            storage = tensor.untyped_storage()
+            key, nbytes = storage._cdata, storage.nbytes()
+            if key not in self.storages:
+                self.storages[key] = weakref.ref(storage, lambda _, key=key, nbytes=nbytes: self.drop(key, nbytes))
+                self.now += nbytes
+                self.peak = max(self.peak, self.now)
+
+    def drop(self, key: int, nbytes: int):
+        del self.storages[key]
+        self.now -= nbytes
