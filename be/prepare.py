@@ -3,7 +3,7 @@
     run.py prepare --cfg ucf101                                    a manifest and a report
     run.py prepare --cfg ucf101 transcode=true short_side=128    and data-128/ucf101, a copy that decodes fast
 
-In DATA/NAME this leaves `manifest.npz` (what is in it: be/manifest.py), `prepare-report.txt` and
+In DATA/NAME this leaves `manifest.npz` (what is in it: `datasets.Manifest`), `prepare-report.txt` and
 `prepare-journal.jsonl`, a line per file. Stop it, kill it, add files: the next run looks at what is new or changed.
 """
 
@@ -21,8 +21,8 @@ from typing import Literal
 
 import numpy as np
 
-from be import manifest
 from be.config import UserError, choose
+from be.datasets import DATASETS, MANIFEST, DatasetMissing, Manifest
 from be.jobs import run, watch
 from be.transcode import FULL, copy_dataset
 from be.video import Reader, VideoError
@@ -43,9 +43,7 @@ def prepare(dataset: str, data: str = "data", check: Literal["decode", "packets"
         H.264 with a key frame at every `gop`th frame, the short side at `short_side` px unless it is smaller.
     workers: processes; by default one per core.
     """
-    from be import datasets  # here, since the processes that look at files can do without torch
-
-    source = choose(datasets.DATASETS, dataset, "dataset")
+    source = choose(DATASETS, dataset, "dataset")
     root = Path(data).expanduser().absolute() / dataset
     try:
         records, amiss = survey(source, root, check, shortest, workers)
@@ -126,7 +124,7 @@ def examine(root, check, path) -> Record:
             if check == "decode":
                 video.decode(np.arange(video.frames), short_side=16)
         record.digest, record.problem = digest(file), cut_short(file)
-        record.index = base64.b64encode(manifest.pack(index.order, index.pts, index.key)).decode()
+        record.index = base64.b64encode(index.pack()).decode()
         record.fps, record.width, record.height, record.codec = info.fps, info.width, info.height, info.codec
         record.frames = info.frames
     except VideoError as error:
@@ -183,8 +181,6 @@ def _vint(data, at) -> tuple[int, int]:
 
 def survey(source, root, check, shortest, workers) -> tuple[list[Record], int]:
     """Looks at all files of all lists and writes manifest and report. Returns the records and how much is amiss."""
-    from be.datasets import DatasetMissing
-
     lists, notes = {}, []
     amiss = {kind: [] for kind in ("wrong lists", "missing", "unreadable", "cut short", "too short")}
     for subset, split in source.subsets(root):
@@ -221,10 +217,9 @@ def survey(source, root, check, shortest, workers) -> tuple[list[Record], int]:
     amiss |= same_content(records, lists)
 
     write_manifest(root, records, lists)
-    table = manifest.Manifest.read(root)
+    table = Manifest.read(root)
     for (subset, split), (samples, there) in lists.items():
-        here = samples.take(there)
-        mark = table.hash(table.rows(here.paths), here.paths, here.labels)
+        mark = samples.take(there).with_manifest(table).manifest_hash
         notes.append(f"{subset} {split}: {len(samples)} videos, manifest_hash {mark}")
     return records, report(root, records, notes, amiss, check)
 
@@ -265,10 +260,10 @@ def write_manifest(root, records, lists):
         rows = np.searchsorted(columns["path"], samples.paths)
         columns |= {f"{subset}-{split}-rows": rows, f"{subset}-{split}-labels": samples.labels,
                     "classes": np.array(samples.classes)}
-    aside = root / f".{manifest.FILE}"
+    aside = root / f".{MANIFEST}"
     with open(aside, "wb") as file:
         np.savez_compressed(file, **columns)
-    aside.replace(root / manifest.FILE)
+    aside.replace(root / MANIFEST)
 
 
 def report(root, records, notes, amiss, check) -> int:

@@ -88,7 +88,7 @@ def test_data_that_are_not_there(tmp_path, capsys):
     cfg = config.load("table1-moco-be", [f"data={tmp_path}"])
     assert plan.look_for_data(cfg)[:2] == (246534, 400)
     assert "MISSING in" in plan.look_for_data(cfg)[2]
-    with pytest.raises(datasets.DatasetMissing, match="your own"):  # nobody knows how many
+    with pytest.raises(datasets.DatasetMissing, match="what plain is"):  # nobody knows how many
         plan.look_for_data(dataclasses.replace(cfg, dataset="plain"))
 
 

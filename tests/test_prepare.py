@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from videos import probe
 
-from be import datasets, manifest, video
+from be import datasets, video
 from be.config import ConfigError
 from be.datasets import DATASETS, Clips, DatasetMissing, load
 from be.prepare import JOURNAL, REPORT, cut_short, examine, prepare
@@ -59,13 +60,13 @@ def report(data):
 def test_all_in_order(data, capsys):
     prepare("ucf101", str(data))
     assert capsys.readouterr().out.splitlines() == report(data) and report(data)[-1] == "nothing is amiss"
-    with np.load(data / "ucf101" / manifest.FILE, allow_pickle=False) as table:
+    with np.load(data / "ucf101" / datasets.MANIFEST, allow_pickle=False) as table:
         paths = [os.fsdecode(path) for path in table["path"]]
         assert paths == sorted(paths) and len(paths) == 6
         for i, path in enumerate(paths):
             file = data / "ucf101" / path
             assert table["size"][i] == file.stat().st_size and table["mtime"][i] == file.stat().st_mtime_ns
-            info = video.probe(file)
+            info = probe(file)
             for name in "frames", "fps", "width", "height", "codec":
                 assert table[name][i] == getattr(info, name)
         assert len(np.unique(table["digest"], axis=0)) == 6 and not any(table["problem"])
@@ -228,7 +229,7 @@ def run_killed(data, what, after):
 def test_killed_in_the_middle_it_goes_on(data, capsys):
     run_killed(data, "looking", 3)
     lines = [json.loads(line) for line in (data / "ucf101" / JOURNAL).read_text().splitlines() if line]
-    assert len(lines) == 3 and not (data / "ucf101" / manifest.FILE).exists()
+    assert len(lines) == 3 and not (data / "ucf101" / datasets.MANIFEST).exists()
     prepare("ucf101", str(data))
     assert "looking at ucf101: 3/3" in capsys.readouterr().err and report(data)[-1] == "nothing is amiss"
 

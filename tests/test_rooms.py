@@ -4,7 +4,7 @@ import ast
 from pathlib import Path
 
 ROWS = [
-    ["config", "video", "augment", "erase", "backbones", "jobs", "manifest", "page", "plots",
+    ["config", "video", "augment", "erase", "backbones", "jobs", "page", "plots",
      "targets"],
     ["synthetic", "datasets", "runs", "tasks", "transcode", "weights"],
     ["objectives"],

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from videos import decode, probe
 
 from be import synthetic, transcode, video
 from be.config import UserError
@@ -87,7 +88,7 @@ def test_write_copy(tmp_path, monkeypatch, shape, short_side, gop):
     frames = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
     video.encode(tmp_path / "a.avi", frames, 30000 / 1001, codec="ffv1", pix_fmt="bgr0")
     transcode.write_copy(tmp_path / "a.avi", tmp_path / "b.mp4", short_side, gop)
-    info = video.probe(tmp_path / "b.mp4")
+    info = probe(tmp_path / "b.mp4")
     side = min(short_side, min(shape[1:]) // 2 * 2)
     assert info.frames == shape[0] and min(info.height, info.width) == side and abs(info.fps - 29.97) < 0.01
     assert max(info.height, info.width) <= 2 * side
@@ -101,7 +102,7 @@ def test_a_clip_with_a_stride_leaves_most_pictures_of_a_copy_undecoded(tmp_path,
     monkeypatch.setattr(video.Reader, "_feed", lambda *args: given.extend((out := feed(*args))[0]) or out)
     for first, pictures in (0, 4), (1, 9), (2, 9):  # of the 16 of a group: I, P, P, P and, elsewhere, a B for each
         given.clear()
-        video.decode(tmp_path / "b.mp4", np.arange(first, first + 16, 4)[:4])
+        decode(tmp_path / "b.mp4", np.arange(first, first + 16, 4)[:4])
         assert len(given) <= pictures
 
 
@@ -149,7 +150,7 @@ def test_killed_in_the_middle_it_goes_on(source, tmp_path):
     assert 0 < len(before) < len(frames)
     copy_dataset(source / "ucf101", tmp_path, [], frames, 2, short_side=16, gop=4)
     assert videos(tmp_path).keys() == frames.keys() and not [*tmp_path.rglob(".*.part.mp4")]
-    assert all(video.probe(tmp_path / path).frames == 24 for path in frames)
+    assert all(probe(tmp_path / path).frames == 24 for path in frames)
     assert all((tmp_path / path).stat().st_mtime_ns == time for path, time in before.items())
 
 
@@ -182,7 +183,7 @@ def test_a_full_disk_stops_it_and_it_goes_on(source, small_disk, monkeypatch):
     with pytest.raises(UserError, match="No space left on device.* done"):
         again()
     assert 0 < len(videos(disk)) < len(frames) and not [*disk.rglob(".*.part.mp4")]
-    assert all(video.probe(disk / path).frames == 24 for path in videos(disk))
+    assert all(probe(disk / path).frames == 24 for path in videos(disk))
     enlarge()
     again()
     assert videos(disk).keys() == frames.keys()
