@@ -239,8 +239,8 @@ def recommend_workers(data, short_side):
 class Measured(datasets.Clips):
     """Tells, in place of the label, how many KiB of memory the process that decodes has."""
 
-    def item(self, *args, **named):
-        return super().item(*args, **named)._replace(label=resident())
+    def __getitem__(self, key):
+        return super().__getitem__(key)._replace(label=resident())
 
 
 def resident() -> int:

@@ -29,7 +29,6 @@ from typing import Literal
 
 import numpy as np
 
-from be import manifest
 from be.config import UserError, choose
 from be.video import Reader, VideoError, encode
 
@@ -108,7 +107,7 @@ def inspect_file(root, check, record) -> Record:
     with open(file, "rb") as content:
         for part in iter(partial(content.read, 2**20), b""):
             state.update(part)
-    packed = base64.b64encode(manifest.pack(index.order, index.pts, index.key)).decode()
+    packed = base64.b64encode(index.pack()).decode()
     return replace(record, check=check, digest=state.hexdigest(), index=packed, frames=info.frames, fps=info.fps,
                    width=info.width, height=info.height, codec=info.codec)
 
@@ -275,7 +274,7 @@ def copy_dataset(root, copy, lists, paths, workers=None, *, short_side, gop):
 
 def survey(source, root, check, shortest, workers) -> tuple[list[Record], int]:
     """Inspects all files of all lists and writes manifest and report. Returns the records and how many problems."""
-    from be.datasets import DatasetMissing
+    from be.datasets import DatasetMissing, Manifest
 
     lists, notes, wrong = read_lists(source, root)
     paths = sorted({path for samples, _ in lists.values() for path in samples.paths.tolist()})
@@ -284,10 +283,9 @@ def survey(source, root, check, shortest, workers) -> tuple[list[Record], int]:
         raise DatasetMissing("\n".join([*wrong, source.missing(root, looked_for)]))
     records = inspect_files(root, [os.fsdecode(path) for path in paths], check, workers)
     write_manifest(root, records)
-    table = manifest.Manifest.read(root)
+    table = Manifest.read(root)
     for (subset, split), (samples, there) in lists.items():
-        here = samples.take(there)
-        mark = table.hash(table.rows(here.paths), here.paths, here.labels)
+        mark = samples.take(there).with_manifest(table).manifest_hash
         notes.append(f"  {subset} {split}: {len(samples)} videos, manifest_hash {mark}")
     problems = {"wrong lists": wrong, "missing": [], "unreadable": [], "too short": [], **same_content(records, lists)}
     for r in records:
@@ -333,6 +331,8 @@ def same_content(records, lists) -> dict[str, list[str]]:
 
 def write_manifest(root, records):
     """The columns of `Manifest` and, for people, the rest of Record."""
+    from be.datasets import MANIFEST
+
     names, packed = Record.__annotations__.keys() - {"index"}, [base64.b64decode(r.index) for r in records]
     columns = {name: np.array([getattr(r, name) for r in records]) for name in names}
     for name in ("path", "problem"):
@@ -340,10 +340,10 @@ def write_manifest(root, records):
     columns["digest"] = np.array([bytearray.fromhex(r.digest or "00" * 16) for r in records])
     columns["packed"] = np.frombuffer(b"".join(packed), np.uint8)
     columns["end"] = np.cumsum([len(part) for part in packed], dtype=np.int64)
-    aside = root / f".{manifest.FILE}"
+    aside = root / f".{MANIFEST}"
     with open(aside, "wb") as file:
         np.savez_compressed(file, **columns)
-    aside.replace(root / manifest.FILE)
+    aside.replace(root / MANIFEST)
 
 
 def report(root, records, head, problems):

@@ -1,13 +1,11 @@
-"""Video files in and out, and which frames make a clip. The only module that touches PyAV.
+"""Frame-exact reading of video files, encoding, and which frames make a clip. The only module that imports PyAV.
 
     with Reader(path) as video:                              # one open ...
         indices = random_clips(video.frames, rng, K=2, T=16, stride=4)
         clips = video.decode(indices, short_side=128)        # ... and one pass: uint8 (2, 16, 128, W, 3)
 
-Frame i is the i-th picture that decoding the whole file gives; the tests hold every path to that, to the last
-bit. What a header says of counts and durations is not believed: packets are counted, or frames where those lie.
-
-A sample needs some tens of a video's hundreds of frames. What is saved on the others:
+Frame i is the i-th picture that decoding the whole file gives, to the last bit. What headers say of counts and
+durations is not believed. A sample needs some tens of a video's hundreds of frames. What is saved on the others:
   * decoding starts at the key frame before each run of needed frames, wherever that skips something;
   * pictures from which no other is predicted (most B-pictures) are decoded only if they are needed themselves;
   * a run ends with its last needed packet: the decoder is then drained, not fed until the frame falls out;
@@ -17,26 +15,26 @@ A sample needs some tens of a video's hundreds of frames. What is saved on the o
 import math
 import os
 import re
+import zlib
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 from itertools import chain
 
 import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
-# Codecs with one shown picture in every packet. MPEG-4 Part 2 nearly is one, see _mpeg4_order; others (VP8 has
-# hidden pictures, MPEG-2 has fields) are decoded once to count their frames: slower, but never wrong.
+# Codecs with one shown picture in every packet. MPEG-4 Part 2 nearly is one, see _mpeg4_order. Others (VP8 has
+# hidden pictures, MPEG-2 has fields) are decoded once to count their frames, which is slower.
 ONE_PICTURE_A_PACKET = {"h264", "hevc", "vp9", "libvpx-vp9", "av1", "libdav1d", "mjpeg"}
 # Codecs in which "not a reference" means that nothing at all is predicted from it. (HEVC says it per layer.)
 SKIPPABLE = {"h264", "mpeg4"}
-# What PyAV's versions do not agree on. Without the first, scaling takes a thread per core; without the second,
-# a title in Latin-1 makes a file unreadable.
-PYAV = int(av.__version__.split(".")[0])
-ONE_THREAD = {"threads": 1} if PYAV >= 17 else {}
-ANY_TITLE = {"metadata_errors": "replace"} if PYAV < 19 else {}
 # Opening a file decodes its first frame, to tell what the streams are. MP4 has all of that in its header.
 TRUST_HEADER = {"analyzeduration": "1", "skip_frame": "all"}
+# Or a title in Latin-1 makes a file unreadable. PyAV 19 has no such option.
+ANY_TITLE = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 
 
 class VideoError(Exception):
@@ -51,9 +49,7 @@ class Info:
     fps: float  # the mean, if the rate varies
     width: int  # px, as displayed: rotation applied
     height: int
-    duration: float  # seconds
     codec: str  # the decoder's name: "h264", "mpeg4", ...
-    rotation: int  # 0, 90, 180 or 270 degrees counter-clockwise, by which `decode` turns the stored pictures
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,31 +60,42 @@ class Index:
         pts        0   3   1   2   6   4   5   7      when each is shown, and the label of the frame it yields
         key        1   0   0   0   0   0   0   1      where decoding can start
         order      0   2   3   1   5   6   4   7      frame i comes from packet order[i]
-
     pts and key are empty if timestamps cannot tell frames apart; those are then counted from the start.
-    Plain arrays: `np.savez(file, **vars(index))`, `Index(**np.load(file))`.
     """
 
     order: np.ndarray  # (frames,) int32
     pts: np.ndarray  # (packets,) int64, in units of the stream's time base
     key: np.ndarray  # (packets,) bool
 
+    def pack(self) -> bytes:
+        """The index in about a hundred bytes: differences of order and pts repeat."""
+        steps = (np.diff(self.order, prepend=0).astype(np.int32), np.diff(self.pts, prepend=0).astype(np.int64))
+        return zlib.compress(b"".join(part.tobytes() for part in (*steps, self.key.astype(bool))), 9)
 
-class Reader:
+    @classmethod
+    def unpack(cls, packed, frames: int) -> "Index":
+        """The index of that many frames that `pack` made bytes of."""
+        data = zlib.decompress(packed)
+        packets = (len(data) - 4 * frames) // 9  # 4 bytes a frame, 8 + 1 a packet
+        order = np.frombuffer(data, np.int32, frames).cumsum(dtype=np.int32)
+        pts = np.frombuffer(data, np.int64, packets, 4 * frames).cumsum()
+        return cls(order, pts, np.frombuffer(data, bool, packets, 4 * frames + 8 * packets))
+
+
+class Reader(AbstractContextManager):
     """An open video file: `.frames`, `.info`, `.index` and `.decode`. A context manager, for one thread.
 
     path: a regular file. index: an earlier `Reader(path).index`, which spares the pass over the packets, about
     a thirtieth of the time to decode them all. One that does not fit the file is noticed when frames are decoded.
-
     Raises VideoError unless path is a whole file with a video stream that can be decoded.
     """
 
-    def __init__(self, path, index=None):
+    def __init__(self, path, index: Index | None = None):
         self.path = os.fspath(path)
         if not os.path.isfile(self.path):
             problem = "not a regular file" if os.path.exists(self.path) else "no such file"
             raise VideoError(f"{self.path}: {problem}")
-        self._container = self._info = None
+        self._container = None
         self._frame_of = {}  # pts -> frame number, or -1 if that packet's picture is not shown
         self._scaler, self._painter = VideoReformatter(), VideoReformatter()  # they keep their tables between frames
         try:
@@ -103,9 +110,6 @@ class Reader:
         if self._frame_of:
             self._frame_of.update(zip(pts[order].tolist(), range(self.frames), strict=True))
 
-    def __enter__(self):
-        return self
-
     def __exit__(self, *_):
         self.close()
 
@@ -113,65 +117,50 @@ class Reader:
         if self._container is not None:
             self._container.close()
 
-    @property
-    def info(self):
-        """Info. The first call decodes one frame, for only a decoded frame tells whether it is rotated."""
-        if self._info is None:
-            _, picture = next(self._pictures([0]))
-            rotation = _rotation(picture)
-            width, height = (picture.width, picture.height)[:: -1 if rotation % 180 else 1]
-            fps = float(self._stream.average_rate or self._stream.guessed_rate or 1)
-            if self._frame_of and self.frames > 1:
-                shown = self.index.pts[self.index.order]
-                fps = (self.frames - 1) / (int(shown[-1] - shown[0]) * float(self._stream.time_base))
-            codec = self._stream.codec_context.name
-            self._info = Info(self.frames, fps, width, height, self.frames / fps, codec, rotation)
-        return self._info
+    @cached_property
+    def info(self) -> Info:
+        """Decodes one frame, for only a decoded frame tells whether it is rotated."""
+        _, picture = next(self._pictures([0]))
+        width, height = (picture.width, picture.height)[:: -1 if _quarter_turns(picture) % 2 else 1]
+        fps = float(self._stream.average_rate or self._stream.guessed_rate or 1)
+        if self._frame_of and self.frames > 1:
+            shown = self.index.pts[self.index.order]
+            fps = (self.frames - 1) / (int(shown[-1] - shown[0]) * float(self._stream.time_base))
+        return Info(self.frames, fps, width, height, self._stream.codec_context.name)
 
-    def decode(self, indices, short_side=None):
+    def decode(self, indices, short_side: int | None = None) -> np.ndarray:
         """Frames of the video, upright and RGB: uint8 (*indices.shape, H, W, 3), contiguous.
 
-        indices: integers in 0..frames-1, an array of any shape in any order: one pass serves all of them, and
-        what is asked for twice is copied, not decoded twice.
-        short_side: px. The shorter side becomes short_side, the longer one keeps the proportion (to the nearest
-        even number) and is centre-cropped to 2 * short_side. Bilinear, with the low-pass that shrinking needs.
-        None: the native size.
+        indices: integers in 0..frames-1, an array of any shape in any order. One pass serves all of them.
+        short_side: px (None: the native size). The shorter side becomes short_side; the longer one keeps the
+        proportion, to the nearest even number, and is centre-cropped to 2 * short_side. Bilinear, anti-aliased.
 
         Raises IndexError for an index that the video does not have, and VideoError if a needed frame cannot be
         decoded or rests on damaged data, or if it is to be scaled and is over 16 times as long as wide.
         """
         indices = np.asarray(indices)
-        flat, out, places = indices.ravel(), None, {}
+        flat, out = indices.ravel(), None
         if flat.size and not np.issubdtype(flat.dtype, np.integer):
             raise TypeError(f"{self.path}: frame indices must be integers, not {flat.dtype}")
         if flat.size and not 0 <= flat.min() <= flat.max() < self.frames:
             raise IndexError(f"{self.path}: frames {flat.min()}..{flat.max()} asked for, has 0..{self.frames - 1}")
-        for place, n in enumerate(flat.tolist()):
-            places.setdefault(n, []).append(place)
-        for n, picture in self._pictures(sorted(places) or [0]):
+        for n, picture in self._pictures(sorted(set(flat.tolist())) or [0]):
             if out is None:
                 width, height = _scaled(self.path, picture.width, picture.height, short_side)
-                size = {"width": width, "height": height, **ONE_THREAD}
-                yuv, quarter_turns = picture.format.name.startswith("yuv"), _rotation(picture) // 90
+                size = {"width": width, "height": height, "threads": 1}  # or scaling takes a thread per core
+                yuv, turns = picture.format.name.startswith("yuv"), _quarter_turns(picture)
+                H, W = (width, height) if turns % 2 else (height, width)
+                most = 2 * short_side if short_side else max(H, W)
+                top, left = max(0, H - most) // 2, max(0, W - most) // 2
+                out = np.empty((flat.size, min(H, most), min(W, most), 3), np.uint8)
             if yuv:
                 picture = self._scaler.reformat(picture, **size)  # half as many samples as in RGB, half the time
-            rgb = self._painter.reformat(picture, format="rgb24", **size).to_ndarray()  # (H, W, 3)
-            if quarter_turns:
-                rgb = np.rot90(rgb, quarter_turns)
-            if out is None:
-                most = 2 * short_side if short_side else max(rgb.shape)
-                top, left = (max(0, side - most) // 2 for side in rgb.shape[:2])
-            rgb = rgb[top : top + most, left : left + most]
-            if out is None:
-                out = np.empty((flat.size, *rgb.shape), np.uint8)
-            for place in places.get(n, ()):
-                out[place] = rgb
+            rgb = self._painter.reformat(picture, format="rgb24", **size).to_ndarray()  # (height, width, 3)
+            out[flat == n] = np.rot90(rgb, turns)[top : top + most, left : left + most]
         return out.reshape(*indices.shape, *out.shape[1:])
 
-    # Which packet holds which frame
-
     def _open(self, trust=False):
-        """Stand at the start of the file. trust: whether what its header says will do, where it says all."""
+        """Stand at the start of the file. trust: the header will do, if it is one that says all."""
         self.close()
         try:
             if trust:
@@ -197,8 +186,8 @@ class Reader:
         except av.error.FFmpegError as error:
             raise VideoError(f"{self.path}: breaks off, or cannot be read on: {error.strerror}") from error
 
-    def _scan(self):
-        """The Index: from the packets alone where they tell, or else by decoding and counting everything."""
+    def _scan(self) -> Index:
+        """From the packets alone where they tell, or else by decoding and counting everything."""
         codec, avi = self._stream.codec_context, self._container.format.name == "avi"
         pts, key, shown, mpeg4 = [], [], [], []
         for packet in self._packets():
@@ -227,40 +216,35 @@ class Reader:
             return Index(order, np.array(pts, np.int64), np.array(key, bool))
         return Index(np.arange(len(order), dtype=np.int32), np.zeros(0, np.int64), np.zeros(0, bool))
 
-    # Decoding. Three generators speak of (number, picture, error): what came out of the decoder, which frame that
-    # is, and what the decoder complained of instead.
+    # Decoding. Generators of (number, picture, error): which frame, what came out of the decoder, its complaint.
 
     def _pictures(self, wanted):
         """(number, picture) of each of the frames `wanted`, a sorted list; or VideoError."""
         missing = set(wanted)
-        for first, last, numbers in self._runs(wanted):
-            for n, picture in self._sound(self._run(first, last, numbers)):
-                if n in missing:
-                    missing.remove(n)
-                    yield n, picture
+        for first, last, numbers in self._runs(wanted) if self._frame_of else ():
+            yield from self._take(missing, self._run(first, last, numbers))
             if not missing.isdisjoint(numbers):
                 missing = set(wanted)  # frames come out other than timestamps say: none of that was sure
                 break
         if missing:
-            for n, picture in self._sound(self._counted()):
-                if n in missing:
-                    missing.remove(n)
-                    yield n, picture
-                if not missing and not self._frame_of:
-                    return  # without timestamps; with them, go on and see whether the number of frames is right
+            yield from self._take(missing, self._counted())
         if missing:
             raise VideoError(f"{self.path}: frame {min(missing)} of {self.frames} cannot be decoded")
 
-    def _sound(self, outputs):
-        """(number, picture), as long as nothing is damaged.
+    def _take(self, missing, outputs):
+        """(number, picture) of the frames that are in the set `missing`, and out of it from then on.
 
-        Where data are damaged the decoder makes something up, and predicts what follows from that. It says so for
-        the first picture only. So any damage on the way to a needed frame counts as damage to that frame.
+        From damaged data the decoder makes something up, and says so for the first such picture only, not for
+        those predicted from it. So any damage on the way to a needed frame counts as damage to that frame.
         """
         for n, picture, error in outputs:
             if error or picture.is_corrupt:
                 raise VideoError(f"{self.path}: damaged near frame {max(n, 0)}: {error or 'parts of it are missing'}")
-            yield n, picture
+            if n in missing:
+                missing.remove(n)
+                yield n, picture
+            if not missing and not self._frame_of:
+                return  # without timestamps; with them, go on and see whether the number of frames is right
 
     def _feed(self, packet):
         """[pictures], error: what the decoder gives out when `packet` goes in. None makes it give out the rest."""
@@ -292,10 +276,7 @@ class Reader:
 
         A run ends where a seek to the next key frame spares some decoding.
         """
-        runs = []
-        if not self._frame_of:
-            return runs
-        packets, keys = self.index.order[wanted], np.flatnonzero(self.index.key)
+        runs, packets, keys = [], self.index.order[wanted], np.flatnonzero(self.index.key)
         # A key frame must be *shown* no later than the frame. Pictures that follow it in the file but are shown
         # before it ("open GOP") are predicted from the group before.
         first = keys[np.searchsorted(self.index.pts[keys], self.index.pts[packets], "right") - 1]
@@ -311,7 +292,6 @@ class Reader:
         """(number, picture, error) of packets first..last. Stops short if frames come out in an unforeseen order."""
         decoder, pts = self._stream.codec_context, self.index.pts
         needed, end = set(pts[self.index.order[numbers]].tolist()), int(pts[last])
-        skippable = decoder.name in SKIPPABLE
         start, previous = None, -1
         for packet in self._seek(first):
             label = packet.pts
@@ -320,7 +300,7 @@ class Reader:
             start = label if start is None else start
             if label < start:
                 continue  # open GOP: predicted from what lies before the seek
-            if skippable:
+            if decoder.name in SKIPPABLE:
                 decoder.skip_frame = "DEFAULT" if label in needed else "NONREF"
             pictures, error = self._feed(packet)
             if error:
@@ -353,46 +333,36 @@ class Reader:
 
 
 def _mpeg4_order(packets):
-    """Where the frames of an MPEG-4 Part 2 stream are (XviD, DivX: UCF101 and HMDB51), or None if in doubt.
+    """Index.order, a list, of an MPEG-4 Part 2 stream (XviD, DivX: UCF101 and HMDB51); None unless each of the
+    `packets`, bytes in the order of the file, surely yields one frame.
 
-    AVI files have no presentation times. What FFmpeg makes up for them is wrong where, as is common, a B-picture
-    is packed with the P-picture that it needs, and a placeholder left where it would have been:
+    AVI files have no presentation times. What FFmpeg makes up for them is wrong where a B-picture is packed
+    with the P-picture that it needs, as is common, and a placeholder left where it would have been:
 
         packets   [I0] [P2 B1] [-] [P4 B3] [-] [P5]
         decoded    I0   P2      B1  P4      B3  P5      one picture a packet: the other waits for the next one
         order       0   2       1   4       3   5       I and P are shown when the next of them comes, B at once
-
-    packets: their bytes, in the order of the file. Returns a list like Index.order. Not in doubt means that
-    every packet makes the decoder yield one frame.
     """
     divx = re.search(rb"DivX\d+(Build|b)\d+p", packets[0])  # the encoder's announcement that it packs
     order, held, waiting = [], None, None
     for position, data in enumerate(packets):
-        kinds = ["IPBS"[found[1][0] >> 6] for found in re.finditer(rb"\x00\x00\x01\xb6(.)", data, re.DOTALL)]
-        if len(data) <= 19:  # FFmpeg's bound on a placeholder
-            kinds = []
-        if waiting:
-            kinds.insert(0, waiting)
+        kinds = [waiting] if waiting else []
+        if len(data) > 19:  # FFmpeg's bound on a placeholder
+            kinds += ["IPBS"[found[1][0] >> 6] for found in re.finditer(rb"\x00\x00\x01\xb6(.)", data, re.DOTALL)]
         if not kinds or len(kinds) > (2 if divx else 1) or (waiting and data.startswith(b"\x00\x00\x01\xb0")):
             return None
         kind, waiting = kinds[0], kinds[1] if len(kinds) > 1 else None
-        if kind == "B":
-            if not order:
-                return None  # lacks one of its two references
-            order.append(position)
-        else:
-            if held is not None:
-                order.append(held)
-            held = position
+        if kind == "B" and not order:
+            return None  # lacks one of its two references
+        shown, held = (position, held) if kind == "B" else (held, position)
+        if shown is not None:
+            order.append(shown)
     return None if waiting else [*order, held]
 
 
-def _rotation(picture):
-    """Degrees counter-clockwise that make a decoded picture stand upright: 0, 90, 180 or 270.
-
-    The file's display matrix to the nearest quarter turn; a mirror in it is ignored.
-    """
-    return round(picture.rotation / 90) * 90 % 360
+def _quarter_turns(picture):
+    """How many make a decoded picture stand upright, counter-clockwise. A mirror in its display matrix is ignored."""
+    return round(picture.rotation / 90) % 4
 
 
 def _scaled(path, width, height, short_side):
@@ -408,38 +378,21 @@ def _scaled(path, width, height, short_side):
     return (long_side, short_side) if width > height else (short_side, long_side)
 
 
-def probe(path):
-    """Info of the video at `path`. Raises VideoError if it is not one."""
-    with Reader(path) as video:
-        return video.info
-
-
-def decode(path, indices, short_side=None):
-    """`Reader.decode` for a file that is wanted only once."""
-    with Reader(path) as video:
-        return video.decode(indices, short_side)
-
-
 def encode(path, frames, fps, codec="libx264", options=None, pix_fmt="yuv420p"):
-    """Write a video file. Its name says which container: .mp4, .avi, .mkv, ...
+    """Write a video file, in the container that its name says: .mp4, .avi, .mkv, ...
 
     frames: uint8 RGB (T, H, W, 3), or an iterable of (H, W, 3), of which one at a time is held.
-    fps: a number or a Fraction. codec, options: an FFmpeg encoder and its options as text, say {"crf": "18",
-    "g": "12"} for libx264: a lower crf is more faithful, g is the largest distance of key frames.
-    pix_fmt: libx264 needs even sides for yuv420p; "yuv444p" holds any.
-
+    fps: a number or a Fraction. codec, options: FFmpeg's, such as {"crf": "18", "g": "12"} for libx264: a lower crf
+    is more faithful, g is the largest distance of key frames. pix_fmt: "yuv420p" needs even sides, "yuv444p" does not.
     Raises VideoError if nothing is to be written, or the encoder refuses.
     """
-    path = os.fspath(path)
-    frames = iter(frames)
-    first = next(frames, None)
-    if first is None:
+    path, frames = os.fspath(path), iter(frames)
+    if (first := next(frames, None)) is None:
         raise VideoError(f"{path}: no frames to write")
     try:
         with av.open(path, "w") as container:
             stream = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001), options=options or {})
-            stream.height, stream.width = first.shape[:2]
-            stream.pix_fmt = pix_fmt
+            stream.height, stream.width, stream.pix_fmt = *first.shape[:2], pix_fmt
             stream.codec_context.thread_count = 1  # the same file whatever the machine
             for rgb in chain([first], frames):
                 picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), format="rgb24")

@@ -2,12 +2,13 @@
 
 import torch
 from conftest import TINY
+from videos import decode
 
 from be import backbones, config, datasets, objectives
 from be.augment import eval_view
 from be.probe import regress
 from be.runs import Run
-from be.video import decode, even_clips
+from be.video import even_clips
 
 
 def tuned(tiny, out, seed=0, knows=None, **more):

@@ -8,8 +8,9 @@ import pytest
 import torch
 from networks import clips, tuned
 from PIL import Image
+from videos import decode
 
-from be import analysis, bias, config, datasets, evaluate, video
+from be import analysis, bias, config, datasets, evaluate
 from be.analysis import INPUTS, MEASURES, activation, between, calibration, components, moving_pixels, overlaid, share
 from be.augment import denormalise, normalise
 from be.runs import RunError, make_accelerator
@@ -132,7 +133,7 @@ def test_cam_end_to_end(tiny, tmp_path, monkeypatch):
     assert rows[names[1], "original"]["response"] == pytest.approx(100)
     assert "| uniform" in (tmp_path / "cam-ucf101-test.md").read_text()
     path = tmp_path / "cam-ucf101-test"
-    film, gif = video.decode(path.with_suffix(".mp4"), np.arange(8)), Image.open(path.with_suffix(".gif"))
+    film, gif = decode(path.with_suffix(".mp4"), np.arange(8)), Image.open(path.with_suffix(".gif"))
     assert film.shape == (8, 5 * 32, 3 * 32, 3) and gif.n_frames == 8  # 5 rows, a clip and two maps of it
     still = film[:, 32:64, :32].astype(int)  # the first video again, as one frame
     assert abs(still - still[:1]).mean() < 2 < abs(film[:, :32, :32].astype(int) - still).mean()

@@ -86,11 +86,11 @@ def test_without_peers(data, monkeypatch, capsys):
 
 
 class Greedy(Measured):
-    def item(self, *args, **named):
+    def __getitem__(self, key):
         kept = mmap.mmap(-1, 2**19)  # not of the heap, of which the worker has inherited free room
         kept.write(bytes([1]) * 2**19)
         self.kept = [*getattr(self, "kept", []), kept]
-        return super().item(*args, **named)
+        return super().__getitem__(key)
 
 
 def test_memory_stays_flat_and_would_be_seen_to_grow(data):

@@ -18,6 +18,7 @@ from accelerate import Accelerator
 from networks import clips, tuned
 from torchvision.models import detection as detectors
 from torchvision.models import get_model, get_model_weights
+from videos import decode
 
 from be import bias, datasets, synthetic
 from be.augment import Draws, denormalise, eval_view, normalise
@@ -44,7 +45,7 @@ from be.config import ConfigError
 from be.evaluate import accuracy, classify, over_videos, spread_clips, views
 from be.probe import linear
 from be.runs import RunError, make_accelerator
-from be.video import Reader, decode, even_clips
+from be.video import Reader, even_clips
 
 FRAMES = np.array([2 * np.arange(16), 20 + 2 * np.arange(16)])  # (K, T): two clips of the demo's form
 

@@ -9,21 +9,25 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import videos as files
 from conftest import ROOT
 
 from be import datasets, prepare, video
-from be.config import ConfigError, arguments
+from be.config import ConfigError, UserError, arguments
 from be.datasets import (
     DATASETS,
+    MANIFEST,
     Clips,
     DatasetMissing,
     Item,
+    Manifest,
     Samples,
     collate,
     epoch_batches,
@@ -63,15 +67,13 @@ def official(tmp_path):
 
 
 def parse(root, dataset, subset, split):
-    """The samples, after making a file of the first video listed; skips where the list itself is absent."""
+    """The samples, after making a file of the first video listed of each class; skips where the list is absent."""
     try:
-        return DATASETS[dataset](root, subset, split)
-    except DatasetMissing as error:
-        first = Path(str(error).partition(" does not exist.")[0])
-        if first.suffix in (".txt", ".json"):
-            pytest.skip(f"no {first.name} here")
-        touch(root, first.relative_to(root))
-        return DATASETS[dataset](root, subset, split)
+        listed, _ = DATASETS[dataset].read(root, subset, split)
+    except FileNotFoundError as error:
+        pytest.skip(f"no {error.filename} here")
+    touch(root, *(names(listed)[i] for i in np.unique(listed.labels, return_index=True)[1]))
+    return DATASETS[dataset](root, subset, split)
 
 
 @pytest.mark.parametrize("split, train, test", [(1, 9537, 3783), (2, 9586, 3734), (3, 9624, 3696)])
@@ -80,6 +82,11 @@ def test_ucf101_official(official, capsys, split, train, test):
     for subset, n in ("train", train), ("test", test):
         samples = parse(official, "ucf101", subset, split)
         assert len(samples) == len(set(names(samples))) == n and len(samples.classes) == 101
+        kept = DATASETS["ucf101"](official, subset, split, ["TaiChi", "Archery", "YoYo"])
+        assert kept.classes == ["Archery", "TaiChi", "YoYo"] and len(kept) < n / 20
+        for label, name in enumerate(kept.classes):
+            known = samples.labels == samples.classes.index(name)
+            assert np.array_equal(kept.paths[kept.labels == label], samples.paths[known])
         for path, label in zip(names(samples), samples.labels, strict=True):  # a name has its class in it
             assert samples.classes[label].lower() == path.split("/")[2].split("_")[1].lower()
         sources.append({DATASETS["ucf101"].group(path) for path in names(samples)})
@@ -198,10 +205,10 @@ def test_diving48_format(tmp_path):
     assert samples.groups.tolist() == [0, 0]
     for bad in {"start_frame": 7}, {"label": 2}, {"vid_name": "../x"}, {"vid_name": 3}:
         write(tmp_path / "Diving48_V2_train.json", json.dumps([entry, entry | bad]))
-        with pytest.raises(ValueError, match="V2_train.json, entry 2"):
+        with pytest.raises(ConfigError, match="V2_train.json, entry 2"):
             DATASETS["diving48"](tmp_path, "train", 1)
     write(tmp_path / "Diving48_V2_train.json", "[\n{,}]")
-    with pytest.raises(ValueError, match="V2_train.json:2: "):
+    with pytest.raises(ConfigError, match="V2_train.json: .* line 2 "):
         DATASETS["diving48"](tmp_path, "train", 1)
 
 
@@ -224,10 +231,18 @@ def test_kinetics400_format(tmp_path, capsys, folders):
                             "train/abc_defghij_000000_000010.mp4"]
     assert train.labels.tolist() == [1, 0] and val.labels.tolist() == [1]
     assert names(val) == [f"{folders[1]}/vvvvvvvvvvv_000003_000013.mp4"]
-    assert "1 of 3 listed videos are not in" in capsys.readouterr().err
-    write(tmp_path / "annotations/val.csv", header + "riding a bike,vvvvvvvvvvv,x,13,validate\n")
-    with pytest.raises(ValueError, match="val.csv:2: expected label,youtube_id"):
-        DATASETS["kinetics400"](tmp_path, "val", 1)
+    err = capsys.readouterr().err  # of one class there is nothing
+    assert err.count("\n") == 1 and "2 of 3 listed videos (66.7%)" in err and "of 2 of 3 classes" in err
+    assert """'classes=["clap, twice", "riding a bike"]'""" in err
+    write(tmp_path / "annotations/train.csv",
+          (tmp_path / "annotations/train.csv").read_text() + "yawning,abc_defghij,0,10,train\n")
+    assert DATASETS["kinetics400"](tmp_path, "train", 1).labels.tolist() == [1, 0, 2]
+    assert "1 of 4 listed videos are not in" in capsys.readouterr().err
+    for text, line in (header + "riding a bike,vvvvvvvvvvv,x,13,validate\n", 2), (header + "\nyawning,v\n", 3), \
+            ("label,youtube_id,time_start\n", 1), ("", 0):
+        write(tmp_path / "annotations/val.csv", text)
+        with pytest.raises(ConfigError, match=f"val.csv:{line}: expected label,youtube_id"):
+            DATASETS["kinetics400"](tmp_path, "val", 1)
 
 
 def test_plain_format(tmp_path):
@@ -249,7 +264,6 @@ def test_plain_format(tmp_path):
     ("ucf101", "ucfTrainTestlist/trainlist01.txt", "Run/x.avi 2"),  # the label of another class
     ("ucf101", "ucfTrainTestlist/trainlist01.txt", "Run/x.avi one"),
     ("ucf101", "ucfTrainTestlist/testlist01.txt", "Walk/x.avi"),
-    ("ucf101", "ucfTrainTestlist/classInd.txt", "4 Walk"),
     ("ucf101", "ucfTrainTestlist/classInd.txt", "Walk"),
     ("hmdb51", "testTrainMulti_7030_splits/clap_test_split2.txt", "x.avi 3"),
     ("hmdb51", "testTrainMulti_7030_splits/clap_test_split2.txt", "x.avi"),
@@ -267,7 +281,7 @@ def test_bad_line_is_named(tmp_path, dataset, file, line):
     text = (tmp_path / file).read_bytes()
     write(tmp_path / file, text.decode() + line + "\n")
     subset, split = "test" if "testlist" in file else "train", 2 if dataset == "hmdb51" else 1
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(ConfigError) as error:
         DATASETS[dataset](tmp_path, subset, split)
     last = len(text.splitlines()) + 1
     assert str(error.value).startswith(f"{tmp_path / file}:{last}: ")
@@ -280,7 +294,7 @@ def test_missing_root_is_explained(tmp_path, monkeypatch, dataset):
         DATASETS[dataset]("nowhere", "train", 1)
     first, text = str(error.value).splitlines()[0], str(error.value)
     assert isinstance(error.value, FileNotFoundError) and first.startswith(str(tmp_path / "nowhere"))
-    assert DATASETS[dataset].page in text and DATASETS[dataset].licence in text and "make demo" in text
+    assert f"DATA.md says what {dataset} is and where from" in text and "make demo" in text
     assert all(line in text for line in DATASETS[dataset].layout.splitlines())
 
 
@@ -309,10 +323,157 @@ def test_missing_parts(tmp_path):
 def test_other_counts_are_a_warning(tmp_path, capsys, classes):
     write(tmp_path / "ucfTrainTestlist/classInd.txt", "".join(f"{i + 1} C{i}\n" for i in range(classes)))
     write(tmp_path / "ucfTrainTestlist/testlist02.txt", "C7/a.avi\nC9/b.avi\n")
-    touch(tmp_path, "UCF-101/C9/b.avi")  # one of two is enough: the other is Clips' to report
+    touch(tmp_path, "UCF-101/C9/b.avi", "UCF-101/C7/other.avi")  # a lost file is Clips' to report
     assert len(DATASETS["ucf101"](tmp_path, "test", 2)) == 2
     err = capsys.readouterr().err
     assert ("2 videos" in err and "3734" in err and err.count("\n") == 1) if classes == 101 else err == ""
+
+
+def test_chosen_classes(tmp_path, capsys):
+    write(tmp_path / "plain/classes.txt", "walk\nrun\nsit\nstand\n")
+    write(tmp_path / "plain/train.txt", "a/1 3\nb/2 1\na/3 0\nb/4 3\nc/5 2\n")
+    write(tmp_path / "plain/test.txt", "a/1 3\nb/2 2\n")
+    touch(tmp_path / "plain", "a/1", "b/2", "c/5")
+    samples = load("plain", tmp_path, "train", classes=["stand", "walk", "stand"])
+    assert samples.classes == ["walk", "stand"]  # in the official order, whatever the order asked for
+    assert names(samples) == ["a/1", "a/3", "b/4"] and samples.labels.tolist() == [1, 0, 1]
+    assert samples.groups.tolist() == [0, 1, 2]
+    assert load("plain", tmp_path, "test", classes=["walk", "stand"]).labels.tolist() == [1]
+    for nothing in (), [], None:
+        assert load("plain", tmp_path, "train", classes=nothing).labels.tolist() == [3, 1, 0, 3, 2]
+    with pytest.raises(ConfigError, match="unknown class of plain 'wlak'; nearest: walk"):
+        load("plain", tmp_path, "train", classes=["run", "wlak"])
+    with pytest.raises(ConfigError, match="names no video of the classes run"):
+        load("plain", tmp_path, "test", classes=["run"])
+    assert capsys.readouterr().err == ""
+
+    write(tmp_path / "ucf101/ucfTrainTestlist/classInd.txt", "".join(f"{i + 1} C{i}\n" for i in range(202)))
+    write(tmp_path / "ucf101/ucfTrainTestlist/testlist01.txt", "".join(f"C{i}/a.avi\n" for i in range(202)))
+    touch(tmp_path / "ucf101", *(f"UCF-101/C{i}/a.avi" for i in range(101)))
+    half = load("ucf101", tmp_path, "test", classes=[f"C{i}" for i in range(101)])  # as many classes as officially
+    assert len(half) == len(half.classes) == 101 and capsys.readouterr().err == ""
+
+
+def test_a_partial_copy_is_named(tmp_path, capsys):
+    write(tmp_path / "ucf101/ucfTrainTestlist/classInd.txt", "".join(f"{i + 1} C{i:02}\n" for i in range(40)))
+    for subset in "train", "test":
+        write(tmp_path / f"ucf101/ucfTrainTestlist/{subset}list01.txt",
+              "".join(f"C{i // 2:02}/{subset}{i}.avi\n" for i in range(80)))
+    touch(tmp_path / "ucf101", "UCF-101/C39/train78.avi", "UCF-101/C39/test79.avi", "UCF-101/C05/train10.avi",
+          "UCF-101/C05/train11.avi", "UCF-101/C05/test10.avi")
+    train = load("ucf101", tmp_path, "train")  # what is listed stays: a run may not shrink unasked
+    assert len(train) == 80 and len(train.classes) == 40
+    err = capsys.readouterr().err
+    assert err.startswith("warning: ucf101 train, split 1: 3 of 80 listed videos (3.8%) are in ")
+    assert "of 2 of 40 classes" in err and err.count("\n") == 1
+    (word,) = re.findall(r"classes=(\[.*\])", err)
+    fitting = load("ucf101", tmp_path, "test", classes=json.loads(word))
+    assert fitting.classes == ["C05", "C39"] and fitting.labels.tolist() == [0, 0, 1, 1]
+    assert capsys.readouterr().err == ""
+
+    touch(tmp_path / "ucf101", *(f"UCF-101/C{i:02}/train{2 * i}.avi" for i in range(1, 25)))
+    load("ucf101", tmp_path, "train")
+    named = re.findall(r"C\d\d|\.\.\.", capsys.readouterr().err)
+    assert named == [*(f"C{i:02}" for i in range(1, 21)), "..."]
+    (tmp_path / "ucf101/UCF-101").rename(tmp_path / "ucf101/elsewhere")
+    with pytest.raises(DatasetMissing, match="C00/train0.avi does not exist"):
+        load("ucf101", tmp_path, "train")
+
+
+def test_scenes_of_drawn_videos(tmp_path):
+    make_ucf(tmp_path)
+    touch(tmp_path, "UCF-101/Jump Rope/v [x] (y)_g02_c01.avi")
+    assert DATASETS["ucf101"](tmp_path, "train").scene is None
+    drawn = {"UCF-101/Run/v_Run_g01_c02.avi": "sea", "UCF-101/Run/v_Run_g04_c01.avi": "forest",
+             "UCF-101/Jump Rope/v [x] (y)_g02_c01.avi": "beach"}
+    write(tmp_path / "synthetic.jsonl",
+          "\n".join(json.dumps({"path": path, "label": 0, "spec": {"scene": s}}) for path, s in drawn.items()))
+    train, test = (DATASETS["ucf101"](tmp_path, subset) for subset in ("train", "test"))
+    assert train.scenes == test.scenes == ["beach", "forest", "sea"]
+    assert train.scene.tolist() == [-1, 2, 0] and test.scene.tolist() == [-1, 1]
+    assert train.scene.dtype == np.int64 and train.take([2, 1]).scene.tolist() == [0, 2]
+    assert DATASETS["ucf101"](tmp_path, "train", classes=["Jump Rope"]).scene.tolist() == [0]
+
+
+def test_official_numbers_need_no_files():
+    code = """
+import sys
+from be.datasets import DATASETS
+for name, source in DATASETS.items():
+    print(name, source.test, *source.splits, *(source.expected.get((s, 1)) for s in ("train", source.test)))
+assert "torch" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert sorted(done.stdout.splitlines()) == [
+        "actor_hmdb51 test 1 2 3 3570 1530", "diving48 test 1 15027 1970", "hmdb51 test 1 2 3 3570 1530",
+        "kinetics400 val 1 246534 19906", "plain test 1 None None", "ucf101 test 1 2 3 9537 3783"]
+
+
+# ---- the manifest
+
+
+def table(root, names):
+    """A manifest of the files `names` in root, each said to have one frame and the index of one."""
+    index = video.Index(np.zeros(1, np.int32), np.array([7]), np.array([True])).pack()
+    stats, n = [os.stat(root / name) for name in names], len(names)
+    return Manifest(
+        path=np.array([name.encode() for name in names]),
+        size=np.array([stat.st_size for stat in stats]),
+        mtime=np.array([stat.st_mtime_ns for stat in stats]),
+        digest=np.arange(16 * n, dtype=np.uint8).reshape(n, 16),
+        frames=np.ones(n, np.int32),
+        deadly=np.zeros(n, bool),
+        packed=np.frombuffer(index * n, np.uint8),
+        end=np.cumsum([len(index)] * n),
+    )
+
+
+def test_rows_index_and_hash(tmp_path):
+    listed = ["a b.avi", "b", "c/d.mp4"]
+    for i, name in enumerate(listed):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(bytes(i))
+    known = table(tmp_path, listed)
+
+    def samples(*names, labels=(0, 1), table=known):
+        paths = np.array([name.encode() for name in names])
+        return Samples(str(tmp_path), paths, np.array(labels), np.arange(len(paths)), ["x", "y"]).with_manifest(table)
+
+    assert samples("c/d.mp4", "a", "zz", "a b.avi", "c/d.mp4 and longer").rows.tolist() == [2, -1, -1, 0, -1]
+    some = samples("c/d.mp4", "b", "gone", "a b.avi")
+    assert [part.tolist() for part in vars(some.index(0)).values()] == [[0], [7], [True]]
+    os.utime(tmp_path / "b", ns=(0, 0))  # changed since, by its time ...
+    (tmp_path / "a b.avi").write_bytes(b"longer")  # ... or by its size
+    stat = os.stat(tmp_path / "a b.avi")
+    os.utime(tmp_path / "a b.avi", ns=(stat.st_atime_ns, int(known.mtime[0])))
+    assert some.index(1) is some.index(2) is some.index(3) is None and some.take([1, 0]).index(1) is not None
+    (tmp_path / "c/d.mp4").unlink()
+    assert some.index(0) is None
+
+    marks = [one.manifest_hash for one in (
+        samples("b", "c/d.mp4"), samples("c/d.mp4", "b"), samples("b", "c/d.mp4", labels=[1, 0]),
+        samples("gone", "c/d.mp4"), samples("b", labels=[0]))]
+    assert len(set(marks)) == 5 and {len(mark) for mark in marks} == {16}
+    (tmp_path / "c/d.mp4").touch()
+    other = table(tmp_path, listed)  # other times and sizes, same content: the same videos
+    assert other.mtime[1] != known.mtime[1] and samples("b", "c/d.mp4", table=other).manifest_hash == marks[0]
+
+
+def test_read(tmp_path):
+    assert Manifest.read(tmp_path) is None
+    (tmp_path / "b").touch()
+    known = table(tmp_path, ["b"])
+    np.savez(tmp_path / MANIFEST, **vars(known), more=np.zeros(3))
+    again = Manifest.read(tmp_path)
+    assert all(np.array_equal(getattr(again, column.name), getattr(known, column.name)) for column in fields(known))
+    whole = (tmp_path / MANIFEST).read_bytes()
+    without = {name: column for name, column in vars(known).items() if name != "end"}
+    for spoil in (lambda: (tmp_path / MANIFEST).write_bytes(b""), lambda: (tmp_path / MANIFEST).write_bytes(whole[:-9]),
+                  lambda: (tmp_path / MANIFEST).write_bytes(b"text"), lambda: np.savez(tmp_path / MANIFEST, **without),
+                  lambda: np.savez(tmp_path / MANIFEST, **vars(known) | {"path": np.array([print], object)})):
+        spoil()
+        with pytest.raises(UserError, match="run `prepare` again"):
+            Manifest.read(tmp_path)
 
 
 # ---- held-out source videos
@@ -376,12 +537,12 @@ def same(a, b):
 def test_item_is_the_decoded_video(videos, train):
     for epoch, i in itertools.product([0, 3], GOOD):
         path = f"{videos.root}/{i:05d}.mp4"
-        indices = SAMPLER(video.probe(path).frames, np.random.default_rng((5, epoch, i)))
-        want = video.decode(path, indices, 16)
+        indices = SAMPLER(files.probe(path).frames, np.random.default_rng((5, epoch, i)))
+        want = files.decode(path, indices, 16)
         item = make(videos, train=train)[epoch, i]
-        assert isinstance(item, Item) and item.clips.dtype == torch.uint8 and item.clips.shape[:2] == (2, 4)
-        assert np.array_equal(item.clips.numpy(), want) and item.size.tolist() == list(want.shape[2:4])
-        assert min(item.size) == 16 and item[2:] == (videos.labels[i], i, True, 0)
+        assert isinstance(item, Item) and item.clips.dtype == np.uint8 and item.clips.shape[:2] == (2, 4)
+        assert np.array_equal(item.clips, want) and min(want.shape[2:4]) == 16
+        assert item[1:] == (videos.labels[i], i, True, 0)
 
 
 def test_draws_follow_seed_epoch_and_index(videos):
@@ -399,8 +560,8 @@ def test_draws_follow_seed_epoch_and_index(videos):
 class Frozen(Clips):
     """Tells, in place of the label, how many objects its garbage collector passes over."""
 
-    def item(self, *args, **named):
-        return super().item(*args, **named)._replace(label=gc.get_freeze_count())
+    def __getitem__(self, key):
+        return super().__getitem__(key)._replace(label=gc.get_freeze_count())
 
 
 def test_what_a_worker_was_born_with_is_not_collected(videos):
@@ -427,31 +588,31 @@ def test_a_video_is_opened_once(videos, opened):
     assert opened == [videos.path(4)]
 
 
-def test_kept_videos_give_the_same_items_and_are_opened_once(videos, opened, monkeypatch):
-    monkeypatch.setattr(datasets, "KEPT", datasets.Kept())
+def test_cached_videos_give_the_same_items_and_are_opened_once(videos, opened, monkeypatch):
+    monkeypatch.setattr(datasets, "CACHE", datasets.VideoCache())
     plain = [make(videos)[epoch, i] for epoch in range(3) for i in range(7)]
     opened.clear()
     clips = Clips(videos, SAMPLER, 16, 5, True, cache_gb=1)
     cached = [clips[epoch, i] for epoch in range(3) for i in range(7)]
     assert all(same(a, b) for a, b in zip(plain, cached, strict=True))
     assert all(opened.count(videos.path(i)) == 1 for i in GOOD)
-    assert datasets.KEPT.bytes == sum(kept.nbytes for kept in datasets.KEPT.videos.values())
-    assert [path for path, _ in datasets.KEPT.videos] == [videos.path(i) for i in (1, 4, 5, 0)]  # 0 stands in for 6
+    assert datasets.CACHE.bytes == sum(frames.nbytes for frames in datasets.CACHE.values())
+    assert [path for path, _ in datasets.CACHE] == [videos.path(i) for i in (1, 4, 5, 0)]  # 0 stands in for 6
 
 
-def test_the_least_recently_used_video_is_not_kept():
-    kept, frames = datasets.Kept(), np.zeros((4, 2, 3, 3), np.uint8)
+def test_the_least_recently_used_video_leaves_the_cache():
+    cache, frames = datasets.VideoCache(), np.zeros((4, 2, 3, 3), np.uint8)
     for name in "abc":
-        kept.keep(name, 16, frames, 3 * frames.nbytes / 2**30)
-    assert kept.take("a", 16) is frames and kept.take("a", 32) is None
-    kept.keep("d", 16, frames, 3 * frames.nbytes / 2**30)
-    assert [name for name, _ in kept.videos] == ["c", "a", "d"] and kept.bytes == 3 * frames.nbytes
-    kept.keep("e", 16, np.zeros((40, 2, 3, 3), np.uint8), 3 * frames.nbytes / 2**30)  # too large to be kept at all
-    assert not kept.videos and kept.bytes == 0
+        cache.add((name, 16), frames, 3 * frames.nbytes / 2**30)
+    assert cache.find(("a", 16)) is frames and cache.find(("a", 32)) is None
+    cache.add(("d", 16), frames, 3 * frames.nbytes / 2**30)
+    assert [name for name, _ in cache] == ["c", "a", "d"] and cache.bytes == 3 * frames.nbytes
+    cache.add(("e", 16), np.zeros((40, 2, 3, 3), np.uint8), 3 * frames.nbytes / 2**30)  # too large to be cached at all
+    assert not cache and cache.bytes == 0
 
 
 def test_a_clip_before_the_damage_is_read_with_a_cache_too(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets, "KEPT", datasets.Kept())
+    monkeypatch.setattr(datasets, "CACHE", datasets.VideoCache())
     rng = np.random.default_rng(0)
     frames = rng.integers(0, 256, (40, 32, 32, 3), dtype=np.uint8)
     video.encode(tmp_path / "00000.avi", frames, fps=10, codec="mpeg4")
@@ -467,17 +628,17 @@ def test_a_clip_before_the_damage_is_read_with_a_cache_too(tmp_path, monkeypatch
     samples.paths[0] = b"00000.avi"
     plain, cached = (Clips(samples, first, 16, 0, False, gb)[0, 0] for gb in (0, 1))
     with pytest.raises(video.VideoError):
-        video.decode(samples.path(0), np.arange(video.probe(samples.path(0)).frames))
-    assert plain.ok and same(plain, cached) and not datasets.KEPT.videos
+        files.decode(samples.path(0), np.arange(files.probe(samples.path(0)).frames))
+    assert plain.ok and same(plain, cached) and not datasets.CACHE
 
 
 def test_unreadable_in_training(videos, capfd):
     clips = make(videos)
     for i, instead, skipped in [(2, 4, 2), (3, 4, 1), (6, 0, 1), (2, 4, 2)]:
         item = clips[1, i]
-        indices = SAMPLER(video.probe(videos.path(instead)).frames, np.random.default_rng((5, 1, i)))
-        assert np.array_equal(item.clips.numpy(), video.decode(videos.path(instead), indices, 16))
-        assert item[2:] == (videos.labels[instead], instead, True, skipped)
+        indices = SAMPLER(files.probe(videos.path(instead)).frames, np.random.default_rng((5, 1, i)))
+        assert np.array_equal(item.clips, files.decode(videos.path(instead), indices, 16))
+        assert item[1:] == (videos.labels[instead], instead, True, skipped)
     err = capfd.readouterr().err
     assert err.count("unreadable video") == 3
     for i in BAD:  # each once, with a reason after its name
@@ -489,7 +650,7 @@ def test_unreadable_in_evaluation(videos, capfd):
     for i in [*BAD, 2]:
         item = clips[0, i]
         assert item.clips.shape == (2, 4, 16, 16, 3) and not item.clips.any()
-        assert item.size.tolist() == [16, 16] and item[2:] == (videos.labels[i], i, False, 0)
+        assert item[1:] == (videos.labels[i], i, False, 0)
     assert capfd.readouterr().err.count("unreadable video: ") == 3
 
 
@@ -531,15 +692,14 @@ def test_dataset_is_small(videos):
 def test_collate_pads(monkeypatch):
     rng, items = np.random.default_rng(1), []
     for b, (H, W) in enumerate([(4, 6), (6, 4), (5, 5)]):
-        clips = torch.from_numpy(rng.integers(1, 256, (2, 3, H, W, 3), dtype=np.uint8))
-        items.append(Item(clips, torch.tensor([H, W]), 7 + b, 70 + b, b != 1, b))
+        items.append(Item(rng.integers(1, 256, (2, 3, H, W, 3), dtype=np.uint8), 7 + b, 70 + b, b != 1, b))
     batch = collate(items)
     assert batch.clips.shape == (3, 2, 3, 6, 6, 3) and batch.clips.dtype == torch.uint8
     for b, k, t, y, x in itertools.product(range(3), range(2), range(3), range(6), range(6)):
-        H, W = items[b].size
+        H, W = items[b].clips.shape[2:4]
         want = items[b].clips[k, t, y, x].tolist() if y < H and x < W else [0, 0, 0]
         assert batch.clips[b, k, t, y, x].tolist() == want
-    monkeypatch.setattr(datasets, "get_worker_info", lambda: "a worker")
+    monkeypatch.setattr(datasets, "in_worker", True)
     assert not batch.clips.is_shared() and collate(items).clips.is_shared()
     assert batch.size.tolist() == [[4, 6], [6, 4], [5, 5]] and batch.size.dtype == torch.int64
     assert batch.label.tolist() == [7, 8, 9] and batch.index.tolist() == [70, 71, 72]
@@ -615,7 +775,7 @@ def test_a_process_that_an_error_ends_takes_its_workers_along():
 import torch
 from torch.utils.data import DataLoader
 from be import datasets
-batches = iter(DataLoader(torch.arange(99), batch_size=1, num_workers=2, worker_init_fn=datasets._begin))
+batches = iter(DataLoader(torch.arange(99), batch_size=1, num_workers=2, worker_init_fn=datasets.init_worker))
 next(batches)
 print(*(worker.pid for worker in batches._workers), flush=True)
 raise MemoryError("out of memory")

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from deadly import deadly, limit
 
-from be import datasets, manifest, synthetic, video
+from be import datasets, synthetic, video
 from be import prepare as prepared
 from be.config import ConfigError, UserError
 from be.datasets import DATASETS, Clips, DatasetMissing, load
@@ -69,7 +69,7 @@ def report(data):
 def test_all_in_order(data, capsys):
     prepare("ucf101", str(data))
     assert capsys.readouterr().out.splitlines() == report(data) and report(data)[-1] == "no problems"
-    with np.load(data / "ucf101" / manifest.FILE, allow_pickle=False) as table:
+    with np.load(data / "ucf101" / datasets.MANIFEST, allow_pickle=False) as table:
         paths = [os.fsdecode(path) for path in table["path"]]
         assert paths == sorted(paths) and len(paths) == 6
         for i, path in enumerate(paths):
@@ -238,7 +238,7 @@ def run_killed(data, what, after):
 def test_killed_in_the_middle_it_goes_on(data, capsys):
     run_killed(data, "inspecting", 3)
     lines = [json.loads(line) for line in (data / "ucf101" / JOURNAL).read_text().splitlines() if line]
-    assert len(lines) == 3 and not (data / "ucf101" / manifest.FILE).exists()
+    assert len(lines) == 3 and not (data / "ucf101" / datasets.MANIFEST).exists()
     prepare("ucf101", str(data))
     assert "inspecting ucf101: 3/3" in capsys.readouterr().err and report(data)[-1] == "no problems"
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import ROOT, TINY, run
+from videos import decode
 
 from be import backbones, config, datasets, retrieve
 from be.augment import eval_view
@@ -19,7 +20,6 @@ from be.prepare import prepare
 from be.report import report
 from be.retrieve import PROTOCOLS, Features, block_sizes, consecutive_clips, max_cells, recall, search
 from be.runs import RunError, make_accelerator
-from be.video import decode
 
 
 def on_disk(folder, name, parts):

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scipy import ndimage, stats
+from videos import decode, probe
 
-from be import datasets, synthetic, video
+from be import datasets, synthetic
 from be.config import ConfigError
 from be.datasets import DatasetMissing
 from be.synthetic import MOTIONS, SCENES, Spec, camera, load, make, plan, poses, render, scenebias
@@ -338,7 +339,7 @@ def test_the_parsers_of_the_real_datasets_read_it(tmp_path, layout):
             groups[subset] = {(videos[p].label, videos[p].group) for p in paths}
             seen |= set(paths)
         assert len(seen) == 8 * 7 and groups[tested] == groups["swapped"] and not groups["train"] & groups[tested]
-    info = video.probe(root / paths[0])
+    info = probe(root / paths[0])
     assert (info.frames, info.width, info.height, info.codec, info.fps) == (6, 32, 24, "mpeg4", 25)
 
 
@@ -366,7 +367,7 @@ def test_the_encoder_spares_the_actor(tmp_path):
         one = spec(motion, scene, seed=i)
         synthetic.write(tmp_path, synthetic.Video("a.avi", 0, i, False, one))
         frames, mask, _ = render(one)
-        error = video.decode(tmp_path / "a.avi", np.arange(64)).astype(float) - frames
+        error = decode(tmp_path / "a.avi", np.arange(64)).astype(float) - frames
         luma = error @ [0.299, 0.587, 0.114]  # colour has half the resolution in any 4:2:0 video
         for name, part, bound in ("all", error, 27), ("luma", luma, 36), ("actor's luma", luma[mask], 33):
             psnr = 10 * math.log10(255**2 / np.mean(part**2))
@@ -379,7 +380,7 @@ def test_same_seed_same_frames_whatever_the_workers(dataset, tmp_path):
     other = make(tmp_path / "other", layout, **SMALL | dict(seed=1))
     paths = [v.path for v in load(root)]
     assert all((again / name).read_bytes() == (root / name).read_bytes() for name in [*paths, "synthetic.jsonl"])
-    assert not np.array_equal(video.decode(root / paths[0], [3]), video.decode(other / paths[0], [3]))
+    assert not np.array_equal(decode(root / paths[0], [3]), decode(other / paths[0], [3]))
 
 
 def test_a_killed_run_goes_on_where_it_was(tmp_path, monkeypatch):

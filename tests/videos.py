@@ -6,6 +6,8 @@ from fractions import Fraction
 import av
 import numpy as np
 
+from be.video import Reader
+
 
 def film(frames=40, height=48, width=64, seed=0):
     """Frames that differ from one another and give an encoder some work: uint8 (T, H, W, 3)."""
@@ -95,6 +97,18 @@ def whole(path):
     """The reference: every frame that plain, sequential decoding of the whole file gives, (n, H, W, 3)."""
     with av.open(str(path)) as container:
         return np.stack([picture.to_ndarray(format="rgb24") for picture in container.decode(video=0)])
+
+
+def decode(path, indices, short_side=None):
+    """`Reader.decode` of a file that is wanted only once."""
+    with Reader(path) as video:
+        return video.decode(indices, short_side)
+
+
+def probe(path):
+    """`Reader.info` of a file."""
+    with Reader(path) as video:
+        return video.info
 
 
 X264 = "keyint=12:min-keyint=12:scenecut=0:bframes=3:b-adapt=0"
