@@ -14,7 +14,7 @@ ROWS = [
     ["prepare", "report"],
     ["retrieve"],
     ["plan"],
-    ["bench_data", "bench_train", "bias", "figures"],
+    ["bias", "figures"],
     ["analysis"],
     ["evidence"],
 ]
