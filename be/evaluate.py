@@ -1,7 +1,7 @@
-"""Testing: the one no-grad pass over a list of videos. Nothing is dropped, replaced or counted twice.
+"""Evaluation: the one no-grad pass over a split list. The 10-clip test, features, kNN and linear probe.
 
 A video is decoded once for all its clips. An unreadable video keeps its place, counts as wrong and shows in
-`n_scored / n_expected`. Each process scores every `world`-th video; the result is the same for any number of them.
+`n_scored / n_expected`. Each process takes every `world`-th video; the result is the same for any number of them.
 """
 
 import dataclasses
@@ -10,18 +10,19 @@ import os
 import time
 from functools import partial
 from hashlib import blake2b
-from pathlib import Path
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 from safetensors.torch import save_file
 
 from be import backbones, datasets, objectives, video, weights
 from be.augment import eval_view
-from be.config import Config, ConfigError, load
-from be.objectives import Classify, global_pool
-from be.runs import RunError, make_accelerator, progress, provenance, run_dir, write_aside, write_text
+from be.config import Config, ConfigError, load, run_dir
+from be.objectives import Classify, Objective, global_pool
+from be.runs import RunError, make_accelerator, progress, provenance, write_aside, write_text
 from be.weights import load_weights, read_about
 
 # Keys in which a test follows the training: what the network is, what of a video it sees, what a result says of both
@@ -37,11 +38,8 @@ def views(samples: datasets.Samples, sampler, cfg: Config, accelerator: Accelera
     clips = datasets.Clips(samples, sampler, cfg.short_side, cfg.seed, False, cfg.cache_gb)
     loader = datasets.loader(clips, [[(0, i)] for i in mine], workers=cfg.workers, device=accelerator.device)
     for batch in progress(loader, len(mine), what) if accelerator.is_main_process else loader:
-        x = None
-        if batch.ok.item():
-            stored = batch.clips[0].to(accelerator.device)  # (K, T, H, W, 3)
-            x = eval_view(stored, batch.size.expand(len(stored), 2).to(accelerator.device), cfg.size)
-        yield batch.index.item(), x
+        clips, size = batch.clips[0].to(accelerator.device), batch.size.to(accelerator.device)
+        yield batch.index.item(), eval_view(clips, size.expand(len(clips), 2), cfg.size) if batch.ok else None
 
 
 @torch.no_grad()
@@ -50,20 +48,21 @@ def over_videos(compute, samples: datasets.Samples, sampler, cfg: Config, accele
 
     Returns (results (N, ...) float32 on the CPU, ok (N,) bool). The row of an unreadable video is zero and not ok.
     """
-    rows = {}
+    rows = []
     for i, x in views(samples, sampler, cfg, accelerator, what):
         if x is not None:
             with accelerator.autocast():
-                rows[i] = compute(x, i).float().cpu()
-    rows = {i: row for part in gather_object([rows]) for i, row in part.items()}
-    n = len(samples)
-    ok = torch.tensor([i in rows for i in range(n)], dtype=torch.bool)
-    empty = torch.zeros_like(next(iter(rows.values()))) if rows else torch.zeros(())
-    return torch.stack([rows.get(i, empty) for i in range(n)]), ok
+                rows.append((i, compute(x, i).float().cpu()))
+    rows = gather_object(rows)
+    shape = rows[0][1].shape if rows else ()
+    results, ok = torch.zeros(len(samples), *shape), torch.zeros(len(samples), dtype=torch.bool)
+    for i, row in rows:
+        results[i], ok[i] = row, True
+    return results, ok
 
 
 def spread_clips(cfg: Config, K: int):
-    """The sampler of K clips spread over a video; with `static` of one random frame of it in place of them all."""
+    """The sampler of K clips spread over a video; with `static`, of one random frame of it in place of all frames."""
     sampler = partial(video.even_clips, K=K, T=cfg.frames, stride=cfg.stride)
     return partial(video.static_clips, like=sampler) if cfg.static else sampler
 
@@ -75,11 +74,16 @@ def classify(model: Classify, samples, cfg: Config, accelerator):
                        spread_clips(cfg, cfg.test_clips), cfg, accelerator, "test")
 
 
-def features(backbone, pool: str, samples, cfg: Config, accelerator: Accelerator, what: str = "features"):
-    """Of the central clip of each video, under global pooling (`pool`: max | avg) -> (N, C), ok (N,)."""
+def clip_features(backbone, pool, x):
+    """Clips x (K, 3, T, S, S), 8 at a time, -> (K, D) float32. pool: feature map (K, C, T', H', W') -> (K, D)."""
+    return torch.cat([pool(backbone(part)).float() for part in x.split(8)])
+
+
+def features(backbone, pool: str, samples, cfg: Config, accelerator: Accelerator, what: str = "features", K: int = 1):
+    """The mean over K clips spread over each video, under global pooling (`pool`: max | avg) -> (N, C), ok (N,)."""
     backbone.eval()
-    return over_videos(lambda x, i: global_pool(backbone(x), pool)[0], samples, spread_clips(cfg, 1), cfg, accelerator,
-                       what)
+    return over_videos(lambda x, i: clip_features(backbone, partial(global_pool, pool=pool), x).mean(0), samples,
+                       spread_clips(cfg, K), cfg, accelerator, what)
 
 
 def accuracy(probabilities, label, ok) -> dict:
@@ -100,6 +104,80 @@ def accuracy(probabilities, label, ok) -> dict:
     }
 
 
+def read_off(x, label, y, answer, ok) -> dict[str, float]:
+    """How many rows of y (M, C) get their answer (M,) from classifiers of x (N, C) and label (N,), in %.
+
+    A row that is not ok, (M,) bool, is wrong. x and y may be on any device, the others are on the CPU.
+    """
+    return {name: 100 * ((guess(x, label.to(x.device), y).cpu() == answer) & ok).float().mean().item()
+            for name, guess in (("knn", knn), ("linear", linear))}
+
+
+def knn(x, label, y, k: int = 20, temperature: float = 0.07):
+    """The class with the most votes among the k nearest rows of x (N, C) for each row of y (M, C) -> (M,).
+
+    A vote weighs exp(cosine / temperature) (Wu et al. 2018, Sec. 3.4). k and temperature: DINO's (Caron et al. 2021).
+    """
+    cosine = F.normalize(y) @ F.normalize(x).T  # (M, N)
+    near = cosine.topk(min(k, len(x)), dim=1)
+    votes = cosine.new_zeros(len(y), int(label.max()) + 1)
+    return votes.scatter_add(1, label[near.indices], (near.values / temperature).exp()).argmax(1)
+
+
+def linear(x, label, y, decay: float = 1e-3):
+    """The class of each row of y (M, C) under logistic regression on x (N, C) -> (M,). See `regress`."""
+    mean, scale = x.mean(0), x.std(0).clamp(min=1e-6)
+    weight, bias = regress((x - mean) / scale, label, decay)
+    return ((y - mean) / scale @ weight.T + bias).argmax(1)
+
+
+@torch.enable_grad()
+def regress(x, label, decay: float):
+    """Weight (classes, C) and bias (classes,) with the least mean cross entropy + decay |weight|^2 / 2, by L-BFGS."""
+    weight = x.new_zeros(int(label.max()) + 1, x.shape[1], requires_grad=True)
+    bias = x.new_zeros(len(weight), requires_grad=True)
+    search = torch.optim.LBFGS([weight, bias], max_iter=200, tolerance_grad=1e-5, line_search_fn="strong_wolfe")
+
+    def loss():
+        search.zero_grad()
+        value = F.cross_entropy(x @ weight.T + bias, label) + decay / 2 * weight.square().sum()
+        value.backward()
+        return value
+
+    search.step(loss)
+    return weight.detach(), bias.detach()
+
+
+class Probe:
+    """What can be read off the features while pre-training. Called with the number of an epoch, every `probe_every`th.
+
+    Of the training list (VIDEOS of it at most, drawn at random) a fifth is held out, by whole source videos; kNN and a
+    linear layer learn from the rest. -> probe_knn and probe_linear, in % of the held-out videos; of drawn videos also
+    ..._scene, for the family of the scene: a network that learns motion need not go up there. Pre-training stays the
+    same, to the last random number. Tests play no part, so these numbers may choose methods, settings and epochs.
+    """
+
+    VIDEOS, HELD_OUT = 10_000, 0.2
+
+    def __init__(self, objective: Objective, samples: datasets.Samples, cfg: Config, accelerator: Accelerator):
+        self.backbone, self.cfg, self.accelerator = objective.backbone, cfg, accelerator
+        some = np.random.default_rng((cfg.seed, len(samples))).permutation(len(samples))[:self.VIDEOS]
+        self.lists = datasets.holdout(samples.take(np.sort(some)), self.HELD_OUT, cfg.seed)
+
+    def __call__(self, epoch: int) -> dict[str, float]:
+        if epoch % self.cfg.probe_every:
+            return {}
+        (x, known), (y, ok) = (features(self.backbone, self.cfg.pool, part, self.cfg, self.accelerator, "probe")
+                               for part in self.lists)  # (N, C), (N,); (M, C), (M,)
+        x, y, found = x[known].to(self.accelerator.device), y.to(self.accelerator.device), {}
+        for column, ending in (("labels", ""), ("scene", "_scene")):
+            label, answer = (getattr(part, column, None) for part in self.lists)
+            if label is not None:
+                right = read_off(x, torch.from_numpy(label)[known], y, torch.from_numpy(answer), ok)
+                found |= {f"probe_{name}{ending}": percent for name, percent in right.items()}
+        return found
+
+
 def load_backbone(cfg: Config) -> torch.nn.Module:
     """The backbone of `cfg.pretrained`: self, the experiment's own pre-training; another experiment's name; random
     weights of `cfg.seed`; or published weights, a file, folder, torchvision:NAME or hf:USER/REPO."""
@@ -111,12 +189,7 @@ def load_backbone(cfg: Config) -> torch.nn.Module:
         weights.load(published, backbone)
     else:
         source = cfg.name if cfg.pretrained == "self" else cfg.pretrained
-        path = run_dir(cfg, "pretrain", source) / "backbone.safetensors"
-        if not path.exists():
-            there = sorted(p.parents[1].name for p in Path(cfg.out).glob(f"*/{path.parent.name}/{path.name}"))
-            raise RunError(f"{path} does not exist: pre-training of {source} has not been run "
-                           f"to its end. Backbones of this seed in {cfg.out}: {', '.join(there) or 'none'}")
-        load_weights(path, backbone)
+        load_weights(run_dir(cfg, "pretrain", source) / "backbone.safetensors", backbone)
     return backbone
 
 
@@ -128,13 +201,13 @@ def load_classifier(cfg: Config, run=None) -> tuple[Classify, list[str]]:
     path = (run or run_dir(cfg, "finetune")) / "model.safetensors"
     classes = read_about(path)["classes"]
     trained = load(path.with_name("config.yaml"), stage="finetune")
-    differ = [key for key in AS_TRAINED if getattr(trained, key) != getattr(cfg, key)]
-    if differ:
-        changes = ", ".join(f"{key}: {getattr(trained, key)} -> {getattr(cfg, key)}" for key in differ)
-        raise RunError(f"{path.parent} was trained otherwise than it is to be tested ({changes}); give the words that "
+    changes = [f"{key}: {getattr(trained, key)} -> {getattr(cfg, key)}" for key in AS_TRAINED
+               if getattr(trained, key) != getattr(cfg, key)]
+    if changes:
+        raise RunError(f"{path.parent} was trained with other settings ({', '.join(changes)}); give the overrides that "
                        f"fine-tuning had, or --cfg {path.with_name('config.yaml')}")
-    backbone = backbones.build(cfg.backbone, cfg.width)
-    model = objectives.build("classify", backbone, {**dataclasses.asdict(cfg), "classes": len(classes)})
+    model = objectives.build("classify", backbones.build(cfg.backbone, cfg.width),
+                             {**dataclasses.asdict(cfg), "classes": len(classes)})
     load_weights(path, model)
     return model, classes
 
@@ -143,8 +216,8 @@ def load_list(cfg: Config, subset: str, classes: list[str]) -> datasets.Samples:
     """The videos of `subset`. Raises ConfigError if their classes are not those the model knows."""
     samples = datasets.load(cfg.dataset, cfg.data, subset, cfg.split)
     if classes != samples.classes:
-        ours, theirs = (f"({len(names)}: {', '.join(names[:3])}, ...)" for names in (classes, samples.classes))
-        raise ConfigError(f"the model knows other classes {ours} than the list {subset!r} of {cfg.dataset} {theirs}")
+        raise ConfigError(f"the model knows other classes ({', '.join(classes[:3])}, ...) than the list {subset!r} of "
+                          f"{cfg.dataset} ({', '.join(samples.classes[:3])}, ...)")
     return samples
 
 
@@ -152,22 +225,28 @@ def evaluate(cfg: Config):
     """Tests the fine-tuned model with 10 clips a video
 
     The list is `subset`; several are tested one after the other with subset=test,swapped. The result and the
-    probabilities of each go beside the model. What was found for the same weights, videos and settings stands.
+    probabilities of each go beside the model. A result of the same weights, videos and settings is kept.
     """
     accelerator = make_accelerator(cfg)
     model, classes = load_classifier(cfg)
     model.to(accelerator.device)
     for subset in cfg.subset.split(","):
         samples = load_list(cfg, subset, classes)
-        began, inputs = time.perf_counter(), hash_inputs(cfg, samples) if accelerator.is_main_process else None
-        known = broadcast_object_list([accelerator.is_main_process and known_result(cfg, subset, inputs)])[0]
-        if known:
-            accelerator.print(f"{tell(known)}; as before, of the same weights, videos and settings")
+        began, inputs = time.perf_counter(), hash_inputs(cfg, samples)
+        if known := broadcast_object_list([known_result(cfg, subset, inputs)])[0]:
+            accelerator.print(f"{format_result(known)}; as before, of the same weights, videos and settings")
             continue
         probabilities, ok = classify(model, samples, cfg, accelerator)
         if accelerator.is_main_process:
-            save(cfg, subset, probabilities, torch.from_numpy(samples.labels), ok, **provenance(samples, accelerator),
-                 inputs=inputs, seconds=round(time.perf_counter() - began, 1))
+            about = {**about_result(cfg, subset, samples, accelerator, began), "inputs": inputs}
+            save(cfg, subset, probabilities, torch.from_numpy(samples.labels), ok, about)
+
+
+def about_result(cfg: Config, subset: str, samples, accelerator: Accelerator, began: float) -> dict:
+    """What any result is of and where it comes from. began: `time.perf_counter()` when its computation began."""
+    return {"experiment": cfg.name, "dataset": cfg.dataset, "subset": subset, "split": cfg.split, "seed": cfg.seed,
+            "synthetic": cfg.synthetic, **provenance(samples, accelerator),
+            "seconds": round(time.perf_counter() - began, 1)}
 
 
 def hash_inputs(cfg: Config, samples: datasets.Samples) -> str:
@@ -179,42 +258,34 @@ def hash_inputs(cfg: Config, samples: datasets.Samples) -> str:
 
 
 def hash_videos(samples: datasets.Samples) -> str:
-    """Of a list and the files as they lie there now; hex.
-
-    A video is known by its path in the list, label, size and time of change, and the whole list by the contents of
-    its files where `prepare` has left a manifest of them.
-    """
+    """Of a list's paths and labels, of size and time of each file, and of the contents that a manifest knows; hex."""
     state = blake2b(f"{samples.manifest_hash}".encode(), digest_size=16)
-    for i, (path, label) in enumerate(zip(samples.paths.tolist(), samples.labels.tolist(), strict=True)):
-        try:
-            stat = os.stat(samples.path(i))
-            state.update(b"%b\0%d %d %d\0" % (path, label, stat.st_size, stat.st_mtime_ns))
-        except OSError:
-            state.update(b"%b\0%d\0" % (path, label))
+    for i, path in enumerate(samples.paths.tolist()):
+        stat = os.stat(samples.path(i)) if os.path.exists(samples.path(i)) else None
+        known = b" %d %d" % (stat.st_size, stat.st_mtime_ns) if stat else b""
+        state.update(b"%b\0%d%b\0" % (path, samples.labels[i], known))
     return state.hexdigest()
 
 
 def known_result(cfg: Config, subset: str, inputs: str) -> dict | None:
     """The content of result-SUBSET.json, if it is of these inputs and nothing of it is missing."""
-    path = run_dir(cfg, "finetune")
-    if not ((path / f"result-{subset}.json").exists() and (path / f"probabilities-{subset}.safetensors").exists()):
+    path = run_dir(cfg, "finetune") / f"result-{subset}.json"
+    if not (path.exists() and path.with_name(f"probabilities-{subset}.safetensors").exists()):
         return None
-    result = json.loads((path / f"result-{subset}.json").read_text(encoding="utf-8"))
+    result = json.loads(path.read_text(encoding="utf-8"))
     return result if result.get("inputs") == inputs else None
 
 
-def save(cfg: Config, subset: str, probabilities, label, ok, **origin):
+def save(cfg: Config, subset: str, probabilities, label, ok, about: dict):
     """result-SUBSET.json and probabilities-SUBSET.safetensors in the run's directory, and one line for the person."""
-    path, result = run_dir(cfg, "finetune"), accuracy(probabilities, label, ok)
-    about = {"experiment": cfg.name, "dataset": cfg.dataset, "subset": subset, "split": cfg.split, "seed": cfg.seed,
-             "test_clips": cfg.test_clips, "select": cfg.select, "synthetic": cfg.synthetic, **origin}
+    path = run_dir(cfg, "finetune")
+    result = {**accuracy(probabilities, label, ok), "test_clips": cfg.test_clips, "select": cfg.select, **about}
     write_aside(path / f"probabilities-{subset}.safetensors",
                 lambda aside: save_file({"probabilities": probabilities, "label": label, "ok": ok}, aside))
-    write_text(path / f"result-{subset}.json", json.dumps({**result, **about}, indent=1) + "\n")
-    print(tell({**result, **about}))
+    write_text(path / f"result-{subset}.json", json.dumps(result, indent=1) + "\n")
+    print(format_result(result))
 
 
-def tell(result: dict) -> str:
-    return (f"{result['experiment']} on {result['dataset']} {result['subset']}, split {result['split']}: "
-            f"top-1 {result['top1']:.1f}, top-5 {result['top5']:.1f}, mean class {result['mean_class']:.1f}, "
-            f"scored {result['n_scored']}/{result['n_expected']}")
+def format_result(result: dict) -> str:
+    return ("{experiment} on {dataset} {subset}, split {split}: top-1 {top1:.1f}, top-5 {top5:.1f}, mean class "
+            "{mean_class:.1f}, {n_scored} of {n_expected} videos").format(**result)

@@ -5,7 +5,7 @@ from conftest import TINY
 
 from be import backbones, config, datasets, objectives
 from be.augment import eval_view
-from be.probe import regress
+from be.evaluate import regress
 from be.runs import Run
 from be.video import decode, even_clips
 

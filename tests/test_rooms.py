@@ -9,7 +9,6 @@ ROWS = [
     ["datasets", "weights"],
     ["objectives", "runs", "synthetic"],
     ["evaluate"],
-    ["probe"],
     ["train"],
     ["prepare", "report"],
     ["retrieve"],
