@@ -26,6 +26,7 @@ from be.runs import RunError, make_accelerator, progress, provenance, write_asid
 from be.weights import load_weights, read_about
 
 # Keys in which a test follows the training: what the network is, what of a video it sees, what a result says of both
+TEST_SETTINGS = ("test_clips", "frames", "stride", "static", "short_side", "size", "pool", "precision", "seed")
 AS_TRAINED = ("backbone", "width", "pool", "frames", "stride", "static", "short_side", "size", "select", "synthetic")
 
 
@@ -43,20 +44,26 @@ def views(samples: datasets.Samples, sampler, cfg: Config, accelerator: Accelera
 
 
 @torch.no_grad()
-def over_videos(compute, samples: datasets.Samples, sampler, cfg: Config, accelerator: Accelerator, what: str):
-    """Runs `compute(clips (K, 3, T, S, S), i) -> tensor (...)` on each video i and stacks the results, as listed.
+def each_video(compute, samples: datasets.Samples, sampler, cfg: Config, accelerator: Accelerator, what: str):
+    """Yields (i, compute(clips (K, 3, T, S, S), i) -> tensor, on the CPU) of each video i, in the order of the list.
 
-    Returns (results (N, ...) float32 on the CPU, ok (N,) bool). The row of an unreadable video is zero and not ok.
+    None in place of what an unreadable video would give. All processes get all videos, computed by any of them.
     """
-    rows = []
-    for i, x in views(samples, sampler, cfg, accelerator, what):
-        if x is not None:
+    mine = views(samples, sampler, cfg, accelerator, what)
+    for first in range(0, len(samples), accelerator.num_processes):
+        i, row = next(mine, (0, None))
+        if row is not None:
             with accelerator.autocast():
-                rows.append((i, compute(x, i).float().cpu()))
-    rows = gather_object(rows)
-    shape = rows[0][1].shape if rows else ()
-    results, ok = torch.zeros(len(samples), *shape), torch.zeros(len(samples), dtype=torch.bool)
-    for i, row in rows:
+                row = compute(row, i).cpu()
+        yield from zip(range(first, len(samples)), gather_object([row]), strict=False)
+
+
+def over_videos(compute, samples: datasets.Samples, sampler, cfg: Config, accelerator: Accelerator, what: str):
+    """What `each_video` yields, stacked: results (N, ...) float32, ok (N,) bool. An unreadable video's row is zero."""
+    rows = {i: row for i, row in each_video(compute, samples, sampler, cfg, accelerator, what) if row is not None}
+    some = next(iter(rows.values()), torch.zeros(()))
+    results, ok = torch.zeros(len(samples), *some.shape), torch.zeros(len(samples), dtype=torch.bool)
+    for i, row in rows.items():
         results[i], ok[i] = row, True
     return results, ok
 
@@ -232,7 +239,8 @@ def evaluate(cfg: Config):
     model.to(accelerator.device)
     for subset in cfg.subset.split(","):
         samples = load_list(cfg, subset, classes)
-        began, inputs = time.perf_counter(), hash_inputs(cfg, samples)
+        file, began = run_dir(cfg, "finetune") / "model.safetensors", time.perf_counter()
+        inputs = hash_inputs(cfg, samples, file.read_bytes(), TEST_SETTINGS)
         if known := broadcast_object_list([known_result(cfg, subset, inputs)])[0]:
             accelerator.print(f"{format_result(known)}; as before, of the same weights, videos and settings")
             continue
@@ -249,10 +257,9 @@ def about_result(cfg: Config, subset: str, samples, accelerator: Accelerator, be
             "seconds": round(time.perf_counter() - began, 1)}
 
 
-def hash_inputs(cfg: Config, samples: datasets.Samples) -> str:
-    """Of all that a result follows from: the model's file, the videos, the settings; hex."""
-    settings = ("test_clips", "frames", "stride", "static", "short_side", "size", "pool", "precision", "seed")
-    state = blake2b((run_dir(cfg, "finetune") / "model.safetensors").read_bytes(), digest_size=16)
+def hash_inputs(cfg: Config, samples: datasets.Samples, weights: bytes, settings) -> str:
+    """Of all that a result follows from: the weights, the videos, the keys `settings` of the config; hex."""
+    state = blake2b(weights, digest_size=16)
     state.update(json.dumps([hash_videos(samples), *(getattr(cfg, key) for key in settings)]).encode())
     return state.hexdigest()
 
