@@ -25,8 +25,9 @@ from be.objectives import Classify, Objective, global_pool
 from be.runs import RunError, make_accelerator, progress, provenance, write_aside, write_text
 from be.weights import load_weights, read_about
 
-# Keys in which a test follows the training: what the network is, what of a video it sees, what a result says of both
+# Keys that the result of a test follows from, beside the weights and the videos
 TEST_SETTINGS = ("test_clips", "frames", "stride", "static", "short_side", "size", "pool", "precision", "seed")
+# Keys in which a test follows the training: what the network is, what of a video it sees, what a result says of both
 AS_TRAINED = ("backbone", "width", "pool", "frames", "stride", "static", "short_side", "size", "select", "synthetic")
 
 
@@ -178,8 +179,8 @@ class Probe:
                                for part in self.lists)  # (N, C), (N,); (M, C), (M,)
         x, y, found = x[known].to(self.accelerator.device), y.to(self.accelerator.device), {}
         for column, ending in (("labels", ""), ("scene", "_scene")):
-            label, answer = (getattr(part, column, None) for part in self.lists)
-            if label is not None:
+            label, answer = (getattr(part, column) for part in self.lists)
+            if label is not None and min(label.min(), answer.min()) >= 0:  # -1: the scene of a video is not known
                 right = read_off(x, torch.from_numpy(label)[known], y, torch.from_numpy(answer), ok)
                 found |= {f"probe_{name}{ending}": percent for name, percent in right.items()}
         return found
