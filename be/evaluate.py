@@ -31,42 +31,36 @@ TEST_SETTINGS = ("test_clips", "frames", "stride", "static", "short_side", "size
 AS_TRAINED = ("backbone", "width", "pool", "frames", "stride", "static", "short_side", "size", "select", "synthetic")
 
 
-def views(samples: datasets.Samples, sampler, cfg: Config, accelerator: Accelerator, what: str, mine=None):
-    """One video after the other: yields its place in the list and its clips (K, 3, T, S, S) on the device.
-
-    Clips are None where a video is unreadable. `mine`: the places this process takes, by default every `world`-th.
-    """
+def views(samples, sampler, cfg: Config, accelerator, what: str, mine=None):
+    """Yields each video's place in the list and its clips (K, 3, T, S, S) on the device, None where it is unreadable.
+    mine: the places that this process takes, by default every `world`-th."""
     mine = range(accelerator.process_index, len(samples), accelerator.num_processes) if mine is None else mine
-    clips = datasets.Clips(samples, sampler, cfg.short_side, cfg.seed, False, cfg.cache_gb)
-    loader = datasets.loader(clips, [[(0, i)] for i in mine], workers=cfg.workers, device=accelerator.device)
+    videos = datasets.Clips(samples, sampler, cfg.short_side, cfg.seed, False, cfg.cache_gb)
+    loader = datasets.loader(videos, [[(0, i)] for i in mine], workers=cfg.workers, device=accelerator.device)
     for batch in progress(loader, len(mine), what) if accelerator.is_main_process else loader:
         clips, size = batch.clips[0].to(accelerator.device), batch.size.to(accelerator.device)
         yield batch.index.item(), eval_view(clips, size.expand(len(clips), 2), cfg.size) if batch.ok else None
 
 
 @torch.no_grad()
-def each_video(compute, samples: datasets.Samples, sampler, cfg: Config, accelerator: Accelerator, what: str):
-    """Yields (i, compute(clips (K, 3, T, S, S), i) -> tensor, on the CPU) of each video i, in the order of the list.
-
-    None in place of what an unreadable video would give. All processes get all videos, computed by any of them.
-    """
+def each_video(compute, samples, sampler, cfg: Config, accelerator, what: str):
+    """Yields `compute(clips (K, 3, T, S, S), i) -> tensor`, moved to the CPU, of each video i in the order of the list.
+    None for an unreadable one. Every process gets all, whoever computed them."""
     mine = views(samples, sampler, cfg, accelerator, what)
     for first in range(0, len(samples), accelerator.num_processes):
         i, row = next(mine, (0, None))
         if row is not None:
             with accelerator.autocast():
                 row = compute(row, i).cpu()
-        yield from zip(range(first, len(samples)), gather_object([row]), strict=False)
+        yield from gather_object([row])[: len(samples) - first]
 
 
-def over_videos(compute, samples: datasets.Samples, sampler, cfg: Config, accelerator: Accelerator, what: str):
+def over_videos(compute, samples, sampler, cfg: Config, accelerator, what: str):
     """What `each_video` yields, stacked: results (N, ...) float32, ok (N,) bool. An unreadable video's row is zero."""
-    rows = {i: row for i, row in each_video(compute, samples, sampler, cfg, accelerator, what) if row is not None}
-    some = next(iter(rows.values()), torch.zeros(()))
-    results, ok = torch.zeros(len(samples), *some.shape), torch.zeros(len(samples), dtype=torch.bool)
-    for i, row in rows.items():
-        results[i], ok[i] = row, True
-    return results, ok
+    rows = list(each_video(compute, samples, sampler, cfg, accelerator, what))
+    ok = torch.tensor([row is not None for row in rows])
+    empty = torch.zeros_like(next((row for row in rows if row is not None), ok[0]))
+    return torch.stack([empty if row is None else row for row in rows]).float(), ok
 
 
 def spread_clips(cfg: Config, K: int):
@@ -87,7 +81,7 @@ def clip_features(backbone, pool, x):
     return torch.cat([pool(backbone(part)).float() for part in x.split(8)])
 
 
-def features(backbone, pool: str, samples, cfg: Config, accelerator: Accelerator, what: str = "features", K: int = 1):
+def features(backbone, pool: str, samples, cfg: Config, accelerator, what: str = "features", K: int = 1):
     """The mean over K clips spread over each video, under global pooling (`pool`: max | avg) -> (N, C), ok (N,)."""
     backbone.eval()
     return over_videos(lambda x, i: clip_features(backbone, partial(global_pool, pool=pool), x).mean(0), samples,
@@ -107,7 +101,7 @@ def accuracy(probabilities, label, ok) -> dict:
     return {
         "top1": 100 * hit[:, 0].float().mean().item(),
         "top5": 100 * hit.any(1).float().mean().item(),
-        "mean_class": 100 * (per_class[count > 0] / count[count > 0]).mean().item(),
+        "mean_class": 100 * (per_class / count).nanmean().item(),
         "n_scored": int(ok.sum()), "n_expected": N,
     }
 
@@ -159,13 +153,12 @@ def regress(x, label, decay: float):
 class Probe:
     """What can be read off the features while pre-training. Called with the number of an epoch, every `probe_every`th.
 
-    Of the training list (VIDEOS of it at most, drawn at random) a fifth is held out, by whole source videos; kNN and a
-    linear layer learn from the rest. -> probe_knn and probe_linear, in % of the held-out videos; of drawn videos also
-    ..._scene, for the family of the scene: a network that learns motion need not go up there. Pre-training stays the
-    same, to the last random number. Tests play no part, so these numbers may choose methods, settings and epochs.
+    A fifth of the training list is held out, by whole source videos; kNN and a linear layer learn from the rest.
+    -> probe_knn, probe_linear, in % of the held-out videos; of drawn videos also ..._scene: the family of the scene.
+    Pre-training is the same without, to the last random number. Tests play no part: these numbers may choose epochs.
     """
 
-    VIDEOS, HELD_OUT = 10_000, 0.2
+    VIDEOS, HELD_OUT = 10_000, 0.2  # of a longer list, so many drawn at random are used
 
     def __init__(self, objective: Objective, samples: datasets.Samples, cfg: Config, accelerator: Accelerator):
         self.backbone, self.cfg, self.accelerator = objective.backbone, cfg, accelerator
@@ -178,10 +171,10 @@ class Probe:
         (x, known), (y, ok) = (features(self.backbone, self.cfg.pool, part, self.cfg, self.accelerator, "probe")
                                for part in self.lists)  # (N, C), (N,); (M, C), (M,)
         x, y, found = x[known].to(self.accelerator.device), y.to(self.accelerator.device), {}
-        for column, ending in (("labels", ""), ("scene", "_scene")):
-            label, answer = (getattr(part, column) for part in self.lists)
-            if label is not None and min(label.min(), answer.min()) >= 0:  # -1: the scene of a video is not known
-                right = read_off(x, torch.from_numpy(label)[known], y, torch.from_numpy(answer), ok)
+        for ending, columns in (("", [part.labels for part in self.lists]), ("_scene", [p.scene for p in self.lists])):
+            if all(column is not None and min(column) >= 0 for column in columns):  # -1: a scene is not known
+                label, answer = map(torch.from_numpy, columns)
+                right = read_off(x, label[known], y, answer, ok)
                 found |= {f"probe_{name}{ending}": percent for name, percent in right.items()}
         return found
 
@@ -224,8 +217,8 @@ def load_list(cfg: Config, subset: str, classes: list[str]) -> datasets.Samples:
     """The videos of `subset`. Raises ConfigError if their classes are not those the model knows."""
     samples = datasets.load(cfg.dataset, cfg.data, subset, cfg.split)
     if classes != samples.classes:
-        raise ConfigError(f"the model knows other classes ({', '.join(classes[:3])}, ...) than the list {subset!r} of "
-                          f"{cfg.dataset} ({', '.join(samples.classes[:3])}, ...)")
+        raise ConfigError(f"the model knows other classes, {classes[:3]} ..., than the list {subset!r} of "
+                          f"{cfg.dataset}, {samples.classes[:3]} ...")
     return samples
 
 
@@ -251,18 +244,17 @@ def evaluate(cfg: Config):
             save(cfg, subset, probabilities, torch.from_numpy(samples.labels), ok, about)
 
 
-def about_result(cfg: Config, subset: str, samples, accelerator: Accelerator, began: float) -> dict:
+def about_result(cfg: Config, subset: str, samples, accelerator, began: float) -> dict:
     """What any result is of and where it comes from. began: `time.perf_counter()` when its computation began."""
     return {"experiment": cfg.name, "dataset": cfg.dataset, "subset": subset, "split": cfg.split, "seed": cfg.seed,
             "synthetic": cfg.synthetic, **provenance(samples, accelerator),
             "seconds": round(time.perf_counter() - began, 1)}
 
 
-def hash_inputs(cfg: Config, samples: datasets.Samples, weights: bytes, settings) -> str:
+def hash_inputs(cfg: Config, samples, weights: bytes, settings) -> str:
     """Of all that a result follows from: the weights, the videos, the keys `settings` of the config; hex."""
-    state = blake2b(weights, digest_size=16)
-    state.update(json.dumps([hash_videos(samples), *(getattr(cfg, key) for key in settings)]).encode())
-    return state.hexdigest()
+    others = json.dumps([hash_videos(samples), *(getattr(cfg, key) for key in settings)])
+    return blake2b(weights + others.encode(), digest_size=16).hexdigest()
 
 
 def hash_videos(samples: datasets.Samples) -> str:
@@ -278,9 +270,8 @@ def hash_videos(samples: datasets.Samples) -> str:
 def known_result(cfg: Config, subset: str, inputs: str) -> dict | None:
     """The content of result-SUBSET.json, if it is of these inputs and nothing of it is missing."""
     path = run_dir(cfg, "finetune") / f"result-{subset}.json"
-    if not (path.exists() and path.with_name(f"probabilities-{subset}.safetensors").exists()):
-        return None
-    result = json.loads(path.read_text(encoding="utf-8"))
+    there = path.exists() and path.with_name(f"probabilities-{subset}.safetensors").exists()
+    result = json.loads(path.read_text(encoding="utf-8")) if there else {}
     return result if result.get("inputs") == inputs else None
 
 

@@ -32,8 +32,6 @@ KS = (1, 5, 10, 20, 50)
 
 
 class Protocol(NamedTuple):
-    """Which clips of a video, what of the feature map, and is a row a clip or a video?"""
-
     sampler: Callable  # (n, rng, T=, stride=) -> frames (K, T)
     pool: Callable  # feature map (K, C, T', H', W') -> (K, D)
     mean: bool  # a row is the mean over the clips of a video; else every clip is one
@@ -51,10 +49,7 @@ def consecutive_clips(n, rng=None, *, T, stride):
 
 
 def max_cells(x, most):
-    """Adaptive max pooling to at most `most` cells (t, h, w): (K, C, T', H', W') -> (K, C * cells).
-
-    A smaller map stays as it is: repeated cells would not change what is near.
-    """
+    """Adaptive max pooling to at most `most` cells (t, h, w): (K, C, T', H', W') -> (K, C * cells)."""
     return F.adaptive_max_pool3d(x, [min(sides) for sides in zip(x.shape[2:], most, strict=True)]).flatten(1)
 
 
@@ -101,10 +96,10 @@ def stored(path: Path, inputs: str) -> Features | None:
 
 
 def extract(path: Path, backbone, samples, cfg: Config, accelerator: Accelerator) -> Features:
-    """Features of all readable videos of a list, written to PATH.f16, and PATH.json, which says what each row is of.
+    """Features of all readable videos of a list, in PATH.f16; PATH.json says what each row is of.
 
-    What is there already of the same weights, videos and settings is taken as it is. Raises RunError where a file
-    cannot be written, or a feature is not finite: it would be near to everything or to nothing.
+    Those of the same weights, videos and settings are used again. Raises RunError where a file cannot be written, or a
+    feature is not finite: it would be near to everything or to nothing.
     """
     protocol, file, index = PROTOCOLS[cfg.protocol], Path(f"{path}.f16"), Path(f"{path}.json")
     weights = b"".join(tensor.cpu().numpy().tobytes() for tensor in backbone.state_dict().values())
@@ -123,7 +118,7 @@ def extract(path: Path, backbone, samples, cfg: Config, accelerator: Accelerator
         return F.normalize(z.mean(0, keepdim=True) if protocol.mean else z).half()
 
     rows, D, sampler = [], 0, partial(protocol.sampler, T=cfg.frames, stride=cfg.stride)
-    for i, z in each_video(compute, samples, sampler, cfg, accelerator, path.name):
+    for i, z in enumerate(each_video(compute, samples, sampler, cfg, accelerator, path.name)):
         if z is not None:
             if not z.isfinite().all():
                 raise RunError(f"the features of {samples.path(i)} are not finite: the weights are not, or the "
@@ -152,17 +147,15 @@ def append(file: Path, data: bytes, mode: str = "ab"):
 def search(queries: Features, gallery: Features, k: int, memory_gb: float, device="cpu", rank: int = 0, world: int = 1):
     """The k rows of the gallery of the largest inner product with each query: scores, rows, both (Q, k).
 
-    Rows of unit vectors make it the cosine. k is cut to the size of the gallery. Exact up to the rounding of
-    float32 sums; among equal scores the row that comes first in the gallery wins, however the blocks are cut.
+    k is cut to the size of the gallery. Exact up to the rounding of float32 sums; among equal scores the row that comes
+    first in the gallery wins, however the blocks are cut.
 
-    memory_gb: GiB for a block of each and what is computed from them. A block of queries stays while all blocks of
-        the gallery pass by; more memory means fewer passes.
+    memory_gb: GiB for a block of each and what is computed from them; more means fewer passes over the gallery. Raises
+        ConfigError if it is too little for one row of each.
     rank, world: searches for the rank-th of `world` equal parts of the queries alone.
-
-    Raises ConfigError if memory_gb is too little for one row of each.
     """
-    begin, end, G = rank * len(queries) // world, (rank + 1) * len(queries) // world, len(gallery)
-    k = min(k, G)
+    begin, end = (part * len(queries) // world for part in (rank, rank + 1))
+    G, k = len(gallery), min(k, len(gallery))
     rows_q, rows_g = block_sizes(end - begin, G, queries.D, k, memory_gb)
     q_block, g_block = (torch.empty(rows, queries.D, device=device) for rows in (rows_q, rows_g))
     blocks, scores, rows = range(0, G, rows_g), torch.empty(end - begin, k), torch.empty(end - begin, k).long()
@@ -194,9 +187,7 @@ def block_sizes(Q, G, D, k, memory_gb) -> tuple[int, int]:
 
 def recall(rows, label_q, label_g, missed: int = 0) -> dict[str, float]:
     """R@k in %: queries with their own class among the k nearest. rows (Q, k), label_q (Q,), label_g (G,).
-
-    `missed`: queries that could not be asked, a miss each. In a gallery of less than k rows all of them count.
-    """
+    missed: so many more queries could not be asked. In a gallery of less than k rows all of them count."""
     hit = label_g[rows] == label_q[:, None]  # (Q, k)
     return {f"R@{k}": 100 * hit[:, :k].any(1).sum().item() / max(1, len(hit) + missed) for k in KS}
 
@@ -212,51 +203,47 @@ def retrieve(cfg: Config):
     accelerator, path = make_accelerator(cfg), run_dir(cfg, "retrieve")
     path.mkdir(parents=True, exist_ok=True)
     backbone = load_backbone(cfg).to(accelerator.device).eval()
-    shown = datasets.load(cfg.dataset, cfg.data, "train", cfg.split)
-    gallery = extract(path / f"{cfg.protocol}-train", backbone, shown, cfg, accelerator)
+
+    def features_of(subset):
+        samples = datasets.load(cfg.dataset, cfg.data, subset, cfg.split)
+        return samples, extract(path / f"{cfg.protocol}-{subset}", backbone, samples, cfg, accelerator)
+
+    shown, gallery = features_of("train")
     for subset in cfg.subset.split(","):
-        asked, name = datasets.load(cfg.dataset, cfg.data, subset, cfg.split), f"{cfg.protocol}-{subset}"
-        queries = extract(path / name, backbone, asked, cfg, accelerator)
+        asked, queries = features_of(subset)
         if not len(queries) or not len(gallery):
             raise RunError(f"{cfg.dataset}: {len(queries)} rows of {subset}, {len(gallery)} of train: no search")
         began = time.perf_counter()
-        _, rows = search(queries, gallery, max(KS), cfg.memory_gb, accelerator.device, accelerator.process_index,
-                         accelerator.num_processes)
+        rows = search(queries, gallery, max(KS), cfg.memory_gb, accelerator.device, accelerator.process_index,
+                      accelerator.num_processes)[1]
         rows = torch.cat(gather_object([rows]))
         if accelerator.is_main_process:
             missed = len(asked) - len(np.unique(queries.video))
-            label_q, label_g = (torch.from_numpy(labels) for labels in (asked.labels[queries.video],
-                                                                        shown.labels[gallery.video]))
-            result = {**recall(rows, label_q, label_g, missed=missed), "protocol": cfg.protocol,
-                      "n_scored": len(queries), "n_expected": len(queries) + missed, "gallery": len(gallery),
-                      "numbers": gallery.D, **about_result(cfg, subset, asked, accelerator, began)}
-            write_text(path / f"recall-{name}.json", json.dumps(result, indent=1) + "\n")
+            found = recall(rows.numpy(), asked.labels[queries.video], shown.labels[gallery.video], missed)
+            result = {**found, "n_scored": len(queries), "n_expected": len(queries) + missed, "gallery": len(gallery),
+                      "numbers": gallery.D, "protocol": cfg.protocol,
+                      **about_result(cfg, subset, asked, accelerator, began)}
+            write_text(path / f"recall-{cfg.protocol}-{subset}.json", json.dumps(result, indent=1) + "\n")
             print(("{experiment} on {dataset} {subset}, split {split}, protocol {protocol}: R@1 {R@1:.1f}, R@5 "
                    "{R@5:.1f}, R@10 {R@10:.1f}, R@20 {R@20:.1f}, R@50 {R@50:.1f}; {n_scored} of {n_expected} queries, "
                    "{gallery} rows of {numbers} numbers in the gallery").format(**result))
-            sheet(path / f"nearest-{name}.png", cfg, asked, queries, shown, gallery, rows)
+            sheet(path / f"nearest-{cfg.protocol}-{subset}.png", cfg, asked, queries, shown, gallery, rows)
 
 
 def sheet(path, cfg, asked, queries, shown, gallery, rows):
-    """A picture: queries of six classes (left) before their five nearest rows, the frame in the middle of each clip.
-
-    What is of the query's class has its name in bold.
-    """
+    """A picture: queries of six classes (left) before their five nearest rows; names of the query's class are bold."""
     from matplotlib.figure import Figure
-
     protocol, label = PROTOCOLS[cfg.protocol], asked.labels[queries.video]
     sampler = partial(protocol.sampler, T=cfg.frames, stride=cfg.stride)
-    _, firsts = np.unique(label, return_index=True)  # the first query of every class
+    firsts = np.unique(label, return_index=True)[1]  # the first query of every class
     chosen = firsts[np.linspace(0, len(firsts) - 1, min(6, len(firsts))).astype(int)].tolist()
     figure = Figure(figsize=(9.3, 1.45 * len(chosen)), layout="constrained")
     for line, query in zip(figure.subplots(len(chosen), 6, squeeze=False), chosen, strict=True):
         nearest = [(shown, gallery, row) for row in rows[query, :5].tolist()]
         for axis, (samples, features, row) in zip(line, [(asked, queries, query), *nearest], strict=False):
-            i = int(features.video[row])
-            clips = datasets.Clips(samples, sampler, cfg.short_side, 0, train=False)[0, i].clips  # (K, T, H, W, 3)
-            axis.imshow(clips[len(clips) // 2 if protocol.mean else features.clip[row], cfg.frames // 2])
-            axis.set_title(samples.classes[samples.labels[i]], fontsize=8,
-                           fontweight="bold" if samples.labels[i] == label[query] else "normal")
+            item = datasets.Clips(samples, sampler, cfg.short_side, 0, train=False)[0, int(features.video[row])]
+            axis.imshow(item.clips[len(item.clips) // 2 if protocol.mean else features.clip[row], cfg.frames // 2])
+            weight = "bold" if item.label == label[query] else "normal"
+            axis.set_title(samples.classes[item.label], fontsize=8, fontweight=weight)
             axis.set_axis_off()
     figure.savefig(path, dpi=130)
-    print(f"examples in {path}")
