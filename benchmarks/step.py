@@ -36,7 +36,7 @@ class Released(objectives.MoCo):
         self.momentum_encoder.requires_grad_(True)  # its gradients are computed, and nobody uses them
         self.erase = erase_by_loops
 
-    def _shuffled_keys(self, x, draws):
+    def _keys(self, x, draws):
         return self.embed(x, self.momentum_encoder)
 
 
@@ -57,7 +57,7 @@ class Step:
         self.cfg, self.device, self.done = cfg, device, 0
         torch.manual_seed(0)
         backbone = backbones.build(cfg.backbone, cfg.width)
-        self.objective = objectives.construct(make, backbone, asdict(cfg)).train()
+        self.objective = objectives.build(make, backbone, asdict(cfg)).train()
         place(self.objective, cfg, device)
         learned = [p for name, p in self.objective.named_parameters() if "momentum_encoder" not in name]
         self.optimizer = torch.optim.SGD(learned, lr=1e-3, momentum=cfg.momentum, weight_decay=cfg.weight_decay)

@@ -45,7 +45,7 @@ def test_step():
     views = [torch.randn(2, 3, 8, 32, 32, generator=torch.Generator().manual_seed(i)) for i in range(3)]
     for name, make in (("released", step["Released"]), ("ours", objectives.MoCo)):
         torch.manual_seed(0)
-        model = objectives.construct(make, backbones.build("c3d", 4), dict(frames=8, stride=1, K=6, **step["RELEASED"]))
+        model = objectives.build(make, backbones.build("c3d", 4), dict(frames=8, stride=1, K=6, **step["RELEASED"]))
         losses[name], _ = model(views, None, torch.arange(2), Draws(0, 0))
         with FlopCounterMode(display=False) as flops:
             losses[name].backward()
