@@ -20,7 +20,7 @@ import sys
 import textwrap
 from pathlib import Path
 
-# verb, of one word or two: (module, function, stage of the config it runs under, an example). Modules are imported when
+# verb: (module, function, stage of the config it runs under, an example). Modules are imported when
 # a verb runs, since torch takes seconds; a verb without a stage takes the arguments of its function as key=value. The
 # stage `runs` is for verbs that look at finished runs: --cfg names their directories, the function gets (directory,
 # config) of each. The stage `dataset`: --cfg names a data set, all else are arguments of the function.
@@ -35,9 +35,6 @@ VERBS = {
     "finetune": ("be.train", "finetune", "finetune", "run.py finetune --cfg table1-moco-be dataset=hmdb51 split=1"),
     "evaluate": ("be.evaluate", "evaluate", "finetune", "run.py evaluate --cfg demo-moco-be subset=swapped"),
     "retrieve": ("be.retrieve", "retrieve", "retrieve", "run.py retrieve --cfg table3-moco-be-i3d protocol=paper"),
-    "bench data": ("be.bench_data", "bench", None, "run.py bench data rounds=9"),
-    "bench train": ("be.bench_train", "bench", None, "run.py bench train backbones=r3d18 clips=8"),
-    "bench retrieve": ("be.retrieve", "bench", None, "run.py bench retrieve queries=1000 gallery=2136"),
     "robustness": ("be.bias", "robustness", "runs",
                    "run.py robustness --cfg runs/A/finetune-ucf101-split1-seed0,runs/B/finetune-ucf101-split1-seed0"),
     "errors": ("be.analysis", "errors", "runs",
@@ -64,11 +61,10 @@ def main(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print(f"{__doc__}\nverbs:\n" + "".join(f"  {verb:16}{docstring(verb)[0]}\n" for verb in VERBS))
         return 0
-    verb, words = split_verb(argv)
+    verb, words = argv[0], argv[1:]
     try:
         if verb not in VERBS:
-            begun = [known for known in VERBS if known.startswith(f"{verb} ")]
-            near = begun or difflib.get_close_matches(verb, VERBS, n=2)
+            near = difflib.get_close_matches(verb, VERBS, n=2)
             raise ConfigError(f"unknown verb {verb!r}; choices: {', '.join(near or VERBS)}; see run.py --help")
         if {"-h", "--help"} & set(words):
             print(help_text(verb))
@@ -103,12 +99,6 @@ def leave():
     distributed = sys.modules.get("torch.distributed")
     if distributed and distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()
-
-
-def split_verb(argv: list[str]) -> tuple[str, list[str]]:
-    """The verb, known or not, and the words behind it. `bench` alone is no verb, `bench data` is."""
-    two = argv[1:] and not argv[1].startswith("-") and any(verb.startswith(f"{argv[0]} ") for verb in VERBS)
-    return (" ".join(argv[:2]), argv[2:]) if two else (argv[0], argv[1:])
 
 
 def split_words(words: list[str]) -> tuple[str | None, list[str]]:

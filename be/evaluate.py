@@ -1,7 +1,7 @@
-"""Testing: the one no-grad pass over a list of videos. Nothing is dropped, replaced or counted twice.
+"""Evaluation: the one no-grad pass over a split list. The 10-clip test, features, kNN and linear probe.
 
 A video is decoded once for all its clips. An unreadable video keeps its place, counts as wrong and shows in
-`n_scored / n_expected`. Each process scores every `world`-th video; the result is the same for any number of them.
+`n_scored / n_expected`. Each process takes every `world`-th video; the result is the same for any number of them.
 """
 
 import dataclasses
@@ -10,60 +10,61 @@ import os
 import time
 from functools import partial
 from hashlib import blake2b
-from pathlib import Path
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 from safetensors.torch import save_file
 
 from be import backbones, datasets, objectives, video, weights
 from be.augment import eval_view
-from be.config import Config, ConfigError, load
-from be.objectives import Classify, global_pool
-from be.runs import RunError, make_accelerator, progress, provenance, run_dir, write_aside, write_text
+from be.config import Config, ConfigError, load, run_dir
+from be.objectives import Classify, Objective, global_pool
+from be.runs import RunError, make_accelerator, progress, provenance, write_aside, write_text
 from be.weights import load_weights, read_about
 
+# Keys that the result of a test follows from, beside the weights and the videos
+TEST_SETTINGS = ("test_clips", "frames", "stride", "static", "short_side", "size", "pool", "precision", "seed")
 # Keys in which a test follows the training: what the network is, what of a video it sees, what a result says of both
 AS_TRAINED = ("backbone", "width", "pool", "frames", "stride", "static", "short_side", "size", "select", "synthetic")
 
 
-def views(samples: datasets.Samples, sampler, cfg: Config, accelerator: Accelerator, what: str, mine=None):
-    """One video after the other: yields its place in the list and its clips (K, 3, T, S, S) on the device.
-
-    Clips are None where a video is unreadable. `mine`: the places this process takes, by default every `world`-th.
-    """
+def views(samples, sampler, cfg: Config, accelerator, what: str, mine=None):
+    """Yields each video's place in the list and its clips (K, 3, T, S, S) on the device, None where it is unreadable.
+    mine: the places that this process takes, by default every `world`-th."""
     mine = range(accelerator.process_index, len(samples), accelerator.num_processes) if mine is None else mine
-    clips = datasets.Clips(samples, sampler, cfg.short_side, cfg.seed, False, cfg.cache_gb)
-    loader = datasets.loader(clips, [[(0, i)] for i in mine], workers=cfg.workers, device=accelerator.device)
+    videos = datasets.Clips(samples, sampler, cfg.short_side, cfg.seed, False, cfg.cache_gb)
+    loader = datasets.loader(videos, [[(0, i)] for i in mine], workers=cfg.workers, device=accelerator.device)
     for batch in progress(loader, len(mine), what) if accelerator.is_main_process else loader:
-        x = None
-        if batch.ok.item():
-            stored = batch.clips[0].to(accelerator.device)  # (K, T, H, W, 3)
-            x = eval_view(stored, batch.size.expand(len(stored), 2).to(accelerator.device), cfg.size)
-        yield batch.index.item(), x
+        clips, size = batch.clips[0].to(accelerator.device), batch.size.to(accelerator.device)
+        yield batch.index.item(), eval_view(clips, size.expand(len(clips), 2), cfg.size) if batch.ok else None
 
 
 @torch.no_grad()
-def over_videos(compute, samples: datasets.Samples, sampler, cfg: Config, accelerator: Accelerator, what: str):
-    """Runs `compute(clips (K, 3, T, S, S), i) -> tensor (...)` on each video i and stacks the results, as listed.
-
-    Returns (results (N, ...) float32 on the CPU, ok (N,) bool). The row of an unreadable video is zero and not ok.
-    """
-    rows = {}
-    for i, x in views(samples, sampler, cfg, accelerator, what):
-        if x is not None:
+def each_video(compute, samples, sampler, cfg: Config, accelerator, what: str):
+    """Yields `compute(clips (K, 3, T, S, S), i) -> tensor`, moved to the CPU, of each video i in the order of the list.
+    None for an unreadable one. Every process gets all, whoever computed them."""
+    mine = views(samples, sampler, cfg, accelerator, what)
+    for first in range(0, len(samples), accelerator.num_processes):
+        i, row = next(mine, (0, None))
+        if row is not None:
             with accelerator.autocast():
-                rows[i] = compute(x, i).float().cpu()
-    rows = {i: row for part in gather_object([rows]) for i, row in part.items()}
-    n = len(samples)
-    ok = torch.tensor([i in rows for i in range(n)], dtype=torch.bool)
-    empty = torch.zeros_like(next(iter(rows.values()))) if rows else torch.zeros(())
-    return torch.stack([rows.get(i, empty) for i in range(n)]), ok
+                row = compute(row, i).cpu()
+        yield from gather_object([row])[: len(samples) - first]
+
+
+def over_videos(compute, samples, sampler, cfg: Config, accelerator, what: str):
+    """What `each_video` yields, stacked: results (N, ...) float32, ok (N,) bool. An unreadable video's row is zero."""
+    rows = list(each_video(compute, samples, sampler, cfg, accelerator, what))
+    ok = torch.tensor([row is not None for row in rows])
+    empty = torch.zeros_like(next((row for row in rows if row is not None), ok[0]))
+    return torch.stack([empty if row is None else row for row in rows]).float(), ok
 
 
 def spread_clips(cfg: Config, K: int):
-    """The sampler of K clips spread over a video; with `static` of one random frame of it in place of them all."""
+    """The sampler of K clips spread over a video; with `static`, of one random frame of it in place of all frames."""
     sampler = partial(video.even_clips, K=K, T=cfg.frames, stride=cfg.stride)
     return partial(video.static_clips, like=sampler) if cfg.static else sampler
 
@@ -75,11 +76,16 @@ def classify(model: Classify, samples, cfg: Config, accelerator):
                        spread_clips(cfg, cfg.test_clips), cfg, accelerator, "test")
 
 
-def features(backbone, pool: str, samples, cfg: Config, accelerator: Accelerator, what: str = "features"):
-    """Of the central clip of each video, under global pooling (`pool`: max | avg) -> (N, C), ok (N,)."""
+def clip_features(backbone, pool, x):
+    """Clips x (K, 3, T, S, S), 8 at a time, -> (K, D) float32. pool: feature map (K, C, T', H', W') -> (K, D)."""
+    return torch.cat([pool(backbone(part)).float() for part in x.split(8)])
+
+
+def features(backbone, pool: str, samples, cfg: Config, accelerator, what: str = "features", K: int = 1):
+    """The mean over K clips spread over each video, under global pooling (`pool`: max | avg) -> (N, C), ok (N,)."""
     backbone.eval()
-    return over_videos(lambda x, i: global_pool(backbone(x), pool)[0], samples, spread_clips(cfg, 1), cfg, accelerator,
-                       what)
+    return over_videos(lambda x, i: clip_features(backbone, partial(global_pool, pool=pool), x).mean(0), samples,
+                       spread_clips(cfg, K), cfg, accelerator, what)
 
 
 def accuracy(probabilities, label, ok) -> dict:
@@ -95,9 +101,82 @@ def accuracy(probabilities, label, ok) -> dict:
     return {
         "top1": 100 * hit[:, 0].float().mean().item(),
         "top5": 100 * hit.any(1).float().mean().item(),
-        "mean_class": 100 * (per_class[count > 0] / count[count > 0]).mean().item(),
+        "mean_class": 100 * (per_class / count).nanmean().item(),
         "n_scored": int(ok.sum()), "n_expected": N,
     }
+
+
+def read_off(x, label, y, answer, ok) -> dict[str, float]:
+    """How many rows of y (M, C) get their answer (M,) from classifiers of x (N, C) and label (N,), in %.
+
+    A row that is not ok, (M,) bool, is wrong. x and y may be on any device, the others are on the CPU.
+    """
+    return {name: 100 * ((guess(x, label.to(x.device), y).cpu() == answer) & ok).float().mean().item()
+            for name, guess in (("knn", knn), ("linear", linear))}
+
+
+def knn(x, label, y, k: int = 20, temperature: float = 0.07):
+    """The class with the most votes among the k nearest rows of x (N, C) for each row of y (M, C) -> (M,).
+
+    A vote weighs exp(cosine / temperature) (Wu et al. 2018, Sec. 3.4). k and temperature: DINO's (Caron et al. 2021).
+    """
+    cosine = F.normalize(y) @ F.normalize(x).T  # (M, N)
+    near = cosine.topk(min(k, len(x)), dim=1)
+    votes = cosine.new_zeros(len(y), int(label.max()) + 1)
+    return votes.scatter_add(1, label[near.indices], (near.values / temperature).exp()).argmax(1)
+
+
+def linear(x, label, y, decay: float = 1e-3):
+    """The class of each row of y (M, C) under logistic regression on x (N, C) -> (M,). See `regress`."""
+    mean, scale = x.mean(0), x.std(0).clamp(min=1e-6)
+    weight, bias = regress((x - mean) / scale, label, decay)
+    return ((y - mean) / scale @ weight.T + bias).argmax(1)
+
+
+@torch.enable_grad()
+def regress(x, label, decay: float):
+    """Weight (classes, C) and bias (classes,) with the least mean cross entropy + decay |weight|^2 / 2, by L-BFGS."""
+    weight = x.new_zeros(int(label.max()) + 1, x.shape[1], requires_grad=True)
+    bias = x.new_zeros(len(weight), requires_grad=True)
+    search = torch.optim.LBFGS([weight, bias], max_iter=200, tolerance_grad=1e-5, line_search_fn="strong_wolfe")
+
+    def loss():
+        search.zero_grad()
+        value = F.cross_entropy(x @ weight.T + bias, label) + decay / 2 * weight.square().sum()
+        value.backward()
+        return value
+
+    search.step(loss)
+    return weight.detach(), bias.detach()
+
+
+class Probe:
+    """What can be read off the features while pre-training. Called with the number of an epoch, every `probe_every`th.
+
+    A fifth of the training list is held out, by whole source videos; kNN and a linear layer learn from the rest.
+    -> probe_knn, probe_linear, in % of the held-out videos; of drawn videos also ..._scene: the family of the scene.
+    Pre-training is the same without, to the last random number. Tests play no part: these numbers may choose epochs.
+    """
+
+    VIDEOS, HELD_OUT = 10_000, 0.2  # of a longer list, so many drawn at random are used
+
+    def __init__(self, objective: Objective, samples: datasets.Samples, cfg: Config, accelerator: Accelerator):
+        self.backbone, self.cfg, self.accelerator = objective.backbone, cfg, accelerator
+        some = np.random.default_rng((cfg.seed, len(samples))).permutation(len(samples))[:self.VIDEOS]
+        self.lists = datasets.holdout(samples.take(np.sort(some)), self.HELD_OUT, cfg.seed)
+
+    def __call__(self, epoch: int) -> dict[str, float]:
+        if epoch % self.cfg.probe_every:
+            return {}
+        (x, known), (y, ok) = (features(self.backbone, self.cfg.pool, part, self.cfg, self.accelerator, "probe")
+                               for part in self.lists)  # (N, C), (N,); (M, C), (M,)
+        x, y, found = x[known].to(self.accelerator.device), y.to(self.accelerator.device), {}
+        for ending, columns in (("", [part.labels for part in self.lists]), ("_scene", [p.scene for p in self.lists])):
+            if all(column is not None and min(column) >= 0 for column in columns):  # -1: a scene is not known
+                label, answer = map(torch.from_numpy, columns)
+                right = read_off(x, label[known], y, answer, ok)
+                found |= {f"probe_{name}{ending}": percent for name, percent in right.items()}
+        return found
 
 
 def load_backbone(cfg: Config) -> torch.nn.Module:
@@ -111,12 +190,7 @@ def load_backbone(cfg: Config) -> torch.nn.Module:
         weights.load(published, backbone)
     else:
         source = cfg.name if cfg.pretrained == "self" else cfg.pretrained
-        path = run_dir(cfg, "pretrain", source) / "backbone.safetensors"
-        if not path.exists():
-            there = sorted(p.parents[1].name for p in Path(cfg.out).glob(f"*/{path.parent.name}/{path.name}"))
-            raise RunError(f"{path} does not exist: pre-training of {source} has not been run "
-                           f"to its end. Backbones of this seed in {cfg.out}: {', '.join(there) or 'none'}")
-        load_weights(path, backbone)
+        load_weights(run_dir(cfg, "pretrain", source) / "backbone.safetensors", backbone)
     return backbone
 
 
@@ -128,13 +202,13 @@ def load_classifier(cfg: Config, run=None) -> tuple[Classify, list[str]]:
     path = (run or run_dir(cfg, "finetune")) / "model.safetensors"
     classes = read_about(path)["classes"]
     trained = load(path.with_name("config.yaml"), stage="finetune")
-    differ = [key for key in AS_TRAINED if getattr(trained, key) != getattr(cfg, key)]
-    if differ:
-        changes = ", ".join(f"{key}: {getattr(trained, key)} -> {getattr(cfg, key)}" for key in differ)
-        raise RunError(f"{path.parent} was trained otherwise than it is to be tested ({changes}); give the words that "
+    changes = [f"{key}: {getattr(trained, key)} -> {getattr(cfg, key)}" for key in AS_TRAINED
+               if getattr(trained, key) != getattr(cfg, key)]
+    if changes:
+        raise RunError(f"{path.parent} was trained with other settings ({', '.join(changes)}); give the overrides that "
                        f"fine-tuning had, or --cfg {path.with_name('config.yaml')}")
-    backbone = backbones.build(cfg.backbone, cfg.width)
-    model = objectives.build("classify", backbone, {**dataclasses.asdict(cfg), "classes": len(classes)})
+    model = objectives.build("classify", backbones.build(cfg.backbone, cfg.width),
+                             {**dataclasses.asdict(cfg), "classes": len(classes)})
     load_weights(path, model)
     return model, classes
 
@@ -143,8 +217,8 @@ def load_list(cfg: Config, subset: str, classes: list[str]) -> datasets.Samples:
     """The videos of `subset`. Raises ConfigError if their classes are not those the model knows."""
     samples = datasets.load(cfg.dataset, cfg.data, subset, cfg.split)
     if classes != samples.classes:
-        ours, theirs = (f"({len(names)}: {', '.join(names[:3])}, ...)" for names in (classes, samples.classes))
-        raise ConfigError(f"the model knows other classes {ours} than the list {subset!r} of {cfg.dataset} {theirs}")
+        raise ConfigError(f"the model knows other classes, {classes[:3]} ..., than the list {subset!r} of "
+                          f"{cfg.dataset}, {samples.classes[:3]} ...")
     return samples
 
 
@@ -152,69 +226,65 @@ def evaluate(cfg: Config):
     """Tests the fine-tuned model with 10 clips a video
 
     The list is `subset`; several are tested one after the other with subset=test,swapped. The result and the
-    probabilities of each go beside the model. What was found for the same weights, videos and settings stands.
+    probabilities of each go beside the model. A result of the same weights, videos and settings is kept.
     """
     accelerator = make_accelerator(cfg)
     model, classes = load_classifier(cfg)
     model.to(accelerator.device)
     for subset in cfg.subset.split(","):
         samples = load_list(cfg, subset, classes)
-        began, inputs = time.perf_counter(), hash_inputs(cfg, samples) if accelerator.is_main_process else None
-        known = broadcast_object_list([accelerator.is_main_process and known_result(cfg, subset, inputs)])[0]
-        if known:
-            accelerator.print(f"{tell(known)}; as before, of the same weights, videos and settings")
+        file, began = run_dir(cfg, "finetune") / "model.safetensors", time.perf_counter()
+        inputs = hash_inputs(cfg, samples, file.read_bytes(), TEST_SETTINGS)
+        if known := broadcast_object_list([known_result(cfg, subset, inputs)])[0]:
+            accelerator.print(f"{format_result(known)}; as before, of the same weights, videos and settings")
             continue
         probabilities, ok = classify(model, samples, cfg, accelerator)
         if accelerator.is_main_process:
-            save(cfg, subset, probabilities, torch.from_numpy(samples.labels), ok, **provenance(samples, accelerator),
-                 inputs=inputs, seconds=round(time.perf_counter() - began, 1))
+            about = {**about_result(cfg, subset, samples, accelerator, began), "inputs": inputs}
+            save(cfg, subset, probabilities, torch.from_numpy(samples.labels), ok, about)
 
 
-def hash_inputs(cfg: Config, samples: datasets.Samples) -> str:
-    """Of all that a result follows from: the model's file, the videos, the settings; hex."""
-    settings = ("test_clips", "frames", "stride", "static", "short_side", "size", "pool", "precision", "seed")
-    state = blake2b((run_dir(cfg, "finetune") / "model.safetensors").read_bytes(), digest_size=16)
-    state.update(json.dumps([hash_videos(samples), *(getattr(cfg, key) for key in settings)]).encode())
-    return state.hexdigest()
+def about_result(cfg: Config, subset: str, samples, accelerator, began: float) -> dict:
+    """What any result is of and where it comes from. began: `time.perf_counter()` when its computation began."""
+    return {"experiment": cfg.name, "dataset": cfg.dataset, "subset": subset, "split": cfg.split, "seed": cfg.seed,
+            "synthetic": cfg.synthetic, **provenance(samples, accelerator),
+            "seconds": round(time.perf_counter() - began, 1)}
+
+
+def hash_inputs(cfg: Config, samples, weights: bytes, settings) -> str:
+    """Of all that a result follows from: the weights, the videos, the keys `settings` of the config; hex."""
+    others = json.dumps([hash_videos(samples), *(getattr(cfg, key) for key in settings)])
+    return blake2b(weights + others.encode(), digest_size=16).hexdigest()
 
 
 def hash_videos(samples: datasets.Samples) -> str:
-    """Of a list and the files as they lie there now; hex.
-
-    A video is known by its path in the list, label, size and time of change, and the whole list by the contents of
-    its files where `prepare` has left a manifest of them.
-    """
+    """Of a list's paths and labels, of size and time of each file, and of the contents that a manifest knows; hex."""
     state = blake2b(f"{samples.manifest_hash}".encode(), digest_size=16)
-    for i, (path, label) in enumerate(zip(samples.paths.tolist(), samples.labels.tolist(), strict=True)):
-        try:
-            stat = os.stat(samples.path(i))
-            state.update(b"%b\0%d %d %d\0" % (path, label, stat.st_size, stat.st_mtime_ns))
-        except OSError:
-            state.update(b"%b\0%d\0" % (path, label))
+    for i, path in enumerate(samples.paths.tolist()):
+        stat = os.stat(samples.path(i)) if os.path.exists(samples.path(i)) else None
+        known = b" %d %d" % (stat.st_size, stat.st_mtime_ns) if stat else b""
+        state.update(b"%b\0%d%b\0" % (path, samples.labels[i], known))
     return state.hexdigest()
 
 
 def known_result(cfg: Config, subset: str, inputs: str) -> dict | None:
     """The content of result-SUBSET.json, if it is of these inputs and nothing of it is missing."""
-    path = run_dir(cfg, "finetune")
-    if not ((path / f"result-{subset}.json").exists() and (path / f"probabilities-{subset}.safetensors").exists()):
-        return None
-    result = json.loads((path / f"result-{subset}.json").read_text(encoding="utf-8"))
+    path = run_dir(cfg, "finetune") / f"result-{subset}.json"
+    there = path.exists() and path.with_name(f"probabilities-{subset}.safetensors").exists()
+    result = json.loads(path.read_text(encoding="utf-8")) if there else {}
     return result if result.get("inputs") == inputs else None
 
 
-def save(cfg: Config, subset: str, probabilities, label, ok, **origin):
+def save(cfg: Config, subset: str, probabilities, label, ok, about: dict):
     """result-SUBSET.json and probabilities-SUBSET.safetensors in the run's directory, and one line for the person."""
-    path, result = run_dir(cfg, "finetune"), accuracy(probabilities, label, ok)
-    about = {"experiment": cfg.name, "dataset": cfg.dataset, "subset": subset, "split": cfg.split, "seed": cfg.seed,
-             "test_clips": cfg.test_clips, "select": cfg.select, "synthetic": cfg.synthetic, **origin}
+    path = run_dir(cfg, "finetune")
+    result = {**accuracy(probabilities, label, ok), "test_clips": cfg.test_clips, "select": cfg.select, **about}
     write_aside(path / f"probabilities-{subset}.safetensors",
                 lambda aside: save_file({"probabilities": probabilities, "label": label, "ok": ok}, aside))
-    write_text(path / f"result-{subset}.json", json.dumps({**result, **about}, indent=1) + "\n")
-    print(tell({**result, **about}))
+    write_text(path / f"result-{subset}.json", json.dumps(result, indent=1) + "\n")
+    print(format_result(result))
 
 
-def tell(result: dict) -> str:
-    return (f"{result['experiment']} on {result['dataset']} {result['subset']}, split {result['split']}: "
-            f"top-1 {result['top1']:.1f}, top-5 {result['top5']:.1f}, mean class {result['mean_class']:.1f}, "
-            f"scored {result['n_scored']}/{result['n_expected']}")
+def format_result(result: dict) -> str:
+    return ("{experiment} on {dataset} {subset}, split {split}: top-1 {top1:.1f}, top-5 {top5:.1f}, mean class "
+            "{mean_class:.1f}, {n_scored} of {n_expected} videos").format(**result)

@@ -37,12 +37,11 @@ from be import datasets, objectives, synthetic
 from be.analysis import activation, share
 from be.bias import masks, specs
 from be.config import Config, ConfigError, choose, load
-from be.evaluate import accuracy, classify, load_backbone, over_videos
+from be.evaluate import accuracy, classify, knn, linear, load_backbone, over_videos
 from be.objectives import global_pool
 from be.page import markdown
 from be.plots import COLOURS, pyplot, save
 from be.prepare import parallel
-from be.probe import knn, linear
 from be.runs import Run, RunError, git_sha, make_accelerator, progress, run_dir, write_text
 from be.train import fit, pretrain
 from be.video import even_clips

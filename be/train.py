@@ -34,8 +34,7 @@ from tqdm import tqdm
 from be import backbones, datasets, objectives
 from be.augment import Draws, apply_view, draw_view
 from be.config import Config, ConfigError, choose, experiments
-from be.evaluate import accuracy, classify, load_backbone
-from be.probe import Probe
+from be.evaluate import Probe, accuracy, classify, load_backbone
 from be.runs import Clock, Run, RunError, duration, make_accelerator, provenance, run_dir, tracking
 from be.video import static_clips
 from be.weights import load_weights

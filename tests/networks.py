@@ -6,7 +6,7 @@ from videos import decode
 
 from be import backbones, config, datasets, objectives
 from be.augment import eval_view
-from be.probe import regress
+from be.evaluate import regress
 from be.runs import Run
 from be.video import even_clips
 

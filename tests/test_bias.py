@@ -42,8 +42,7 @@ from be.bias import (
     true_masks,
 )
 from be.config import ConfigError
-from be.evaluate import accuracy, classify, over_videos, spread_clips, views
-from be.probe import linear
+from be.evaluate import accuracy, classify, linear, over_videos, spread_clips, views
 from be.runs import RunError, make_accelerator
 from be.video import Reader, even_clips
 

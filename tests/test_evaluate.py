@@ -1,16 +1,22 @@
-"""The 10-clip test: every video counts once, a broken one as wrong, whatever the number of processes."""
+"""The 10-clip test: every video counts once, a broken one as wrong. Features, kNN and linear probe by slow ways."""
 
 import json
 import os
 import shutil
+from dataclasses import replace
+from functools import partial
 
+import networks
+import numpy as np
 import pytest
 import torch
 from conftest import TINY, run
 from safetensors.torch import load_file, save_file
 
-from be import config, datasets, evaluate, runs
+from be import config, datasets, evaluate, runs, train
+from be.backbones import build
 from be.evaluate import accuracy
+from be.objectives import Objective
 from be.prepare import prepare
 from be.weights import read_about
 
@@ -32,11 +38,6 @@ def test_accuracy_by_a_slow_count():
     assert result["top5"] == pytest.approx(100 * top5 / 40)
     assert result["mean_class"] == pytest.approx(100 * sum(sum(v) / len(v) for v in by_class.values()) / len(by_class))
     assert (result["n_scored"], result["n_expected"]) == (int(ok.sum()), 40)
-
-
-def test_fewer_than_five_classes():
-    result = accuracy(torch.eye(3), torch.tensor([0, 1, 0]), torch.tensor([True, True, True]))
-    assert result["top1"] == pytest.approx(200 / 3) and result["top5"] == 100
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +107,7 @@ def test_what_was_trained_otherwise_is_not_tested(tiny, tuned, capsys):
     assert before == {file: file.stat().st_mtime_ns for file in path.iterdir()}
     words = [f"data={tiny}", "test_clips=1", "subset=swapped", "workers=1", "precision=fp32", "lr=1"]
     evaluate.evaluate(config.load(path / "config.yaml", words, "finetune"))
-    assert "scored 16/16" in capsys.readouterr().out
+    assert "16 of 16 videos" in capsys.readouterr().out
 
 
 def test_a_broken_video_counts_as_wrong(tiny, tuned, tmp_path):
@@ -118,7 +119,7 @@ def test_a_broken_video_counts_as_wrong(tiny, tuned, tmp_path):
     (tmp_path / "data/ucf101/UCF-101" / line).write_bytes(b"no video")
     prepare("ucf101", str(tmp_path / "data"), check="packets", accept_missing=1, workers=1)
     said = run("evaluate", *base, f"data={tmp_path / 'data'}")
-    assert "scored 15/16" in said.stdout and line.split("/")[1] in said.stderr
+    assert "15 of 16 videos" in said.stdout and line.split("/")[1] in said.stderr
     result, broken = outcome(path)
     assert (result["n_scored"], result["n_expected"]) == (15, 16)
     mark = datasets.load("ucf101", tmp_path / "data", "test").manifest_hash
@@ -145,3 +146,124 @@ def test_another_list_of_classes_is_refused(tiny, tuned, tmp_path):
     file = tmp_path / "data/ucf101/ucfTrainTestlist/classInd.txt"
     file.write_bytes(file.read_bytes() + b"9 NewClass\r\n")
     assert "knows other classes" in run("evaluate", *base, f"data={tmp_path / 'data'}", code=2).stderr
+
+
+# ---- features
+
+
+def test_features_are_the_mean_of_those_of_the_clips(tiny):
+    """Of the backbone at rest, which stays as it is; the clips decoded and encoded one by one."""
+    cfg, samples = config.load("demo-moco", [*TINY, f"data={tiny}", "pool=max"]), datasets.load("ucf101", tiny, "test")
+    backbone = build("c3d", 4).train()
+    before = {key: value.clone() for key, value in backbone.state_dict().items()}
+    z, ok = evaluate.features(backbone, "max", samples, cfg, runs.make_accelerator(cfg), K=11)
+    assert z.shape == (16, backbone.dim) and ok.all()
+    with torch.no_grad():
+        for i in (0, 9):
+            clips, _ = networks.clips(samples, i, K=11)
+            torch.testing.assert_close(z[i], torch.stack([backbone(x[None]).amax((0, 2, 3, 4)) for x in clips]).mean(0))
+    torch.testing.assert_close(backbone.state_dict(), before, rtol=0, atol=0)
+
+
+def cloud(seed, n=60, C=5, classes=3):
+    """Rows around a centre per class, and their classes."""
+    rng = np.random.default_rng(seed)
+    label = rng.integers(classes, size=n)
+    centres = np.random.default_rng(7).standard_normal((classes, C))
+    return torch.tensor(3 * centres[label] + 1.2 * rng.standard_normal((n, C))).float(), torch.tensor(label)
+
+
+def test_knn_by_a_slow_count():
+    (x, label), (y, _) = cloud(0), cloud(1)
+    for row, answer in zip(y.numpy(), evaluate.knn(x, label, y, k=5, temperature=0.2).tolist(), strict=True):
+        cosine = [float(row @ other / np.linalg.norm(row) / np.linalg.norm(other)) for other in x.numpy()]
+        votes = {}
+        for i in sorted(range(len(x)), key=lambda i: -cosine[i])[:5]:
+            votes[int(label[i])] = votes.get(int(label[i]), 0) + np.exp(cosine[i] / 0.2)
+        assert answer == max(votes, key=votes.get)
+    fewer = torch.eye(3)  # than the 20 neighbours that are asked by default
+    assert evaluate.knn(fewer, torch.tensor([2, 0, 1]), fewer + 0.1).tolist() == [2, 0, 1]
+
+
+def test_regression_by_gradient_descent():
+    """The loss is convex, so that any way down ends in the same place."""
+    x, label = cloud(0)
+    weight, bias = evaluate.regress(x, label, decay=0.1)
+    X, onehot, W, b = x.double().numpy(), np.eye(3)[label], np.zeros((3, 5)), np.zeros(3)
+    for _ in range(5000):
+        logits = X @ W.T + b
+        p = np.exp(logits - logits.max(1, keepdims=True))
+        error = (p / p.sum(1, keepdims=True) - onehot) / len(X)
+        W, b = W - 0.5 * (error.T @ X + 0.1 * W), b - 0.5 * error.sum(0)
+    np.testing.assert_allclose(weight, W, atol=2e-3)
+    np.testing.assert_allclose(bias - bias.mean(), b - b.mean(), atol=2e-3)  # a constant on all changes nothing
+
+
+def test_linear_reads_features_of_any_scale():
+    (x, label), (y, answer) = cloud(0), cloud(1)
+    scale, shift = torch.tensor([1e3, 1, 1e-3, 1, 1]), torch.tensor([0, 50.0, 0, 0, -3])
+    plain = evaluate.linear(x, label, y)
+    assert (plain == answer).float().mean() > 0.7
+    assert (evaluate.linear(x * scale + shift, label, y * scale + shift) == plain).float().mean() > 0.95
+    constant = partial(torch.nn.functional.pad, pad=(0, 1), value=1.0)
+    assert torch.equal(evaluate.linear(constant(x), label, constant(y)), plain)
+
+
+# ---- the probe
+
+
+def probe(tiny, samples=None):
+    """A probe of a random backbone on 32 synthetic videos."""
+    cfg = config.load("demo-moco", [*TINY, f"data={tiny}", "probe_every=2"])
+    objective = Objective(build("c3d", 4), frames=8, stride=2)
+    return evaluate.Probe(objective, samples or datasets.load("ucf101", tiny, "train"), cfg, runs.make_accelerator(cfg))
+
+
+def test_what_is_held_out_is_not_learned_from(tiny):
+    samples = datasets.load("ucf101", tiny, "train")
+    rest, held = probe(tiny).lists
+    assert len(held) == pytest.approx(0.2 * len(samples), abs=2) and not {*rest.groups} & {*held.groups}
+    assert sorted([*rest.paths, *held.paths]) == sorted(samples.paths)
+
+
+@pytest.mark.parametrize("column, ending, other", [("labels", "", "_scene"), ("scene", "_scene", "")])
+def test_motion_and_scene(tiny, monkeypatch, column, ending, other):
+    """Features that tell one of them perfectly, where the scenes have nothing to do with the motions."""
+    def tell(what):
+        monkeypatch.setattr(evaluate, "features", lambda backbone, pool, part, *_: (
+            torch.eye(8)[getattr(part, what)], torch.ones(len(part), dtype=torch.bool)))
+
+    samples = datasets.load("ucf101", tiny, "train")
+    scenes = np.arange(len(samples)) % 8  # in the list, classes follow each other by fours
+    one = probe(tiny, replace(samples, scene=scenes))
+    tell(column)
+    found = one(2)
+    assert found.keys() == {"probe_knn", "probe_linear", "probe_knn_scene", "probe_linear_scene"} and one(1) == {}
+    assert found["probe_knn" + ending] == found["probe_linear" + ending] == 100
+    assert max(found["probe_knn" + other], found["probe_linear" + other]) < 60
+    tell("labels")
+    for unknown in (None, np.where(scenes == 3, -1, scenes)):
+        assert probe(tiny, replace(samples, scene=unknown))(2) == {"probe_knn": 100, "probe_linear": 100}
+
+
+def test_an_unreadable_video_is_wrong():
+    x, label = torch.eye(8), torch.arange(8)
+    assert evaluate.read_off(x, label, x, label, torch.arange(8) % 4 > 0) == {"knn": 75, "linear": 75}
+
+
+def test_pre_training_does_not_notice(tiny, tmp_path):
+    """With and without: the same losses and weights, bit for bit. The probe's lines are its own, every 2nd epoch."""
+    lines, weights = [], []
+    for every in (0, 2):
+        cfg = config.load("demo-moco-be", [*TINY, f"data={tiny}", f"out={tmp_path}", f"name=every{every}", "epochs=4",
+                                           f"probe_every={every}", "log_every=3"])
+        train.pretrain(cfg)
+        path = tmp_path / f"every{every}/pretrain-seed0"
+        lines.append(runs.read_metrics(path))
+        weights.append(load_file(path / "backbone.safetensors"))
+    plain, watched = ([line for line in part if "loss" in line] for part in lines)
+    assert [line["loss"] for line in plain] == [line["loss"] for line in watched]
+    torch.testing.assert_close(*weights, rtol=0, atol=0)
+    probes = [line for line in lines[1] if "probe_knn" in line]
+    assert [(line["step"], line["epoch"]) for line in probes] == [(8, 2), (16, 4)]
+    assert len(lines[0]) == len(plain) and all("loss" not in line for line in probes)

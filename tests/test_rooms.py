@@ -9,12 +9,11 @@ ROWS = [
     ["datasets", "weights"],
     ["objectives", "runs", "synthetic"],
     ["evaluate"],
-    ["probe"],
     ["train"],
     ["prepare", "report"],
     ["retrieve"],
     ["plan"],
-    ["bench_data", "bench_train", "bias", "figures"],
+    ["bias", "figures"],
     ["analysis"],
     ["evidence"],
 ]

@@ -18,7 +18,7 @@ import torch
 from conftest import TINY, command
 from torch import nn
 
-from be import config, probe, runs, train
+from be import config, evaluate, runs, train
 from be.config import load
 from be.runs import Run, RunError, duration, read_metrics, run_state, status
 from be.weights import from_pretrained
@@ -411,12 +411,12 @@ def test_a_run_of_wandb_is_one_directory_and_one_beginning(tiny, tmp_path, monke
     monkeypatch.setattr(runs, "get_available_trackers", lambda: ["wandb"])
 
     def pretrain(out, *words):
-        monkeypatch.setattr(train, "Probe", Stop if "stop" in words else probe.Probe)
+        monkeypatch.setattr(train, "Probe", Stop if "stop" in words else evaluate.Probe)
         with contextlib.suppress(KeyboardInterrupt):
             train.pretrain(demo(tiny, tmp_path / out, "tracker=wandb", "epochs=2", "save_every=1"))
         return told[-1]["id"]
 
-    class Stop(probe.Probe):
+    class Stop(evaluate.Probe):
         def __call__(self, epoch):
             raise KeyboardInterrupt
 

@@ -330,7 +330,7 @@ def test_all_stages_and_the_report(tiny, tmp_path):
     assert "done already" in run("pretrain", *base).stdout
     said = run("finetune", *base).stdout
     assert "loaded" in said and "tensors from" in said
-    assert run("evaluate", *base, "subset=test,swapped").stdout.count("scored 16/16") == 2
+    assert run("evaluate", *base, "subset=test,swapped").stdout.count("16 of 16 videos") == 2
     run("report", f"out={tmp_path}", "names=demo-*")
     text = (tmp_path / "report.md").read_text()
     assert "16/16" in text and "reliance" in text and (tmp_path / "report/pretrain.png").stat().st_size > 10_000

@@ -1,0 +1,69 @@
+"""The benchmarks run, small; and they compare what they say: the same frames, the same loss, the same product."""
+
+import re
+import runpy
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from torch.utils.flop_counter import FlopCounterMode
+
+from be import backbones, objectives
+from be.augment import Draws
+
+
+def script(name, *words):
+    """What the benchmark prints."""
+    done = subprocess.run([sys.executable, ROOT / f"benchmarks/{name}.py", *words], capture_output=True, text=True,
+                          cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_data(tmp_path, capsys):
+    """Whoever gives other frames is named, and whoever takes twice the time is said to."""
+    data = runpy.run_path(str(ROOT / "benchmarks/data.py"))
+    lists, ours = data["make"](tmp_path, 32, 60), data["ours"]
+    found = {"be": ours, "twice": lambda *job: (ours(*job), ours(*job))[1],
+             "other": lambda samples, i, clips, size: ours(samples, i, np.maximum(clips - 1, 0), size)}
+    data["compare"].__globals__["readers"] = lambda: found
+    seconds = data["compare"](lists, 32, rounds=3, draws=2)
+    said = capsys.readouterr().out
+    assert "other gives other frames than it is asked for" in said and "twice gives" not in said
+    assert 1.4 < np.median([seconds[name, what, "twice"] / spent for (name, what, reader), spent in seconds.items()
+                            if reader == "be"]) < 2.8
+    assert data["by_workers"](lists["copy"], 32, [1])[1] > 1
+    assert abs(data["memory_slope"](lists["copy"], 32, 200)) < 10
+
+
+def test_step():
+    """`released` has the loss of MoCo + BE with the same options, at the price of three passes with gradient."""
+    step, cost, losses = runpy.run_path(str(ROOT / "benchmarks/step.py")), {}, {}
+    views = [torch.randn(2, 3, 8, 32, 32, generator=torch.Generator().manual_seed(i)) for i in range(3)]
+    for name, make in (("released", step["Released"]), ("ours", objectives.MoCo)):
+        torch.manual_seed(0)
+        model = objectives.build(make, backbones.build("c3d", 4), dict(frames=8, stride=1, K=6, **step["RELEASED"]))
+        losses[name], _ = model(views, None, torch.arange(2), Draws(0, 0))
+        with FlopCounterMode(display=False) as flops:
+            losses[name].backward()
+        cost[name] = flops.get_total_flops()
+    torch.testing.assert_close(losses["released"], losses["ours"], rtol=1e-4, atol=0)
+    assert cost["released"] == pytest.approx(1.5 * cost["ours"], rel=0.02)
+    said = script("step", "backbones=[c3d]", "size=28", "frames=8", "width=2", "rounds=1", "device=cpu")
+    assert re.search(r"MoCo\+BE over MoCo \d+\.\d\d; released over MoCo\+BE \d+\.\d\d", said)
+
+
+def test_search():
+    said = script("search", "queries=30", "gallery=50", "numbers=300", "memory_gb=1e-3", "rounds=2")
+    assert "30 x 50 x 300" in said and len(re.findall(r"ratio \d+\.\d\d", said)) == 2 and "peak memory" in said
+
+
+@pytest.mark.parametrize("name, word, problem", [("data", "rounds=0", "rounds=0"), ("step", "clips=1", "clips=1"),
+                                                 ("search", "galery=2", "nearest: gallery")])
+def test_a_mistake_is_one_line(name, word, problem):
+    done = subprocess.run([sys.executable, ROOT / f"benchmarks/{name}.py", word], capture_output=True, text=True,
+                          check=False)
+    assert done.returncode and problem in done.stderr and len(done.stderr.splitlines()) == 1
