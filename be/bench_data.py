@@ -26,8 +26,8 @@ import torch
 
 from be import datasets, prepare, video
 from be.config import ConfigError
-from be.page import markdown
 from be.prepare import write_copy
+from be.report import markdown
 
 
 def moco(n, rng):

@@ -32,8 +32,8 @@ from be.augment import Draws
 from be.config import Config, ConfigError, choose
 from be.erase import intra_video_frame
 from be.objectives import MoCo, gather, info_nce, move_teacher, similarity
-from be.page import markdown
 from be.plan import GIB, Live
+from be.report import markdown
 from be.train import make_views, place
 
 METHODS = {"MoCo": {"erase": "none", "hard_negative": False}, "MoCo+BE": {}, "fine-tuning": {"method": "classify"}}

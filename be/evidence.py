@@ -19,10 +19,8 @@ OUT/scenebias-VERSION-SIZE, pre-trainings are shared between questions; killed a
 import copy
 import dataclasses
 import json
-import math
 import time
 from collections import defaultdict
-from collections.abc import Iterable
 from contextlib import closing, redirect_stderr, redirect_stdout
 from functools import partial
 from itertools import product
@@ -39,10 +37,9 @@ from be.bias import masks, specs
 from be.config import Config, ConfigError, choose, load
 from be.evaluate import accuracy, classify, load_backbone, over_videos
 from be.objectives import global_pool
-from be.page import markdown
-from be.plots import COLOURS, pyplot, save
 from be.prepare import parallel
 from be.probe import knn, linear
+from be.report import COLOURS, markdown, paired, pyplot, save
 from be.runs import Run, RunError, git_sha, make_accelerator, progress, run_dir, write_text
 from be.train import fit, pretrain
 from be.video import even_clips
@@ -373,45 +370,6 @@ def looks(networks: dict, samples, cfg, accelerator) -> dict[str, float]:
 
     found, ok = over_videos(compute, samples, sampler, cfg, accelerator, "actor")
     return {f"actor_{name}": value for name, value in zip(networks, found[ok].mean(0).tolist(), strict=True)}
-
-
-# ---- statistics
-
-
-def paired(a: Iterable[float], b: Iterable[float]) -> dict[str, float]:
-    """Is a - b, paired by seed, other than 0? Of n >= 2 pairs: the mean, half the width of its 95 % interval and p of
-    the t-test (differences are normal), p_flip of the exact sign-flip test (symmetric; it is never below 2 / 2^n)."""
-    differences = [x - y for x, y in zip(a, b, strict=True)]
-    n, middle = len(differences), mean(differences)
-    error = stdev(differences) / math.sqrt(n)
-    t = abs(middle) / error if error else math.inf if middle else 0.0
-    flips = [abs(sum(s * d for s, d in zip(signs, differences, strict=True))) for signs in product((1, -1), repeat=n)]
-    p_flip = sum(flip >= abs(sum(differences)) - 1e-9 for flip in flips) / len(flips)
-    return {"mean": middle, "half": critical(n - 1) * error, "p": t_tail(t, n - 1), "p_flip": p_flip}
-
-
-def t_tail(t: float, df: int) -> float:
-    """P(|T| > t) for t >= 0 and Student's T, df whole: a finite sum (Abramowitz & Stegun 26.7.3 and 26.7.4)."""
-    if math.isinf(t):
-        return 0.0
-    theta = math.atan(t / math.sqrt(df))
-    s, c = math.sin(theta), math.cos(theta)
-    term, total = (1.0, 1.0) if df % 2 == 0 else (c, c)
-    for k in range(2 + df % 2, df, 2):
-        term *= c * c * (k - 1) / k
-        total += term
-    if df % 2 == 0:
-        return 1 - s * total
-    return 1 - 2 / math.pi * (theta + (s * total if df > 1 else 0))
-
-
-def critical(df: int, level: float = 0.05) -> float:
-    """t with P(|T| > t) = level, by bisection."""
-    low, high = 0.0, 1e3
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if t_tail(middle, df) > level else (low, middle)
-    return high
 
 
 # ---- what is shown

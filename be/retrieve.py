@@ -30,9 +30,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from be import datasets
 from be.config import Config, ConfigError
 from be.evaluate import hash_videos, load_backbone, views
-from be.page import markdown
-from be.plots import COLOURS, pyplot
-from be.report import paper_recalls
+from be.report import COLOURS, markdown, paper_recalls, pyplot
 from be.runs import RunError, make_accelerator, progress, provenance, run_dir, write_aside, write_text
 from be.video import Reader, even_clips
 

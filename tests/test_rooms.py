@@ -4,8 +4,7 @@ import ast
 from pathlib import Path
 
 ROWS = [
-    ["config", "video", "augment", "erase", "backbones", "manifest", "page", "plots",
-     "targets"],
+    ["config", "video", "augment", "erase", "backbones", "manifest", "targets"],
     ["datasets", "weights"],
     ["objectives", "runs", "synthetic"],
     ["evaluate"],
@@ -14,7 +13,7 @@ ROWS = [
     ["prepare", "report"],
     ["retrieve"],
     ["plan"],
-    ["bench_data", "bench_train", "bias", "figures"],
+    ["bench_data", "bench_train", "bias"],
     ["analysis"],
     ["evidence"],
 ]
