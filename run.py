@@ -41,11 +41,14 @@ VERBS = {
                "run.py errors --cfg runs/A/finetune-ucf101-split1-seed0,runs/B/finetune-ucf101-split1-seed0"),
     "inspect": ("be.analysis", "errors", "runs",  # its name until it was called errors
                 "run.py inspect --cfg runs/A/finetune-ucf101-split1-seed0,runs/B/finetune-ucf101-split1-seed0"),
-    "gain": ("be.figures", "gain", None, "run.py gain dataset=hmdb51 base=table1-moco better=table1-moco-be"),
-    "bars": ("be.figures", "bars", None, "run.py bars names=figure5-*"),
+    "figure4": ("be.report", "figure4", None, "run.py figure4 dataset=hmdb51 base=table1-moco better=table1-moco-be"),
+    "gain": ("be.report", "figure4", None, "run.py gain dataset=hmdb51"),  # its name until it was called figure4
+    "figure5": ("be.report", "figure5", None, "run.py figure5 names=figure5-*"),
+    "bars": ("be.report", "figure5", None, "run.py bars names=figure5-*"),
     "cam": ("be.analysis", "cam", "runs",
             "run.py cam --cfg runs/A/pretrain-seed0,runs/B/pretrain-seed0 dataset=hmdb51"),
-    "strip": ("be.report", "strip", "pretrain", "run.py strip --cfg demo-moco-be"),
+    "show-batch": ("be.report", "show_batch", "pretrain", "run.py show-batch --cfg demo-moco-be"),
+    "strip": ("be.report", "show_batch", "pretrain", "run.py strip --cfg demo-moco-be"),
     "status": ("be.runs", "status", None, "run.py status"),
     "export": ("be.weights", "export", None, "run.py export run=runs/table1-moco-be/pretrain-seed0 to=exported"),
     "report": ("be.report", "report", None, "run.py report out=runs"),
@@ -148,7 +151,7 @@ def docstring(verb: str) -> tuple[str, str, str]:
     source = (Path(__file__).parent / (module.replace(".", "/") + ".py")).read_text()
     node = next(n for n in ast.parse(source).body if isinstance(n, ast.FunctionDef) and n.name == function)
     first, _, rest = ast.get_docstring(node).partition("\n")
-    return re.sub(r"^(Verb `[a-z ]+`|[a-z ]+): ", "", first), rest.strip(), ast.unparse(node.args)
+    return re.sub(r"^(Verb `[a-z ]+`|[a-z0-9 -]+): ", "", first), rest.strip(), ast.unparse(node.args)
 
 
 if __name__ == "__main__":

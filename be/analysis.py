@@ -35,8 +35,7 @@ from be.augment import denormalise
 from be.bias import MANIPULATIONS, THRESHOLD, compare, masks, publish, scenes, short, shots
 from be.config import Config
 from be.evaluate import features, over_videos, views
-from be.plots import COLOURS, per_class, plot_confusion, plot_gain, pyplot, save
-from be.report import confusion
+from be.report import COLOURS, confusion, per_class, plot_confusion, plot_gain, pyplot, save
 from be.runs import RunError, make_accelerator, provenance
 from be.video import encode, even_clips
 from be.weights import load_weights

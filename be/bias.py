@@ -39,9 +39,7 @@ from be.augment import Draws, crop, denormalise, normalise
 from be.config import Config, ConfigError, choose
 from be.erase import draw_frame
 from be.evaluate import features, linear, load_classifier, load_list, over_videos, spread_clips
-from be.page import markdown
-from be.plots import COLOURS, pyplot, save
-from be.report import number, spread
+from be.report import COLOURS, markdown, number, pyplot, save, spread
 from be.runs import RunError, make_accelerator, progress, provenance, write_text
 from be.video import Reader, VideoError, encode, even_clips
 from be.weights import find, read

@@ -1,17 +1,23 @@
-"""The report: splits are averaged before seeds, the paper's number stands beside, what is missing is a dash."""
+"""The report: splits are averaged before seeds, the paper's numbers stand beside, differences are paired."""
 
 import html.parser
 import json
+import math
 import re
+from itertools import product
 
+import matplotlib.figure
+import numpy as np
 import pytest
 import torch
+import yaml
+from conftest import ROOT, TINY
 from safetensors.torch import save_file
 
-from be import report
-from be.page import as_html, as_markdown
-from be.plots import per_class
-from be.runs import read_results
+from be import config, evaluate, objectives, report, train, video
+from be.runs import RunError, make_accelerator, read_results
+
+SHARED = ROOT.parent / "shared/paper/tables.yaml"
 
 
 def result(experiment="table1-moco-be", dataset="ucf101", subset="test", split=1, seed=0, top1=50.0, **more):
@@ -25,144 +31,234 @@ def recall(experiment="table3-moco-be-i3d", seed=0, protocol="paper", subset="te
     return about | {f"R@{k}": 10.0 + seed + k for k in (1, 5, 10, 20, 50)} | dict(n_scored=3, n_expected=4) | more
 
 
-def rows(block):
-    kind, head, rows = block
-    assert kind == "table"
-    return [dict(zip(head, row, strict=True)) for row in rows]
+def table(names, results):
+    return report.table(names, report.index(results))
+
+
+def texts(row, *keys):
+    return [report.readable(row[key], key) for key in keys]
 
 
 # ---- numbers
 
 
 def test_splits_then_seeds():
-    results = [result(split=s, seed=seed, top1=10 * s + seed) for s in (1, 2, 3) for seed in (0, 2)]
-    cell = report.aggregate(results)["table1-moco-be", "ucf101", "test"]
+    found = {(s, seed): result(split=s, seed=seed, top1=10 * s + seed) for s in (1, 2, 3) for seed in (0, 2)}
+    cell = report.cell(found)
     assert cell["mean"] == pytest.approx(21) and cell["sd"] == pytest.approx(2**0.5)  # of 20 and 22
-    assert (cell["splits"], cell["seeds"], cell["n_scored"], cell["n_expected"]) == ([1, 2, 3], [0, 2], 54, 60)
-    assert report.aggregate([result()])["table1-moco-be", "ucf101", "test"]["sd"] is None
+    assert (cell["splits"], cell["seeds"], cell["scored"], cell["note"]) == ([1, 2, 3], [0, 2], "54/60", "")
+    assert report.cell({(1, 0): result()})["sd"] is None and report.cell({}) is None
 
 
 def test_a_seed_that_lacks_a_split_does_not_shift_the_mean():
     """Splits differ in how hard they are: a mean over one is not to be averaged with a mean over three."""
-    results = [result(split=s, top1=10 * s) for s in (1, 2, 3)] + [result(split=1, seed=1, top1=90.0)]
-    cell = report.aggregate(results)["table1-moco-be", "ucf101", "test"]
-    assert cell["mean"] == pytest.approx(20) and cell["seeds"] == [0] and cell["n_expected"] == 30
-    assert cell["notes"] == ["seed 1 is incomplete, left out"]
+    found = {(s, 0): result(split=s, top1=10 * s) for s in (1, 2, 3)} | {(1, 1): result(seed=1, top1=90.0)}
+    cell = report.cell(found)
+    assert cell["mean"] == pytest.approx(20) and cell["seeds"] == [0] and cell["scored"] == "27/30"
+    assert cell["note"] == "seed 1 is incomplete, left out"
 
 
 def test_ours_beside_the_papers():
-    ours, missing = rows(report.table(["table1-moco-be"], [result(top1=80.0)]))
-    assert list(ours.values())[2:9] == ["ucf101 test", "80.0", "86.8", "-6.8", "1 of 3", "0", "9/10"]
-    assert list(missing.values())[2:9] == ["hmdb51 test", "-", "55.4", "-", "-", "-", "-"]
-    (whole,) = rows(report.table(["table2-moco-be"], [result("table2-moco-be", "diving48", top1=70.0)]))
-    assert (whole["delta"], whole["splits"]) == ("+7.6", "1")  # Diving48 has one split
+    ours, missing = table(["table1-moco-be"], [result(top1=80.0)])
+    keys = ("tested on", "metric", "ours", "paper", "delta", "splits", "seeds", "scored", "note")
+    assert texts(ours, *keys[1:]) == ["top1", "80.0", "86.8", "-6.8", "1", "0", "9/10", "not all of 3 splits"]
+    assert texts(missing, *keys) == ["hmdb51 test", "top1", "-", "55.4", "-", "-", "-", "-", ""]
+    (whole,) = table(["table2-moco-be"], [result("table2-moco-be", "diving48", top1=70.0)])
+    assert texts(whole, "delta", "note") == ["+7.6", ""]  # Diving48 has one split
 
 
 def test_a_rehearsal_is_not_compared():
-    ours, _ = rows(report.table(["table1-moco-be"], [result(top1=80.0, synthetic=True)]))
-    assert (ours["top-1 %"], ours["paper"], ours["delta"], ours["note"]) == ("80.0", "86.8", "-", "synthetic videos")
-    ours, _ = rows(report.table(["table1-moco-be"], [result(top1=80.0, select="holdout")]))
-    assert (ours["delta"], ours["note"]) == ("-6.8", "epoch chosen on a hold-out")
+    ours, _ = table(["table1-moco-be"], [result(split=s, top1=80.0, synthetic=True) for s in (1, 2, 3)])
+    assert texts(ours, "ours", "paper", "delta", "note") == ["80.0", "86.8", "-", "synthetic videos"]
+    ours, _ = table(["table1-moco-be"], [result(split=s, top1=80.0, select="holdout") for s in (1, 2, 3)])
+    assert texts(ours, "delta", "note") == ["-6.8", "epoch chosen on a hold-out"]
 
 
 def test_rows_that_share_runs():
     """Table 4's last row is Table 1's, and Figure 5 shows one run on two data sets: each number in its own row only."""
     results = [result("table1-moco-be-i3d-ucf101"), result("table1-k400", "hmdb51", top1=70.0),
                result("table1-k400", "actor_hmdb51", top1=40.0)]
-    same, _ = rows(report.table(["table4-intra-video-frame"], results))
-    assert (same["top-1 %"], same["paper"]) == ("50.0", "82.4")
-    both = {row["tested on"]: row["delta"] for row in rows(report.table(["figure5-k400"], results))}
-    assert both == {"hmdb51 test": "-4.5", "actor_hmdb51 test": "-3.5"}
-    assert [row["tested on"] for row in rows(report.table(["table1-k400"], results))] == ["ucf101 test", "hmdb51 test"]
+    same, _ = table(["table4-intra-video-frame"], results)
+    assert texts(same, "ours", "paper") == ["50.0", "82.4"]
+    both = {row["tested on"]: row["delta"] for row in table(["figure5-k400"], results)}
+    assert both == {"hmdb51 test": -4.5, "actor_hmdb51 test": -3.5}
+    assert [row["tested on"] for row in table(["table1-k400"], results)] == ["ucf101 test", "hmdb51 test"]
 
 
 def test_what_the_paper_has_no_number_for():
-    (row,) = rows(report.table(["demo-moco"], [result("demo-moco", subset="swapped")]))
-    assert (row["tested on"], row["paper"], row["delta"]) == ("ucf101 swapped", "-", "-")
-    (first,) = rows(report.table(["sweep-gamma-0.1"], [result("sweep-gamma-0.1")]))
-    assert (first["top-1 %"], first["paper"], first["delta"]) == ("50.0", "-", "-")
-    assert report.table(["sweep-gamma-0.1"], []) is None
-
-
-def test_reliance_is_biased_minus_swapped():
-    results = [result("demo-moco", top1=80.0), result("demo-moco", subset="swapped", top1=30.0), result("demo-random")]
-    (row,) = rows(report.reliance(["demo-random", "demo-moco"], results)[-1])
-    assert list(row.values()) == ["demo-moco", "80.0", "30.0", "50.0", "80 / 30"]
-    assert report.reliance(["demo-random"], results[2:]) == []
-    more = [*results, result("demo-moco", top1=60.0, seed=1)]  # a network that was tested on one of the lists only
-    (row,) = rows(report.reliance(["demo-random", "demo-moco"], more)[-1])
-    assert list(row.values()) == ["demo-moco", "80.0", "30.0", "50.0", "80 / 30"]
+    test, swapped = table(["demo-moco"], [result("demo-moco", subset="swapped"), result("demo-moco")])
+    assert texts(swapped, "tested on", "paper", "delta") == ["ucf101 swapped", "-", "-"]
+    assert test["tested on"] == "ucf101 test"
+    (first,) = table(["sweep-gamma-0.1"], [result("sweep-gamma-0.1")])
+    assert texts(first, "ours", "paper", "delta") == ["50.0", "-", "-"]
+    assert table(["sweep-gamma-0.1"], []) == table(["figure4-static"], []) == []
 
 
 def test_retrieval():
     names = ["table3-moco-c3d", "table3-moco-be-i3d"]
-    found = rows(report.retrieval(names, [recall(seed=0), recall(seed=2), recall(protocol="gap")]))
-    assert [(row["experiment"], row["protocol"], row["R@1 %"], row["seeds"], row["scored"]) for row in found] == [
-        ("table3-moco-c3d", "paper", "- / 9.5 / -", "-", "-"),
-        ("table3-moco-be-i3d", "paper", "12.0 ± 1.4 / 9.3 / +2.7", "0, 2", "6/8"),
-        ("table3-moco-be-i3d", "gap", "11.0", "0", "3/4")]
-    (synthetic,) = rows(report.retrieval(names[1:], [recall(synthetic=True)]))
-    assert synthetic["R@1 %"] == "11.0" and "synthetic" in synthetic["retrieved on"]
+    found = [row for row in table(names, [recall(seed=0), recall(seed=2), recall(protocol="gap")])
+             if row["metric"] == "R@1"]
+    assert [texts(row, "experiment", "ours", "paper", "delta", "seeds", "scored") for row in found] == [
+        [names[0], "-", "9.5", "-", "-", "-"], [names[1], "12.0 ± 1.4", "9.3", "+2.7", "0, 2", "6/8"],
+        [names[1], "11.0", "-", "-", "0", "3/4"]]
+    assert [row["tested on"] for row in found[1:]] == [f"hmdb51 test, split 1, protocol {p}" for p in ("paper", "gap")]
+    synthetic = table(names[1:], [recall(synthetic=True)])[0]
+    assert texts(synthetic, "ours", "delta", "note") == ["11.0", "-", "synthetic videos"]
     for other in ({"dataset": "ucf101"}, {"split": 2}, {"experiment": "table1-moco-be"}):
-        (row,) = rows(report.retrieval([other.get("experiment", names[1])], [recall(**other)]))
-        assert row["R@1 %"] == "11.0"
-    assert report.retrieval(["table1-moco-be"], []) is None
+        rows = table([other.get("experiment", names[1])], [recall(**other)])
+        assert [row["delta"] for row in rows if row["ours"]] == [None] * 5
+    assert report.paper_recalls(recall())["R@5"] == 28.8 and report.paper_recalls(recall(synthetic=True)) == {}
+    assert report.paper_recalls(recall(split=2)) == {}
 
 
-def test_time_of_processes_that_took_over_from_each_other():
-    lines = [{"seconds": 3600.0}, {"seconds": 7200.0}, {"probe_knn": 1.0}, {"seconds": 1800.0}, {"seconds": 5400.0}]
-    assert report.seconds(lines) == 7200 + 5400 and report.seconds([]) == 0
+# ---- numbers of others
+
+
+def test_what_is_quoted_is_marked():
+    (title, ours, (kind, what, page)) = report.tables(["table2-moco-be"], {})
+    assert title == ("section", "Table 2: fine-tuned on Diving48") and len(ours[1]) == 1
+    assert (kind, what) == ("fold", "Not run here: quoted, Diving48 V1, authors' README")
+    assert "V2" in page[0][1]
+    rows = {(row["method"], row["pretrain"]): row for row in page[1][1]}
+    assert rows["CorrNet", "Sports1M"]["diving48"] == 44.7 and "V1" in rows["CorrNet", "Sports1M"]["source"]
+    assert rows["MoCo + BE", "K400"] == {"method": "MoCo + BE", "backbone": "I3D", "pretrain": "K400", "diving48": 62.6,
+                                         "single_modality": True, "source": "authors' README"}
+    assert not any(row["method"] == "I3D" for row in page[1][1])  # the authors' own rows: entries, to be run
+    assert [block[0] for block in report.tables(["table4-baseline"], {})] == ["section", "table"]
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="the tables as data are not here")
+def test_what_is_quoted_is_what_the_paper_quotes():
+    theirs = yaml.safe_load(SHARED.read_text())
+    for name, own in (("table1", ()), ("table2", ("I3D",)), ("table3", ())):
+        section, columns = report.SECTIONS[name], theirs[name]["columns"]
+        renamed = [re.sub(r"R@(\d+)", r"r\1", column) for column in section["columns"]]
+        wanted = [[row[columns.index(key)] for key in renamed] for row in theirs[name]["quoted"] if row[0] not in own]
+        (quoted,) = (rows for source, rows in section["rows"].items() if source.startswith("quoted"))
+        assert quoted == wanted
+
+
+# ---- paired differences
+
+
+def brute_force(d):
+    """Transcribed slowly: t's tail as a sum over its density, all 2^n flips of signs."""
+    n, middle = len(d), sum(d) / len(d)
+    t, nu = abs(middle) / math.sqrt(sum((x - middle) ** 2 for x in d) / (n - 1) / n), n - 1
+    u = (np.arange(200_000) + 0.5) / 200_000  # s = t / u
+    peak = math.exp(math.lgamma((nu + 1) / 2) - math.lgamma(nu / 2)) / math.sqrt(nu * math.pi)
+    p = 2 * np.mean(peak * (1 + (t / u) ** 2 / nu) ** (-(nu + 1) / 2) * t / u**2)
+    flips = [abs(sum(s * x for s, x in zip(signs, d, strict=True))) for signs in product((1, -1), repeat=n)]
+    return p, sum(flip >= abs(sum(d)) - 1e-9 for flip in flips) / 2**n
+
+
+def test_paired_against_a_slow_transcription():
+    rng = np.random.default_rng(0)
+    for n in (2, 3, 5, 8, 12):
+        a, b = rng.normal(0.5, 1, n), rng.normal(0, 1, n)
+        p, p_flip = brute_force(a - b)
+        d = report.paired(a, b)
+        assert d["p"] == pytest.approx(p, rel=1e-4) and d["p_flip"] == pytest.approx(p_flip)
+    for n, t in (2, 12.706), (3, 4.303), (5, 2.776), (10, 2.262), (31, 2.042):  # 97.5 % quantiles, of any table
+        a = rng.normal(size=n)
+        assert report.paired(a, 0)["half"] == pytest.approx(t * a.std(ddof=1) / math.sqrt(n), rel=1e-3)
+
+
+def test_paired_by_hand():
+    d = report.paired([3.0, 5.0, 4.0, 6.0], [1.0, 2.0, 3.0, 4.0])  # 2, 3, 1, 2
+    assert (d["mean"], d["p_flip"]) == (2.0, 2 / 16) and d["half"] == pytest.approx(3.18245 * 0.408248, rel=1e-4)
+    assert report.paired([1.0, 2.0], [1.0, 2.0]) == {"mean": 0, "half": 0, "p": 1, "p_flip": 1}
+    assert report.paired([2.0, 3.0], [1.0, 2.0])["p"] == 0
+    assert report.paired([1.0, 5.0, 2.0], [2.0, 3.0, 2.0])["p_flip"] == 1.0  # -1, 2, 0: 8 of 8 sums reach 1
+    alone = report.paired([3.0], [1.0])
+    assert alone["mean"] == 2 and all(math.isnan(alone[key]) for key in ("half", "p", "p_flip"))
+    rng, rejected = np.random.default_rng(0), 0
+    for _ in range(500):  # under equality p < 0.1 comes in a tenth of all cases
+        rejected += report.paired(rng.normal(size=6), rng.normal(size=6))["p"] < 0.1
+    assert abs(rejected - 50) < 4 * math.sqrt(45)
+
+
+def test_differences_are_of_the_same_splits_and_seeds(tmp_path, monkeypatch):
+    """An entry says `against` whom; NAME-be is compared with NAME; a list with its swapped scenes."""
+    registry = config.registry() | {"mine": {"from": "demo-moco", "against": "demo-random"}}
+    monkeypatch.setattr(config, "registry", lambda: registry)
+    (tmp_path / "report").mkdir()
+    results = [result(name, split=split, seed=seed, top1=float(top1 + 10 * seed + split))
+               for name, top1 in (("mine", 40), ("demo-random", 30)) for split in (1, 2) for seed in (0, 1)]
+    results += [result("mine", split=3, top1=99.0), result("demo-random", seed=2, top1=1.0)]  # only one has them
+    results += [result("demo-moco-be", top1=60.0), result("demo-moco", top1=55.0), result("table1-moco-be", top1=1.0)]
+    results += [result("demo-random", subset="swapped", top1=20.0)]
+    results[0]["top1"] += 4  # split 1, seed 0
+    tests = report.index(results)
+    names = ["demo-random", "demo-moco", "demo-moco-be", "mine", "table1-moco-be"]
+    title, _, (_, rows), image = report.differences(tmp_path, report.pairs(names, tests))
+    assert title == ("section", "Paired differences") and image[1].stat().st_size > 5000
+    gap, be, mine = rows
+    assert texts(mine, "difference", "on", "delta", "n", "seeds") == [
+        "mine - demo-random", "ucf101 test", "+11.0", "4", "0, 1"]  # 14, 10, 10, 10
+    assert mine["± 95 %"] == pytest.approx(3.182446) and mine["p of signs"] == 2 / 16  # sd 2, of 4
+    assert mine["first"] - mine["second"] == 11
+    assert be["difference"] == "demo-moco-be - demo-moco"
+    assert texts(be, "delta", "± 95 %", "p of t", "n") == ["+5.0", "-", "-", "1"]
+    assert texts(gap, "difference", "on", "delta") == ["demo-random: test - swapped", "ucf101", "+11.0"]  # 31 - 20
+    assert report.differences(tmp_path, {}) == []
 
 
 # ---- which class was taken for which
 
 
-def finished(out, name, answers, labels, ok, seed=0, classes=("jump", "run", "walk"), **more):
-    """A run directory with a test's answers in it."""
-    path = out / name / f"finetune-ucf101-split1-seed{seed}"
+def finished(out, name, answers, labels, ok=None, seed=0, split=1, dataset="ucf101", classes=("jump", "run", "walk"),
+             p=1.0, **more):
+    """A run directory with a test's answers in it, of probability `p` each."""
+    path = out / name / f"finetune-{dataset}-split{split}-seed{seed}"
     path.mkdir(parents=True)
+    ok = ok or [True] * len(labels)
     hit = [a == label and good for a, label, good in zip(answers, labels, ok, strict=True)]
-    (path / "result-test.json").write_text(json.dumps(result(name, seed=seed, top1=100 * sum(hit) / len(hit), **more)))
-    kept = {"probabilities": torch.eye(len(classes))[answers], "label": torch.tensor(labels), "ok": torch.tensor(ok)}
+    about = result(name, dataset, split=split, seed=seed, top1=100 * sum(hit) / len(hit), **more)
+    (path / "result-test.json").write_text(json.dumps(about))
+    kept = {"probabilities": p * torch.eye(len(classes))[answers] + (1 - p) / len(classes),
+            "label": torch.tensor(labels), "ok": torch.tensor(ok)}
     save_file(kept, path / "probabilities-test.safetensors")
     about = {"classes": list(classes), "git_sha": "abc123", "device": "8 x H100", "manifest_hash": "feed5"}
     save_file({"w": torch.zeros(1)}, path / "model.safetensors", {"about": json.dumps(about)})
     lines = [{"step": s, "epoch": s / 2, "loss": 1 / s, "top1": s / 9, "seconds": 450.0 * s} for s in range(1, 9)]
+    lines[5:5] = [{"step": 5, "epoch": 2.5, "probe_knn": 50.0}]
+    lines[-1]["seconds"] = 1800.0  # a process that took over when the first had worked for 3150 s
     (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
 def test_confusion_by_hand(tmp_path):
     finished(tmp_path, "demo-moco", [0, 1, 1, 2, 0], [0, 0, 1, 2, 2], [True, True, True, True, False])
-    finished(tmp_path, "demo-moco", [0, 0, 0, 0, 0], [0, 0, 1, 2, 2], [True] * 5, seed=1)
+    finished(tmp_path, "demo-moco", [0, 0, 0, 0, 0], [0, 0, 1, 2, 2], seed=1)
     matrix, classes = report.confusion(read_results(tmp_path))
     assert matrix.tolist() == [[3, 1, 0, 0], [1, 1, 0, 0], [2, 0, 1, 1]] and classes == ["jump", "run", "walk"]
-    assert per_class(matrix).tolist() == pytest.approx([75, 50, 25])
-    assert report.confusion([result(path=str(tmp_path))]) is None  # the answers were not kept
+    assert report.per_class(matrix).tolist() == pytest.approx([75, 50, 25])
+    assert report.confusion([result(path=str(tmp_path))]) is None and report.confusion([]) is None  # not kept
+    (tmp_path / "demo-moco/finetune-ucf101-split1-seed1/model.safetensors").unlink()
+    assert report.confusion(read_results(tmp_path)[1:])[1] == ["0", "1", "2"]
 
 
 def test_gains_are_of_the_same_splits_and_seeds(tmp_path, monkeypatch):
     """Seed 0: 2 of 2 against 1 of 2. Seed 1, which only MoCo + BE has, would make it less."""
-    drawn = []
+    drawn = {}
     (tmp_path / "report").mkdir()
-    monkeypatch.setattr(report, "plot_gain", lambda path, gain, classes, what: drawn.append((gain.tolist(), what)))
-    finished(tmp_path, "demo-moco", [0, 1], [0, 0], [True] * 2, classes=["jump", "run"])
-    finished(tmp_path, "demo-moco-be", [0, 0], [0, 0], [True] * 2, classes=["jump", "run"])
-    finished(tmp_path, "demo-moco-be", [1, 1], [0, 0], [True] * 2, seed=1, classes=["jump", "run"])
-    report.by_class(tmp_path, read_results(tmp_path))
-    ((gain, what),) = drawn
-    assert gain[0] == 50 and "tests of both: 1" in what
-    (tmp_path / "demo-moco/finetune-ucf101-split1-seed0/result-test.json").unlink()
-    finished(tmp_path, "demo-moco", [0, 0], [0, 0], [True] * 2, seed=2, classes=["jump", "run"])
-    report.by_class(tmp_path, read_results(tmp_path))
-    assert len(drawn) == 1  # no test in common
+    monkeypatch.setattr(report, "plot_differences", lambda path, gains, what: drawn.setdefault(path.name, gains))
+    finished(tmp_path, "demo-moco", [0, 1], [0, 0], classes=["jump", "run"])
+    finished(tmp_path, "demo-moco-be", [0, 0], [0, 0], classes=["jump", "run"])
+    finished(tmp_path, "demo-moco-be", [1, 1], [0, 0], seed=1, classes=["jump", "run"])
+    tests = report.index(read_results(tmp_path))
+    report.by_class(tmp_path, ["demo-moco-be"], tests, report.pairs(["demo-moco-be"], tests))
+    assert drawn["gain-demo-moco-be-demo-moco-ucf101-test.png"]["jump"].tolist() == [50]
+    assert report.pairs(["demo-moco-be"], {key: of for key, of in tests.items() if key[0] != "demo-moco"}) == {}
 
 
 def test_a_test_without_a_manifest_does_not_show_that_of_training(tmp_path):
-    finished(tmp_path, "demo-moco", [0, 1], [0, 1], [True, True], manifest_hash=None, git_sha="def456",
-             device="1 x cpu", seconds=12.0)
-    trained, tested = rows(report.provenance(tmp_path, ["demo-moco"], read_results(tmp_path))[1])
-    assert list(trained.values())[1:] == ["train", "", "", "feed5", "abc123", "8 x H100", "60 min"]
-    assert list(tested.values())[1:] == ["test", "top-1 100.00", "9/10", "not prepared", "def456", "1 x cpu", "12 s"]
+    finished(tmp_path, "demo-moco", [0, 1], [0, 1], manifest_hash=None, git_sha="def456", device="1 x cpu", seconds=12.)
+    tests = report.index(read_results(tmp_path))
+    trained, tested = report.provenance(tmp_path, ["demo-moco"], tests)[1][1]
+    keys = ("list", "result", "scored", "manifest", "code", "device", "time")
+    assert texts(trained, *keys) == ["train", "-", "-", "feed5", "abc123", "8 x H100", "82 min"]  # 3150 + 1800 s
+    assert texts(tested, *keys) == ["test", "100.0", "9/10", "not prepared", "def456", "1 x cpu", "12 s"]
 
 
 # ---- the files
@@ -170,10 +266,9 @@ def test_a_test_without_a_manifest_does_not_show_that_of_training(tmp_path):
 
 @pytest.fixture
 def written(tmp_path):
-    ok = [True] * 6
     for seed in (0, 1):
-        finished(tmp_path, "demo-moco", [0, 0, 0, 1, 2, 1], [0, 0, 1, 1, 2, 2], ok, seed)
-        finished(tmp_path, "demo-moco-be", [0, 1 - seed, 1, 1, 2, 2], [0, 0, 1, 1, 2, 2], ok, seed)
+        finished(tmp_path, "demo-moco", [0, 0, 0, 1, 2, 1], [0, 0, 1, 1, 2, 2], seed=seed)
+        finished(tmp_path, "demo-moco-be", [0, 1 - seed, 1, 1, 2, 2], [0, 0, 1, 1, 2, 2], seed=seed)
     report.report(str(tmp_path), "demo-*")
     return tmp_path
 
@@ -181,11 +276,12 @@ def written(tmp_path):
 def test_markdown(written, capsys):
     text = (written / "report.md").read_text()
     assert "91.7 ± 11.8" in text and "66.7 ± 0.0" in text  # 5 and 6 of 6; 4 of 6 twice
-    assert "feed5" in text and "abc123" in text and "8 x H100" in text and "60 min" in text
+    assert "feed5" in text and "abc123" in text and "8 x H100" in text and "82 min" in text
     linked = re.findall(r"!\[.+?\]\((.+?)\)", text)
-    assert "report/finetune.png" in linked and "report/gain-demo-moco-be-ucf101-test.png" in linked
+    assert {"report/finetune.png", "report/differences.png"} < {*linked} and "gain-demo-moco-be" in "".join(linked)
     assert sum("confusion" in path for path in linked) == 2
     assert all((written / path).read_bytes()[:4] == b"\x89PNG" for path in linked)
+    assert text.index("91.7 ± 11.8") < text.index("report/")  # the result comes first
 
 
 class Page(html.parser.HTMLParser):
@@ -209,21 +305,172 @@ def test_the_page_stands_alone(written):
     page = Page(text)
     assert page.open == ["html", "body"]  # whose ends are the file's
     sources = [attrs[key] for _, attrs in page.tags for key in ("src", "href", "srcset", "data") if key in attrs]
-    assert len(sources) == 4 and all(source.startswith("data:image/png;base64,iVBOR") for source in sources)
+    assert len(sources) == 5 and all(source.startswith("data:image/png;base64,iVBOR") for source in sources)
     assert not {"script", "link", "iframe", "object", "base"} & {tag for tag, _ in page.tags}
     assert "url(" not in text and "@import" not in text and "http" not in text
-    assert "width=device-width" in text and "91.7 ± 11.8" in text
+    assert "width=device-width" in text and "91.7 ± 11.8" in text and "<title>Results</title>" in text
 
 
-def test_text_is_text():
-    blocks = [("title", "a <b>"), ("table", ["<i>", "n"], [["x & y", "1.5"]]), ("fold", "<u>", [("text", '"z"')])]
-    page = as_html(blocks)
-    assert "<title>a &lt;b&gt;</title>" in page and "&lt;i&gt;" in page and "x &amp; y" in page
-    assert "<b>" not in page and "<u>" not in page and '<td class="number" data-name="n">1.5</td>' in page
-    assert "| x & y | 1.5 |" in as_markdown(blocks, None)
+def test_text_is_text(tmp_path, monkeypatch):
+    about = {"from": "demo-moco", "about": "<b> & <u>"}
+    registry = config.registry() | {"demo-<i>": about}
+    monkeypatch.setattr(config, "registry", lambda: registry)
+    (tmp_path / "demo" / "finetune-ucf101-split1-seed0").mkdir(parents=True)
+    (tmp_path / "demo/finetune-ucf101-split1-seed0/result-test.json").write_text(json.dumps(result("demo-<i>")))
+    report.report(str(tmp_path), "demo-*")
+    page, text = ((tmp_path / f"report.{kind}").read_text() for kind in ("html", "md"))
+    assert "&lt;b&gt; &amp; &lt;u&gt;" in page and "demo-&lt;i&gt;" in page and "<b>" not in page and "<i>" not in page
+    assert '<td class="number" data-name="ours">50.0</td>' in page and "| <b> & <u> |" in text
 
 
 def test_nothing_to_report(tmp_path, capsys):
     report.report(str(tmp_path / "none"), "demo-*")
     assert "No results yet." in capsys.readouterr().out
     assert "No results yet." in (tmp_path / "none/report.html").read_text()
+
+
+# ---- Figures 4 and 5
+
+
+def test_static_clips_are_one_random_frame():
+    rng, sampler = np.random.default_rng(0), lambda n, rng: video.even_clips(n, K=3, T=4, stride=2)
+    drawn = [video.static_clips(20, rng, like=sampler) for _ in range(400)]
+    assert all(clips.shape == (3, 4) and len(np.unique(clips)) == 1 for clips in drawn)
+    assert {clips[0, 0] for clips in drawn} == set(range(20))  # of the whole video
+
+
+@pytest.mark.parametrize("static", [True, False])
+def test_static_training_and_test_show_no_motion(tiny, tmp_path, monkeypatch, static):
+    words = [*TINY, "synthetic=true", f"data={tiny}", f"out={tmp_path}", "epochs=1", "dataset=ucf101"]
+    cfg = config.load("figure4-static", [*words, f"static={str(static).lower()}", "backbone=c3d"], "finetune")
+    assert cfg.pretrained == "random" and config.load("figure4-static", stage="finetune").static
+    seen = {True: [], False: []}
+    logits = objectives.Classify.logits
+
+    def watch(self, x, draws=None):
+        seen[self.training].append(x)
+        return logits(self, x, draws)
+
+    monkeypatch.setattr(objectives.Classify, "logits", watch)
+    train.finetune(cfg)
+    model, classes = evaluate.load_classifier(cfg)
+    _, ok = evaluate.classify(model, evaluate.load_list(cfg, "test", classes), cfg, make_accelerator(cfg))
+    assert ok.all() and len(seen[True]) == 4 and len(seen[False]) == 16
+    for x in (x for clips in seen.values() for x in clips):
+        assert torch.equal(x, x[:, :, :1].expand_as(x)) == static
+
+
+def pearson(x, y):
+    """Transcribed slowly: r by its definition, p by the tail of Student's t with n - 2 degrees of freedom."""
+    x, y = np.subtract(x, np.mean(x)), np.subtract(y, np.mean(y))
+    r, nu = sum(x * y) / math.sqrt(sum(x * x) * sum(y * y)), len(x) - 2
+    t, u = abs(r) * math.sqrt(nu / (1 - r * r)), (np.arange(200_000) + 0.5) / 200_000  # s = t / u
+    peak = math.exp(math.lgamma((nu + 1) / 2) - math.lgamma(nu / 2)) / math.sqrt(nu * math.pi)
+    return r, 2 * np.mean(peak * (1 + (t / u) ** 2 / nu) ** (-(nu + 1) / 2) * t / u**2)
+
+
+def correlate(x, y):
+    axis = matplotlib.figure.Figure().subplots()
+    return report.correlate(axis, list(x), list(y), [str(n) for n in range(len(x))])
+
+
+def test_correlation_against_a_slow_transcription_and_closed_forms():
+    rng = np.random.default_rng(0)
+    for n in (5, 7, 12, 51, 200):
+        x = rng.standard_normal(n)
+        y = 2 / math.sqrt(n) * x + rng.standard_normal(n)
+        assert correlate(x, y) == pytest.approx(pearson(x, y), rel=1e-6)
+    for n, tail in ((3, lambda r: 2 / math.pi * math.acos(r)), (4, lambda r: 1 - r)):
+        r, p = correlate(*rng.standard_normal((2, n)))
+        assert p == pytest.approx(tail(abs(r)))
+    for x, y in ([1, 2], [1, 2]), ([1, 1, 1], [1, 2, 3]), ([1, 2, 3], [1, 1, 1]):
+        assert correlate(x, y) == (None, None)
+
+
+def scored(out, name, hits, p=1.0, **more):
+    """A finished test in which `hits[c]` of class c's 10 videos are right, the others taken for the next class."""
+    labels = [c for c in range(len(hits)) for _ in range(10)]
+    answers = [c if n < h else (c + 1) % len(hits) for c, h in enumerate(hits) for n in range(10)]
+    more = {"dataset": "hmdb51"} | more
+    finished(out, name, answers, labels, classes=[f"class_{c}" for c in range(len(hits))], p=p, **more)
+
+
+STATIC, BASE, BETTER = [1, 4, 6, 2, 9, 5], [5, 6, 0, 4, 8, 2], [9, 7, 3, 8, 8, 3]
+
+
+def test_figure4_by_hand(tmp_path, capsys):
+    """Over two splits, in the second of which every class but the third has one more right answer."""
+    mean = {}
+    for name, hits in (("figure4-static", STATIC), ("table1-moco", BASE), ("table1-moco-be", BETTER)):
+        scored(tmp_path, name, hits, p=0.4 if name == "figure4-static" else 1)
+        scored(tmp_path, name, second := [h + (c != 2) for c, h in enumerate(hits)], split=2, p=0.7)
+        mean[name] = 10 * (np.array(hits) + second) / 2
+    scored(tmp_path, "table1-moco", [10] * 6, seed=1)  # a seed that the other was not run with: of no account
+    scored(tmp_path, "figure4-static", [10] * 6, split=3)  # nor a split
+    report.figure4(out=str(tmp_path))
+    said = json.loads((tmp_path / "gain-hmdb51-test.json").read_text())
+    static, base, better = mean.values()
+    probability = [100 * (0.4 * a / 10 + 0.1 + 0.7 * b / 10 + 0.05) / 2  # (1 - p) / 6 for each class
+                   for a, b in zip(STATIC, [h + (c != 2) for c, h in enumerate(STATIC)], strict=True)]
+    expected = {("gain", "static top-1"): pearson(static, better - base),
+                ("gain", "static probability"): pearson(probability, better - base)}
+    kept = [0, 1, 3, 4, 5]  # of the third class `base` knows nothing
+    relative = 100 * (better - base)[kept] / base[kept]
+    expected["gain, % of base", "static top-1"] = pearson(static[kept], relative)
+    expected["gain, % of base", "static probability"] = pearson(np.array(probability)[kept], relative)
+    assert {(fit["y"], fit["x"]): (fit["r"], fit["p"]) for fit in said["correlations"]} == {
+        key: pytest.approx(value, rel=1e-4) for key, value in expected.items()}
+    assert [(fit["classes"], fit["left out"]) for fit in said["correlations"]] == [(6, [])] * 2 + [(5, ["class_2"])] * 2
+    row = next(row for row in said["per_class"] if row["class"] == "class_3")
+    assert row.pop("class") and row == pytest.approx({
+        "static top-1": 25, "static probability": probability[3], "table1-moco": 45, "table1-moco-be": 85, "gain": 40,
+        "gain, % of base": 100 * 40 / 45})
+    assert said["splits"] == [1, 2] and (tmp_path / "gain-hmdb51-test.png").stat().st_size > 10_000
+    out = capsys.readouterr().out
+    assert "r = -0.48, p = 0.0004 compares with `gain` against `static probability`" in out and "+88.9" in out
+
+
+def test_figure4_says_what_it_misses(tmp_path):
+    scored(tmp_path, "figure4-static", STATIC)
+    scored(tmp_path, "table1-moco", BASE)
+    with pytest.raises(RunError, match="no test of table1-moco-be on hmdb51 test; finetune"):
+        report.figure4(out=str(tmp_path))
+    scored(tmp_path, "table1-moco-be", BETTER, split=2)
+    with pytest.raises(RunError, match="have no split of hmdb51 in common"):
+        report.figure4(out=str(tmp_path))
+
+
+def test_the_papers_r_is_not_beside_that_of_synthetic_videos(tmp_path, capsys):
+    for name, hits in (("figure4-static", STATIC), ("table1-moco", BASE), ("table1-moco-be", BETTER)):
+        scored(tmp_path, name, hits, synthetic=True)
+    report.figure4(out=str(tmp_path))
+    assert "-0.48" not in (out := capsys.readouterr().out) and "synthetic videos" in out
+
+
+def test_figure5_of_rows_that_are_other_rows_runs(tmp_path, capsys):
+    scored(tmp_path, "table1-moco-be", BASE)
+    scored(tmp_path, "table1-moco-be", BETTER, dataset="actor_hmdb51")
+    report.figure5(out=str(tmp_path), names="figure5-*")
+    rows = [line.split("|") for line in capsys.readouterr().out.splitlines() if "figure5-moco-be" in line]
+    assert sorted((row[3].strip(), row[5].strip()) for row in rows) == [
+        (f"{name} test", f"{10 * np.mean(h):.1f}") for name, h in (("actor_hmdb51", BETTER), ("hmdb51", BASE))]
+    assert (tmp_path / "bars-figure5.png").stat().st_size > 10_000
+    with pytest.raises(RunError, match="no test of any"):
+        report.figure5(out=str(tmp_path), names="figure4-*")
+
+
+def test_a_batch_and_the_same_distracted(tiny, tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr(report, "save", lambda figure, path: shown.append((figure, path)))
+    cfg = config.load("demo-moco-be", [*TINY, f"data={tiny}", f"out={tmp_path}"])
+    report.show_batch(cfg)
+    ((figure, path),) = shown
+    (axis,) = figure.axes
+    picture = axis.images[0].get_array()
+    assert picture.shape == (6 * 16, 8 * 16, 3) and path == tmp_path / "what-the-network-sees.png"
+    names = [label.get_text() for label in axis.get_yticklabels()]
+    assert [name.split("\n")[0] for name in names] == ["original", "distracted"] * 3 and len({*names}) == 6
+    rows = np.asarray(picture).reshape(6, 16, 8, 16, 3).astype(float)
+    assert all(0.005 < np.abs(rows[i] - rows[i + 1]).mean() < 0.3 for i in (0, 2, 4))
+    moves = np.abs(np.diff(rows, axis=2)).mean((1, 2, 3, 4))
+    assert all(moves[i + 1] < moves[i] for i in (0, 2, 4))  # (1 - lam) of the motion stays

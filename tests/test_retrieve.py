@@ -173,8 +173,8 @@ def test_the_verb_end_to_end(tiny, tmp_path, protocol, capsys):
     assert (path / f"nearest-{protocol}-test.png").stat().st_size > 10_000
     report(str(tmp_path), "demo-random")
     lines = (tmp_path / "report.md").read_text().splitlines()
-    line = next(line for line in lines if "ucf101 test, split 1" in line and f"| {protocol} " in line)
-    assert line.split("|")[4].strip() == f"{result['R@1']:.1f}"
+    line = next(line for line in lines if f"ucf101 test, split 1, protocol {protocol} " in line and "| R@1 " in line)
+    assert line.split("|")[5].strip() == f"{result['R@1']:.1f}"
 
 
 def test_features_are_used_again_unless_what_made_them_is_another(tiny, tmp_path, capsys):

@@ -333,6 +333,6 @@ def test_all_stages_and_the_report(tiny, tmp_path):
     assert run("evaluate", *base, "subset=test,swapped").stdout.count("16 of 16 videos") == 2
     run("report", f"out={tmp_path}", "names=demo-*")
     text = (tmp_path / "report.md").read_text()
-    assert "16/16" in text and "reliance" in text and (tmp_path / "report/pretrain.png").stat().st_size > 10_000
+    assert "16/16" in text and "background gap" in text and (tmp_path / "report/pretrain.png").stat().st_size > 10_000
     result = json.loads((tmp_path / "demo-moco-be/finetune-ucf101-split1-seed0/result-test.json").read_text())
     assert result.keys() >= {"top1", "top5", "mean_class", "n_scored", "n_expected", "split", "seed", "git_sha"}
