@@ -2,7 +2,7 @@
 # with PYTHON=/path/to/python your own environment is used as it is. `make help` lists the targets.
 
 GPUS  ?= 1
-DATA  ?= $(if $(SYNTH),data/synth,data)
+DATA  ?= $(if $(SYNTH),data/synth)
 OUT   ?= $(if $(SYNTH),runs/synth,runs)
 SEED  ?= 0
 SPLIT ?= $(if $(SYNTH),1,1 2 3)
@@ -37,7 +37,7 @@ test: $(READY)  ## all tests, on a CPU
 	$(PYTHON) -m pytest
 
 lint: $(READY)  ## ruff
-	$(PYTHON) -m ruff check be tests run.py
+	$(PYTHON) -m ruff check be benchmarks tests run.py
 
 list: $(READY)  ## the experiments, the paper's numbers and what they cost; each but the demo's is a target
 	@$(RUN) list
@@ -56,7 +56,7 @@ DEMO       = data=$(DEMO_DATA) out=$(DEMO_RUNS)
 demo: $(READY)  ## synthetic videos -> pre-train, fine-tune, test -> a table (QUICK=1: smaller, sooner)
 	$(RUN) synth root=$(DEMO_DATA)/ucf101
 	@$(MAKE) --no-print-directory -j $(words $(DEMO_SEEDS)) $(DEMO_SEEDS:%=demo-seed-%)
-	$(RUN) strip --cfg demo-moco-be $(DEMO)
+	$(RUN) show-batch --cfg demo-moco-be $(DEMO)
 	$(RUN) report out=$(DEMO_RUNS) names='demo-*'
 	@echo "look at $(DEMO_RUNS)/report.md (curves, pictures), and in README.md at how to read it"
 
@@ -68,23 +68,8 @@ $(DEMO_SEEDS:%=demo-seed-%): demo-seed-%:
 	  $(RUN) evaluate --cfg $$name $(DEMO) seed=$* $(DEMO_SIZE) subset=test,swapped; \
 	done ) 2>&1 | sed -u 's/^/seed $* | /'
 
-# ---- the evidence: when does BE help? Questions put to the benchmark scenebias, see EVIDENCE.md. QUESTION=gamma asks
-# another one than `methods`; called again, it goes on where it was stopped.
-
-QUESTION ?= methods
-.PHONY: evidence-tiny evidence-small evidence-full
-
-evidence-tiny:   ## when does BE help? Two CPU cores, 14 minutes (AVX-512) to 35 (EVIDENCE.md)
-evidence-small:  ## the same with more videos, 45 minutes (AVX-512) to two hours
-evidence-full:   ## the same with C3D at 112 pixels, for a GPU
-
-evidence-tiny evidence-small: evidence-%: $(READY)
-	OMP_NUM_THREADS=1 $(RUN) evidence question=$(QUESTION) size=$* abreast=2
-
-evidence-full: $(READY)
-	$(RUN) evidence question=$(QUESTION) size=full
-
-# ---- the paper. A target is an experiment, or all of a table: `make list`. What is finished is not done again.
+# ---- the paper and the evidence. A target is an experiment, or all of a table: `make list`. What is finished is not
+# done again.
 #
 #   make table1-moco-be DATA=/datasets GPUS=8     one row; SPLIT="1 2 3" SEED="0 1 2" for splits and seeds
 #   make table1                                   all of its rows, shared stages once
@@ -93,7 +78,8 @@ evidence-full: $(READY)
 #   FORCE=1  removes what the target has left and does it again     SET="accumulate=4 ..."  any other key=value
 
 EXPERIMENTS := $(shell sed -nE '/^(defaults|presets|demo)/d; s/^([a-z][^:]*):.*/\1/p' experiments.yaml)
-GROUPS := table1 table2 table3 table4 figure4 figure5 figure6 figure7 sweep-gamma sweep-stride analyses more
+GROUPS := table1 table2 table3 table4 figure4 figure5 figure6 figure7 sweep-gamma sweep-stride analyses more real-methods \
+	evidence-methods evidence-erase-side evidence-hard-negative-view evidence-erase
 START  := $(shell date +%s)
 .PHONY: $(EXPERIMENTS) $(GROUPS)
 
@@ -102,7 +88,7 @@ $(if $(SYNTH),$(eval export OMP_NUM_THREADS ?= 1))
 $(EXPERIMENTS) $(GROUPS): $(READY)
 	$(or $(subst ;;,$(newline),$(shell $(STEPS) | sed 's/$$/;;/')),false)
 
-STEPS = $(RUN) steps target=$@ words='data=$(DATA) out=$(OUT) $(SET)' splits=$(call list,$(SPLIT)) \
+STEPS = $(RUN) steps target=$@ words='$(if $(DATA),data=$(DATA)) out=$(OUT) $(SET)' splits=$(call list,$(SPLIT)) \
 	seeds=$(call list,$(SEED)) $(if $(SYNTH),synth=true) $(if $(FORCE),force=$(START)) run='$(RUN)' launch='$(LAUNCH)'
 list = [$(subst $(space),$(comma),$(strip $(1)))]
 space := $(subst ,, )

@@ -25,8 +25,8 @@ from pathlib import Path
 # stage `runs` is for verbs that look at finished runs: --cfg names their directories, the function gets (directory,
 # config) of each. The stage `dataset`: --cfg names a data set, all else are arguments of the function.
 VERBS = {
-    "list": ("be.targets", "show_list", None, "run.py list"),
-    "steps": ("be.targets", "steps", None, "run.py steps target=table1-moco-be splits=[1] synth=true"),
+    "list": ("be.config", "show_list", None, "run.py list"),
+    "steps": ("be.prepare", "steps", None, "run.py steps target=table1-moco-be splits=[1] synth=true"),
     "synth": ("be.synthetic", "synth", None, "run.py synth root=data/demo scene_bias=0.9"),
     "prepare": ("be.prepare", "prepare", "dataset", "run.py prepare --cfg ucf101 data=data"),
     "actors": ("be.bias", "actors", None, "run.py actors data=data"),
@@ -53,7 +53,6 @@ VERBS = {
     "export": ("be.weights", "export", None, "run.py export run=runs/table1-moco-be/pretrain-seed0 to=exported"),
     "report": ("be.report", "report", None, "run.py report out=runs"),
     "scenebias": ("be.synthetic", "scenebias", None, "run.py scenebias data=data size=tiny"),
-    "evidence": ("be.evidence", "evidence", None, "run.py evidence question=gamma size=tiny abreast=2"),
 }
 
 

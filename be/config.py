@@ -60,6 +60,7 @@ class Config:
     split: Count = 1  # of the official lists
     classes: tuple[str, ...] | None = None  # only these classes of the data set, by name; null: all
     subset: str = "test"  # the list to test on; several as test,swapped (drawn videos have `swapped`)
+    test_data: str | None = None  # the folder that holds these lists, if it is not `data`
     workers: Natural = 4  # decoding processes per device
     cache_gb: Amount = 0  # GiB of decoded videos that each of these keeps: lists that fit are decoded once
     short_side: Count = 128  # after decoding
@@ -140,8 +141,8 @@ class Config:
 TYPES = typing.get_type_hints(Config, include_extras=True)
 DEFAULTS = {field.name: field.default for field in dataclasses.fields(Config) if field.name != "name"}
 # Keys that may differ between a run and the command that goes on with it: they do not change what is computed.
-FREE_KEYS = {"out", "data", "workers", "cache_gb", "log_every", "save_every", "keep", "probe_every", "subset",
-             "test_clips", "protocol", "memory_gb", "scene", "tracker", "checkpointing"}
+FREE_KEYS = {"out", "data", "test_data", "workers", "cache_gb", "log_every", "save_every", "keep", "probe_every",
+             "subset", "test_clips", "protocol", "memory_gb", "scene", "tracker", "checkpointing"}
 ALIASES = {"pretrained": {None: "self", "none": "random"}}  # values as they were once written
 
 

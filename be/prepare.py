@@ -1,4 +1,4 @@
-"""Before a data set is used: check every video once, note what is in it, and copy it so that it decodes fast.
+"""Before a run: check every video of a data set, note what is in it, copy it so that it decodes fast; and `make NAME`.
 
 In DATA/NAME, `prepare` leaves `manifest.npz`, which spares training a look at each file, `prepare-report.txt`, and
 `prepare-journal.jsonl`, a line per file. Stop it, kill it, add files: the next run reads what is new or changed.
@@ -7,17 +7,23 @@ A copy has the paths and lists of the original, and H.264 in MP4 behind every na
 B-pictures, so a reader skips those it does not need. Of a clip of stride 4, most of the span is never decoded:
 
     I b b b P b b b P b b b P b b P   I b b b P ...
+
+At the end stands what the Makefile asks for: the commands that are left to do of an experiment, or of a group of them.
 """
 
 import base64
 import errno
+import fnmatch
 import json
 import multiprocessing
 import os
+import re
+import shlex
 import shutil
 import signal
 import threading
 from collections import Counter, defaultdict
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -29,7 +35,8 @@ from typing import Literal
 
 import numpy as np
 
-from be.config import UserError, choose
+from be import datasets
+from be.config import ConfigError, UserError, changes, choose, experiments, load, paper_numbers, run_dir
 from be.video import Reader, VideoError, encode
 
 # torch takes seconds and 300 MB. Processes that read files do without it, so functions import what needs it
@@ -369,3 +376,197 @@ def report(root, records, head, problems):
     (root / REPORT).write_text("\n".join(text(total)) + "\n", "utf-8", "surrogateescape")
     for line in text(5):
         print(line.encode("utf-8", "backslashreplace").decode())
+
+
+# ---- what stands behind `make NAME`: the commands that a person would type, without those whose work is done
+
+# What a group of rows needs besides its own rows, and the verb that draws it
+FIGURES = {
+    "figure4": (("table1-moco", "table1-moco-be"), ("figure4",)),
+    "figure5": ((), ("figure5",)),
+    "figure6": (("table1-random", "table2-moco-i3d-ucf101", "table1-moco-be-i3d-ucf101"), ("cam",)),  # know UCF101
+    "figure7": (("table1-k400", "table1-moco", "table1-moco-be"), ("cam",)),  # know Kinetics-400 (paper 4.7)
+    "analyses": (("table1-moco", "table1-moco-be"), ("robustness", "errors")),
+}
+PICTURES = {"figure4": "gain-hmdb51-test.json", "figure5": "bars-figure5.png", "cam": "cam-hmdb51-test.json",
+            "robustness": "robustness-hmdb51-test.json", "errors": "errors-hmdb51-test.json"}
+TRAIN, SPREAD = ("pretrain", "finetune", "evaluate", "retrieve"), ("actors", "cam", "robustness", "errors")
+# SYNTH=1: the demo's networks on stand-ins for all data sets, 48 videos to train on and 16 to test on
+STAND_IN = ("train=6", "test=2", "frames=48")
+REHEARSAL = ("synthetic=true", "epochs=2", "lr_steps=[1]", "K=32", "log_every=1", "test_clips=3")
+
+
+@dataclass(frozen=True)
+class Step:
+    """A command: the words behind run.py, the file that is there once it is done, and the data set it reads."""
+
+    words: tuple[str, ...]
+    end: Path
+    dataset: str = ""
+
+    @property
+    def verb(self):
+        return self.words[0]
+
+    @property
+    def picture(self):
+        return self.verb in PICTURES
+
+    @property
+    def done(self) -> bool:
+        """Is it there, and of these settings? If not of these, the verb says in what they differ, and refuses."""
+        saved = self.end.parent / "config.yaml"
+        return self.end.exists() and not (self.verb in ("pretrain", "finetune") and saved.exists() and changes(
+            saved, load(self.words[2], self.words[3:], self.verb)))
+
+
+def steps(target: str, words: str = "", splits: list[int] = (1, 2, 3), seeds: list[int] = (0,), synth: bool = False,
+          force: float = 0, run: str = "python run.py", launch: str = "python run.py"):
+    """steps: print the commands behind a target of the Makefile, without those whose work is done
+
+    target         an experiment, or a group of them such as table1
+    words          key=value words for each command, such as "data=/datasets accumulate=8"
+    splits, seeds  of the test, and of everything
+    synth          a small rehearsal on synthetic stand-ins for the data
+    force          runs that were begun before this time (seconds since 1970) are removed, to be done again
+    run, launch    what a command starts with, the second on as many devices as there are
+    """
+    try:
+        typed = shlex.split(words)
+    except ValueError as error:
+        raise ConfigError(f"words={words!r}: {error}") from None
+    for word in typed:
+        if word.startswith(("seed=", "split=")):
+            raise ConfigError(f"{word} cannot be one of the words, a target says it for each command; give make "
+                              f"SEED=... and SPLIT=...")
+    removed, again = set(), False
+    for step in collect(target, typed, splits, seeds, synth):
+        folder = step.end.parent
+        if force and step.verb in TRAIN and folder.exists() and begun(folder) < force:
+            removed.add(folder)
+            print(f"rm -r {shlex.quote(str(folder))}")
+        if folder in removed or not step.done or (step.picture and (again or force)):
+            again = True
+            print(launch if step.verb in TRAIN + SPREAD else run, shlex.join(step.words))
+    own = {word.split("=")[0]: word for word in typed}
+    rows = target if target in experiments() else f"{target}-*"
+    names = f"names={own['name'].removeprefix('name=')}" if "name" in own else f"names={rows}"
+    print(run, shlex.join(["report", *([names] if fnmatch.filter(experiments(), rows) else []),
+                           *([own["out"]] if "out" in own else [])]))
+
+
+def begun(folder: Path) -> float:
+    """When the oldest file of a run was written, in seconds since 1970."""
+    return min((path.stat().st_mtime for path in folder.rglob("*") if path.is_file()), default=0.0)
+
+
+def collect(target: str, typed=(), splits=(1, 2, 3), seeds=(0,), synth: bool = False) -> list[Step]:
+    """All steps of a target, each once. Raises ConfigError for a target that does not exist."""
+    known = [name for name in experiments() if not name.startswith("demo")]
+    rows = [target] if target in known else [name for name in known if name.startswith(f"{target}-")]
+    if not rows and target not in FIGURES:
+        groups = dict.fromkeys(name.rsplit("-", n)[0] for name in known for n in range(1, name.count("-") + 1))
+        choose(dict.fromkeys([*known, *groups, *FIGURES]), target, "target")
+    typed, todo = [*(REHEARSAL if synth else ()), *typed], []
+    for seed in seeds:
+        words = [*typed, f"seed={seed}"]
+        for name in rows:
+            todo += row(name, words, splits, synth)
+        todo += figure(target, words, splits, synth)
+    if synth:
+        todo = [*stand_ins(todo, load("table1-random", typed).data), *todo]
+    once = {}
+    for one in sorted(todo, key=lambda one: one.picture):  # pictures come last: they show the runs of all seeds
+        once.setdefault((one.verb, one.end), one)
+    return list(once.values())
+
+
+def row(name: str, typed: list[str], splits, synth: bool, on: tuple[str, ...] = ()) -> Iterator[Step]:
+    """An entry: pre-training, then fine-tuning and test on the data sets `on`: those under `paper`, or its own."""
+    paper = paper_numbers(name)
+    for key in paper:
+        if key not in datasets.DATASETS and not re.fullmatch(r"R@\d+|pearson_r|p_value", key):
+            choose(datasets.DATASETS, key, f"data set under `paper` of {name}:")
+    on = on or tuple(key for key in paper if key in datasets.DATASETS) or (load(name, typed, "finetune").dataset,)
+    name = experiments()[name].get("same_runs_as", name)
+    yield from pretraining(name, typed, synth)
+    if synth and ":" in load(name, typed).pretrained:
+        typed = [*typed, "pretrained=random"]  # published weights fit no small network, and may have to be fetched
+    if "R@1" in paper:
+        words = [*typed, f"dataset={load(name, stage='retrieve').dataset}", "split=1"]
+        yield step("retrieve", name, words, "recall-{cfg.protocol}-test.json")
+        return
+    for dataset in on:
+        yield from drawn(name, typed)
+        if dataset == "actor_hmdb51":
+            data = load(name, typed).data
+            words = ("actors", f"data={data}", *(["detector=rendered"] if synth else ()))
+            yield Step(words, Path(data) / "actor_hmdb51/actors.json", "hmdb51")
+        official = datasets.DATASETS[dataset].splits
+        for split in splits if len(official) > 1 else official:
+            choose(dict.fromkeys(official), split, f"split of {dataset}:")  # not found out after the pre-training
+            words = [*typed, f"dataset={dataset}", f"split={split}"]
+            subset = load(name, words, "finetune").subset
+            if subset == "test" != datasets.DATASETS[dataset].test:
+                subset = datasets.DATASETS[dataset].test
+                words.append(f"subset={subset}")
+            yield step("finetune", name, words, "model.safetensors")
+            yield step("evaluate", name, words, f"result-{subset.split(',')[-1]}.json")
+
+
+def drawn(name: str, typed: list[str]) -> Iterator[Step]:
+    """The videos of the drawn benchmark, where an entry's data lie in DATA/scenebias-VERSION-SIZE/PART."""
+    for stage in ("pretrain", "finetune"):
+        data = load(name, typed, stage).data
+        if found := re.fullmatch(r"(?:(.*)/)?scenebias-\d+-(\w+)/.+", data):
+            words = ("scenebias", f"data={found[1] or '.'}", f"size={found[2]}")
+            yield Step(words, Path(data).parent / "bias0/ucf101/synthetic.jsonl")  # the last that it writes
+
+
+def pretraining(name: str, typed: list[str], synth: bool) -> Iterator[Step]:
+    """The pre-training that an entry stands on: its own, another's, or none."""
+    source = load(name, typed).pretrained
+    if source == "self":
+        dataset = load(name).dataset
+        yield step("pretrain", name, [*typed, f"dataset={dataset}"] if synth else typed, "backbone.safetensors")
+    elif source in experiments():
+        yield from pretraining(source, typed, synth)
+
+
+def figure(target: str, typed: list[str], splits, synth: bool) -> Iterator[Step]:
+    """What a group needs besides its own rows, and the command that draws it."""
+    networks, verbs = FIGURES.get(target, ((), ()))
+    cfg, rendered = load("table1-moco-be", typed), ["scene=rendered"] if synth else []
+    out, data = Path(cfg.out), [f"data={cfg.data}"]
+    if "cam" in verbs:  # networks that know one data set are shown HMDB51
+        trained = [step("finetune", name, [*typed, "dataset=ucf101", "split=1"], "model.safetensors")
+                   if load(name).pretrained == "random" else one
+                   for name in networks for one in [*pretraining(name, typed, synth)] or [None]]
+        yield from trained
+        larger = ("size=96", "short_side=120") if synth else ()  # at the demo's 32 pixels I3D's map has but one place
+        words = ("cam", "--cfg", ",".join(str(one.end.parent) for one in trained), *data, f"out={out / target}",
+                 "dataset=hmdb51", "split=1", *rendered, *larger)
+        yield Step(words, out / target / PICTURES["cam"], "hmdb51")
+        return
+    tests = [[*row(name, typed, splits, synth, ("hmdb51",))] for name in networks]
+    yield from (one for steps_of in tests for one in steps_of)
+    runs = ",".join(str(steps_of[-2 * len(splits)].end.parent) for steps_of in tests)  # of the first split
+    for verb in verbs:
+        words = {"figure4": (f"out={out}", "dataset=hmdb51"), "figure5": (f"out={out}", "names=figure5-*"),
+                 "robustness": ("--cfg", runs, *data, f"out={out}", *rendered),
+                 "errors": ("--cfg", runs, *data, f"out={out}")}[verb]
+        yield Step((verb, *words), out / PICTURES[verb], "" if verb.startswith("figure") else "hmdb51")
+
+
+def step(verb: str, name: str, words: list[str], end: str) -> Step:
+    cfg = load(name, words, "finetune" if verb == "evaluate" else verb)
+    folder = run_dir(cfg, "finetune" if verb == "evaluate" else verb)
+    return Step((verb, "--cfg", name, *words), folder / end.format(cfg=cfg), cfg.dataset)
+
+
+def stand_ins(todo: list[Step], data: str) -> Iterator[Step]:
+    """Synthetic videos for every data set that is read; Actor-HMDB51 is made from HMDB51's."""
+    for name in dict.fromkeys(step.dataset for step in todo):
+        if name not in ("", "actor_hmdb51"):
+            root, seed = Path(data) / name, list(datasets.DATASETS).index(name)
+            yield Step(("synth", f"root={root}", f"layout={name}", *STAND_IN, f"seed={seed}"), root / "synthetic.jsonl")

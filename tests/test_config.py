@@ -5,7 +5,7 @@ import typing
 
 import pytest
 
-from be import config, targets
+from be import config, datasets
 from be.config import Config, ConfigError, load
 
 
@@ -64,7 +64,7 @@ def test_the_released_recipe_is_that_of_the_data_set(name):
     assert (list(cfg.jitter), cfg.jitter_ops, cfg.m, cfg.temperature) == ([0.5, 0.5, 0.25, 0.5], "one", 0.999, 0.07)
     assert cfg.batch_size // (8 if cfg.dataset == "kinetics400" else 1) == (cfg.bn_group or cfg.batch_size)  # GPUS=8
     steps = {"kinetics400": 50 * (246534 // 64), "ucf101": 476_800, "diving48": 10 * (15027 // 8)}[cfg.dataset]
-    assert cfg.epochs * (targets.VIDEOS[cfg.dataset][0] // cfg.batch_size) == steps
+    assert cfg.epochs * (datasets.DATASETS[cfg.dataset].expected["train", 1] // cfg.batch_size) == steps
     tuned = load(name, ["recipe=released"], "finetune")
     assert (tuned.frames, tuned.stride, tuned.lr, tuned.lr_factor, tuned.batch_size) == (64, 1, 0.001, 0.3, 4)
     assert (list(tuned.lr_steps), tuned.dropout, tuned.weight_decay) == ([10, 20, 25, 30, 35, 40], 0.5, 1e-8)

@@ -7,21 +7,20 @@ import shlex
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 from conftest import ROOT, TINY
-from torch.utils.flop_counter import FlopCounterMode
 
-from be import config, plan, synthetic, targets
-from be.backbones import BACKBONES
-from be.datasets import DATASETS
-from be.objectives import OBJECTIVES
+from be import config, datasets, synthetic
+from be import prepare as targets
 
 sys.path.insert(0, str(ROOT))
 run = importlib.import_module("run")
-ALL = [name for name in config.experiments() if not name.startswith("demo")] + list(targets.GROUPS)
+GROUPS = next(line for line in (ROOT / "Makefile").read_text().replace("\\\n", "").splitlines()
+              if line.startswith("GROUPS :=")).split()[2:]
+ALL = [name for name in config.experiments() if not name.startswith("demo")] + GROUPS
 
 
 def make(*words, code=0):
@@ -41,7 +40,7 @@ def words_of(line):
 
 def check(words):
     """Does what run.py does with a command before it starts anything."""
-    verb, rest = run.split_verb(words)
+    verb, *rest = words
     module, function, stage, _ = run.VERBS[verb]
     cfg, overrides = run.split_words(rest)
     if stage == "runs":
@@ -57,24 +56,30 @@ def check(words):
         config.arguments(getattr(importlib.import_module(module), function), overrides)
 
 
-@pytest.mark.parametrize("synth, names", [("", ALL), ("1", targets.GROUPS)])
-def test_every_target_prints_commands_that_parse(synth, names, tmp_path):
-    lines = make("-n", *names, f"DATA={tmp_path}", f"OUT={tmp_path}", f"SYNTH={synth}", "SEED=0 1", "GPUS=2")
+@pytest.mark.parametrize("synth", [False, True])
+@pytest.mark.parametrize("target", ALL)
+def test_every_target_prints_commands_that_parse(target, synth, tmp_path, capsys):
+    targets.steps(target, f"data={tmp_path} out={tmp_path}", [1], [0, 1], synth, launch="launched run.py")
+    lines = capsys.readouterr().out.splitlines()
     commands = [words_of(line) for line in lines]
-    for words in {tuple(words) for words in commands}:
-        check(list(words))
     for line, words in zip(lines, commands, strict=True):
-        spread = words[0] in targets.TRAIN + targets.SPREAD
-        assert ("accelerate.commands.launch --multi_gpu --num_processes 2" in line) == spread
-    assert sum(words[0] == "report" for words in commands) == len(names)
-    assert any(words[0] == "synth" for words in commands) == bool(synth)
-    assert all(("synthetic=true" in words) == bool(synth) for words in commands if words[0] in targets.TRAIN)
-    assert {w for words in commands for w in words if w.startswith("seed=")} >= {"seed=0", "seed=1"}
+        check(words)
+        assert line.startswith("launched") == (words[0] in targets.TRAIN + targets.SPREAD)
+    assert commands[-1][0] == "report" and any(words[0] == "synth" for words in commands) == synth
+    assert all(("synthetic=true" in words) == synth for words in commands if words[0] in targets.TRAIN)
+    seeds = {word for words in commands if words[0] != "synth" for word in words if word.startswith("seed=")}
+    assert seeds == {"seed=0", "seed=1"} and len(lines) == len(set(lines))
 
 
-def test_targets_of_the_makefile():
-    line = next(line for line in (ROOT / "Makefile").read_text().splitlines() if line.startswith("GROUPS :="))
-    assert line.split()[2:] == list(targets.GROUPS)
+def test_make_prints_them_for_many_gpus(tmp_path):
+    lines = make("-n", "table2-moco", f"DATA={tmp_path}", f"OUT={tmp_path}", "SEED=0 1", "GPUS=2")
+    spread = [line for line in lines if words_of(line)[0] in targets.TRAIN + targets.SPREAD]
+    launch = "accelerate.commands.launch --multi_gpu --num_processes 2"
+    assert len(spread) == 6 and all(launch in line for line in spread)
+    assert all(f"data={tmp_path}" in words_of(line) for line in spread)
+
+
+def test_a_target_that_does_not_exist():
     assert "No rule to make target 'table1-moko'" in make("table1-moko", code=2)[-1]
     assert make("-n", "table1-moco", "SPLIT=one")[-1] == "false"  # what steps refuses does not pass for done
 
@@ -88,11 +93,8 @@ def test_a_row_is_all_stages_on_all_splits(tmp_path):
 
 
 def test_what_two_rows_need_is_done_once(tmp_path):
-    for target in ("table1", "figure5", "figure6"):
-        lines = make("-n", target, f"OUT={tmp_path}")
-        assert len(lines) == len(set(lines))
     verbs = [words_of(line)[0] for line in make("-n", "figure4", f"OUT={tmp_path}", "SEED=0 1", "SPLIT=1")]
-    assert verbs.count("pretrain") == 4 and verbs[-2:] == ["gain", "report"]  # a picture shows the runs of all seeds
+    assert verbs.count("pretrain") == 4 and verbs[-2:] == ["figure4", "report"]  # a picture shows the runs of all seeds
     once = [words_of(line)[2] for line in make("-n", "table4", f"OUT={tmp_path}") if " pretrain " in line]
     assert len(once) == len(set(once)) == 6 and "table1-moco-be-i3d-ucf101" in once  # the row that is Table 1's
 
@@ -144,7 +146,7 @@ def test_a_row_that_was_interrupted_goes_on_and_what_is_done_is_left(stand_ins, 
     assert words_of(make(*settings[:-1], f"SET={SMALL} name=strong")[-1])[1] == "names=strong"
     with pytest.raises(config.ConfigError, match="SEED="):
         targets.steps(target, words="seed=3")
-    with pytest.raises(config.ConfigError, match="unknown split 4"):
+    with pytest.raises(config.ConfigError, match="unknown split of ucf101: 4"):
         targets.steps(target, splits=[1, 4])
 
 
@@ -171,52 +173,28 @@ def test_make_itself(tmp_path):
     assert [words_of(line)[0] for line in make("-n", *words)] == ["report"]
 
 
-# ---- cost
-
-
-def test_stated_costs_are_what_plan_counts():
-    """Passes and FLOP, within a fifth: good enough to choose what to run."""
-    assert plan.SHARE * plan.GPUS["A100"] * 1e12 == targets.FLOPS
-    for name, stage in (("table1-moco-be-i3d-ucf101", "pretrain"), ("table1-moco-c3d-ucf101", "pretrain"),
-                        ("table1-rotnet-be", "pretrain"), ("table2-moco-be-r3d18-ucf101", "finetune")):
-        cfg = config.load(name, ["batch_size=2", "bn_group=2"], stage)
-        counted = plan.count(cfg, 101, 2).flop / 2 * cfg.epochs * targets.VIDEOS[cfg.dataset][0] / targets.FLOPS / 3600
-        assert targets.cost(stage, cfg) == pytest.approx(counted, rel=1 / 5), name
-
-
-def test_stated_numbers_of_videos_are_the_official_ones():
-    for name, (train, test) in targets.VIDEOS.items():
-        expected = DATASETS[name].expected
-        assert (expected["train", 1], expected.get(("test", 1), expected.get(("val", 1)))) == (train, test)
-        assert (name in targets.ONE_SPLIT) == (("train", 2) not in expected)
-
-
-def test_stated_arithmetic_of_the_backbones():
-    for name, make in BACKBONES.items():
-        side = targets.SIDE.get(name, 224)
-        with torch.device("meta"), FlopCounterMode(display=False) as flops:
-            make()(torch.empty(1, 3, 16, side, side))
-        assert targets.FORWARD[name] == pytest.approx(flops.get_total_flops(), rel=0.01), name
-
-
-def test_every_method_has_a_cost():
-    assert targets.PASSES.keys() == OBJECTIVES.keys()
-    for name in ALL:
-        assert float(targets.hours(name).split()[0]) > 0
-
-
-def test_what_is_new_costs_a_question_mark(monkeypatch, capsys):
-    """A method, a backbone and data that nobody has counted are as good a target as any."""
-    mine = {"from": "more-byol-be", "about": "mine", "pretrain": {"method": "mine"}}
-    registry = config.registry() | {"more-mine": mine}
+def test_an_entry_of_ones_own(monkeypatch, capsys):
+    """It is fine-tuned and tested on what `paper` names, or else on its own data set; other names are errors."""
+    mine = {"from": "table1-moco-be", "finetune": {"dataset": "ssv2"}, "paper": {"ssv2": 50}}
+    ssv2 = replace(datasets.DATASETS["diving48"], name="ssv2", expected={("train", 1): 3, ("val", 1): 2}, test="val")
+    monkeypatch.setitem(datasets.DATASETS, "ssv2", ssv2)
+    registry = {**config.registry(), "mine": mine, "more-byol-mine": {"from": "more-byol-be"}}
     monkeypatch.setattr(config, "registry", lambda: registry)
-    targets.show_list("more*")
-    said = {line.split()[0]: line.split()[1:3] for line in capsys.readouterr().out.splitlines()}
-    assert said["more-mine"] == said["more"] == ["?", "GPU-h"] and float(said["more-byol-be"][0]) > 0
-    for name, words in (("more-mine", ""), ("more", ""), ("table1-moco-be", "backbone=mine"),
-                        ("table1-moco-be", "dataset=plain"), ("table3-moco-c3d", "backbone=mine")):
-        targets.steps(name, words, splits=[1])
-        assert f"run.py pretrain --cfg {name}" in capsys.readouterr().out or not name.endswith(("be", "mine"))
-    with pytest.raises(config.ConfigError, match="unknown stand-in for dataset 'plain'; .*ucf101"):
-        mine["pretrain"]["dataset"] = "plain"
-        targets.steps("more-mine", synth=True)
+    targets.steps("mine", splits=[1, 2, 3])
+    commands = [words_of(line) for line in capsys.readouterr().out.splitlines()]
+    assert [words[0] for words in commands] == ["pretrain", "finetune", "evaluate", "report"]  # one official split
+    assert {"dataset=ssv2", "split=1", "subset=val"} <= set(commands[2])
+    targets.steps("more-byol-mine", splits=[1])
+    assert [w for words in map(words_of, capsys.readouterr().out.splitlines()) for w in words if "dataset=" in w] == [
+        "dataset=ucf101"] * 2
+    mine["paper"] = {"ssv3": 50}
+    with pytest.raises(config.ConfigError, match="unknown data set under `paper` of mine: 'ssv3'; nearest: ssv2"):
+        targets.steps("mine")
+
+
+def test_the_evidence_draws_its_videos_first(capsys):
+    targets.steps("evidence-methods", splits=[1])
+    commands = [words_of(line) for line in capsys.readouterr().out.splitlines()]
+    assert commands[0] == ["scenebias", "data=data", "size=tiny"]
+    assert [words[0] for words in commands].count("scenebias") == 1
+    assert commands[-1] == ["report", "names=evidence-methods-*"]
