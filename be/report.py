@@ -143,12 +143,6 @@ def paper_lists(name: str) -> dict[tuple, float | None]:
             for key, value in paper_numbers(name).items() if key not in ("pearson_r", "p_value")}
 
 
-def paper_recalls(r: dict) -> dict[str, float]:
-    """The paper's R@k in %, if it retrieved what the result `r` did; else none."""
-    paper = {} if r["synthetic"] else paper_lists(r["experiment"])
-    return {metric: value for (what, metric), value in paper.items() if what == tested_on(r)}
-
-
 def cell(found: dict[tuple, dict], metric: str = "top1") -> dict | None:
     """Mean over the splits for each seed, then mean and sd over the seeds; only seeds that have most splits count.
 

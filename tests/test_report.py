@@ -107,8 +107,6 @@ def test_retrieval():
     for other in ({"dataset": "ucf101"}, {"split": 2}, {"experiment": "table1-moco-be"}):
         rows = table([other.get("experiment", names[1])], [recall(**other)])
         assert [row["delta"] for row in rows if row["ours"]] == [None] * 5
-    assert report.paper_recalls(recall())["R@5"] == 28.8 and report.paper_recalls(recall(synthetic=True)) == {}
-    assert report.paper_recalls(recall(split=2)) == {}
 
 
 # ---- numbers of others
