@@ -406,15 +406,17 @@ class Contrastive(Objective):
         return F.normalize(self.features(x, network or self.encoder).float(), dim=1)
 
     def info_nce(self, q, k, others, left_out, h):
-        """Eq. 6 and 7: -log of the softmax of q.k / tau among the similarities to others (N, M), of which some are left
-        out (N, M) bool, and to h, if there is one. q, k, h: (N, D). -> loss, stats of all methods."""
+        """Eq. 6 and 7: -log of the softmax of q.k / tau among the similarities to others (M, D), of which some are left
+        out (N, M) bool, and to h, if there is one. q, k, h: (N, D). -> loss, stats, mean similarity to the others."""
         l_pos = (q * k).sum(1, keepdim=True)  # (N, 1)
+        l_others = similarity(q, others)  # (N, M)
         l_hard = [] if h is None else [(q * h).sum(1, keepdim=True)]
-        logits = torch.cat([l_pos, others.masked_fill(left_out, -torch.inf), *l_hard], 1) / self.temperature
+        logits = torch.cat([l_pos, l_others.masked_fill(left_out, -torch.inf), *l_hard], 1) / self.temperature
         positive = torch.zeros(len(q), dtype=torch.long, device=q.device)  # is class 0
         loss, top1 = F.cross_entropy(logits, positive), (logits.argmax(1) == positive).float().mean()
         stats = {"positive": l_pos.mean(), "feature_std": feature_std(q), "contrast_top1": top1}
-        return loss, {**stats, "hard_negative": l_hard[0].mean()} if l_hard else stats
+        stats |= {"hard_negative": l_hard[0].mean()} if l_hard else {}
+        return loss, stats, masked_mean(l_others, ~left_out)
 
 
 class Embed(nn.Module):
@@ -471,10 +473,10 @@ class MoCo(Contrastive):
     def contrast(self, x_q, x_k, h, index, draws):
         q, k = self.embed(x_q), self._keys(x_k, draws)  # (B, D)
         self.fresh.append(k)
-        l_queue = similarity(q, self.queue.clone())  # (B, K); backward needs the queue as it is before _enqueue
         masked = (index[:, None] == self.queue_index) | (self.queue_index < 0)  # (B, K)
-        loss, stats = self.info_nce(q, k, l_queue, masked, h)
-        return loss, {**stats, "queue": masked_mean(l_queue, ~masked), "masked": masked.float().mean()}
+        # a clone, since backward needs the queue as it is before _enqueue
+        loss, stats, queue = self.info_nce(q, k, self.queue.clone(), masked, h)
+        return loss, {**stats, "queue": queue, "masked": masked.float().mean()}
 
     @torch.no_grad()
     def _keys(self, x, draws):
@@ -533,10 +535,9 @@ class SimCLR(Contrastive):
     def contrast(self, x_q, x_k, h, index, draws):
         q, k = self.embed(x_q), self.embed(x_k)  # (B, D)
         queries, keys, index = torch.cat([q, k]), torch.cat([k, q]), index.repeat(2)  # (2B, D), (2B, D), (2B,)
-        l_batch = similarity(queries, gather_with_gradient(queries))  # (2B, world * 2B)
-        same = index[:, None] == gather(index)
-        loss, stats = self.info_nce(queries, keys, l_batch, same, None if h is None else h.repeat(2, 1))
-        return loss, {**stats, "negative": masked_mean(l_batch, ~same), "feature_std": feature_std(q)}
+        same, h = index[:, None] == gather(index), None if h is None else h.repeat(2, 1)  # (2B, world * 2B)
+        loss, stats, negative = self.info_nce(queries, keys, gather_with_gradient(queries), same, h)
+        return loss, {**stats, "negative": negative, "feature_std": feature_std(q)}
 
 
 class BYOL(Contrastive):

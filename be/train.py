@@ -294,7 +294,7 @@ def check_flip(cfg: Config, samples: datasets.Samples):
     task = getattr(objectives.OBJECTIVES.get(cfg.method), "keywords", {}).get("task")
     for name, mirrors in ((f"method={cfg.method}", getattr(task, "mirrors", True)),
                           (f"dataset={cfg.dataset}", datasets.DATASETS[cfg.dataset].mirrors),
-                          ("these drawn videos", not (Path(samples.root) / "synthetic.jsonl").exists())):
+                          ("these drawn videos", samples.scene is None)):
         if cfg.flip and not mirrors:
             raise ConfigError(f"flip={cfg.flip:g}: {name} can tell left from right, and a mirrored clip would have a "
                               f"wrong label; give flip=0")
@@ -364,27 +364,28 @@ class Interrupt:
 # ---- recipes
 
 
-def describe(accelerator, cfg: Config, samples, stage: str):
-    """What is about to run, in a few lines, before anything long starts."""
-    each = cfg.batch_size // accelerator.num_processes // cfg.accumulate
-    accelerator.print(
-        f"{stage} {cfg.name}: {cfg.method} on {cfg.backbone} of width {cfg.width}, {cfg.frames} frames of stride "
-        f"{cfg.stride} at {cfg.size} pixels\n"
-        f"  data     {cfg.dataset}, split {cfg.split} in {cfg.data}: {len(samples)} videos, "
-        f"{len(samples.classes)} classes\n"
-        f"  steps    {cfg.epochs} epochs of {len(samples) // cfg.batch_size}\n"
-        f"  lr       {cfg.lr:g} for the batch of {cfg.batch_size}, on any number of devices, {describe_schedule(cfg)}\n"
-        f"  batch    {cfg.batch_size} = {accelerator.num_processes} device(s) x {cfg.accumulate} part(s) x {each}\n"
-        f"  device   {accelerator.device}, mixed precision {accelerator.mixed_precision}, BatchNorm groups of "
-        f"{cfg.bn_group or 'all'}")
-    for problem in schedule_problems(cfg):
-        accelerator.print(f"  warning  {problem}")
-
-
-def describe_schedule(cfg: Config) -> str:
-    steps = ", ".join(f"{epoch:g}" for epoch in cfg.lr_steps)
+def describe(stage: str, cfg: Config, n: int, world: int, data: str) -> list[str]:
+    """What is about to run on n videos and `world` devices, in a few lines, before anything long starts."""
+    each, steps = cfg.batch_size // world // cfg.accumulate, ", ".join(f"{epoch:g}" for epoch in cfg.lr_steps)
     falls = f"times {cfg.lr_factor:g} after epochs {steps}" if steps else "constant"
-    return ("along a cosine" if cfg.schedule == "cosine" else falls) + f", warm-up {cfg.warmup:g}" * bool(cfg.warmup)
+    falls = "along a cosine" if cfg.schedule == "cosine" else falls
+    return [
+        f"{stage} {cfg.name}: {cfg.method}{f', erase {cfg.erase}' if cfg.erase != 'none' else ''} on {cfg.backbone} of "
+        f"width {cfg.width}, {cfg.frames} frames of stride {cfg.stride} at {cfg.size} pixels",
+        f"  data     {data}",
+        f"  steps    {cfg.epochs} epochs of {n // cfg.batch_size}: {cfg.epochs * (n // cfg.batch_size)}",
+        f"  lr       {cfg.lr:g} for the batch of {cfg.batch_size}, on any number of devices, "
+        f"{falls}{f', warm-up {cfg.warmup:g}' if cfg.warmup else ''}",
+        f"  batch    {cfg.batch_size} = {world} device(s) x {cfg.accumulate} part(s) x {each}, BatchNorm over "
+        f"{cfg.bn_group or each}",
+        *(f"  warning  {problem}" for problem in schedule_problems(cfg)),
+    ]
+
+
+def announce(accelerator: Accelerator, stage: str, cfg: Config, samples: datasets.Samples):
+    where = f"{cfg.dataset}, split {cfg.split} in {cfg.data}: {len(samples)} videos, {len(samples.classes)} classes"
+    accelerator.print("\n".join(describe(stage, cfg, len(samples), accelerator.num_processes, where)) + "\n"
+                      f"  device   {accelerator.device}, mixed precision {accelerator.mixed_precision}")
 
 
 def pretrain(cfg: Config):
@@ -405,7 +406,7 @@ def pretrain(cfg: Config):
     if (run.path / "backbone.safetensors").exists():
         accelerator.print(f"{run.path}: done already; remove the folder to run it again")
         return
-    describe(accelerator, cfg, samples, "pretrain")
+    announce(accelerator, "pretrain", cfg, samples)
     if cfg.method == "moco" and cfg.bn_group == cfg.batch_size // cfg.accumulate:
         accelerator.print(f"  warning  a part of {cfg.bn_group} clips is a single BatchNorm group: MoCo's shuffle has "
                           f"nothing to mix, and a query may know its key by their statistics; lower accumulate")
@@ -445,7 +446,7 @@ def finetune(cfg: Config):
         samples, held = datasets.holdout(samples, HELD_OUT, cfg.seed)
         best = Best(objective, held, cfg, run, accelerator, about)
 
-    describe(accelerator, cfg, samples, "finetune")
+    announce(accelerator, "finetune", cfg, samples)
     fit(objective, samples, cfg, run, accelerator, best)
     if best and run.write:
         about |= load_weights(run.path / "best.safetensors", objective)
@@ -505,23 +506,15 @@ def plan_stage(stage: str, cfg: Config, accelerator: Accelerator) -> list[str]:
     n, classes, data = count_videos(cfg)
     world = accelerator.num_processes
     check_batch(cfg, n, world)
-    each, steps = cfg.batch_size // world // cfg.accumulate, cfg.epochs * (n // cfg.batch_size)
-    flop, memory, state = count_step(cfg, classes, each)
-    total = world * cfg.accumulate * flop * steps
-    hours = ", ".join(f"{gpu} {duration(total / (SHARE * peak * 1e12))}" for gpu, peak in GPUS.items())
+    flop, memory, state = count_step(cfg, classes, cfg.batch_size // world // cfg.accumulate)
+    step, steps = world * cfg.accumulate * flop, cfg.epochs * (n // cfg.batch_size)
+    hours = ", ".join(f"{gpu} {duration(step * steps / (SHARE * peak * 1e12))}" for gpu, peak in GPUS.items())
     out = next(p for p in (Path(cfg.out).absolute(), *Path(cfg.out).absolute().parents) if p.exists())
     return [
-        f"{stage}: {cfg.method}{f', erase {cfg.erase}' if cfg.erase != 'none' else ''} on {cfg.backbone} of width "
-        f"{cfg.width}, {cfg.frames} frames of stride {cfg.stride} at {cfg.size} pixels",
-        f"  data     {data}",
-        f"  steps    {cfg.epochs} epochs of {n // cfg.batch_size}: {steps}",
-        f"  batch    {cfg.batch_size} = {world} device(s) x {cfg.accumulate} part(s) x {each}, "
-        f"BatchNorm over {cfg.bn_group or each}",
-        f"  lr       {cfg.lr:g} for the batch of {cfg.batch_size}, on any number of devices, {describe_schedule(cfg)}",
-        *(f"  warning  {problem}" for problem in schedule_problems(cfg)),
+        *describe(stage, cfg, n, world, data),
         f"  memory   {memory / GIB:.1f} GiB a device, in {cfg.precision}"
         f"{', activations recomputed' if cfg.checkpointing else '; checkpointing=true needs less'}",
-        f"  time     of one device at {SHARE:.0%} of its peak: {hours}; {total / steps / 1e12:.3g} TFLOP a step",
+        f"  time     of one device at {SHARE:.0%} of its peak: {hours}; {step / 1e12:.3g} TFLOP a step",
         f"  disk     {(cfg.keep + 1) * state / GIB:.2f} GiB in {cfg.out}, {shutil.disk_usage(out).free / GIB:.0f} free",
     ]
 

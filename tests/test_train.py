@@ -91,7 +91,7 @@ def test_mirrored_clips_are_refused_where_left_and_right_matter(tiny, tmp_path, 
         train.pretrain(load(tiny, tmp_path, "flip=0.5"))
     monkeypatch.setitem(objectives.OBJECTIVES, "turned", partial(objectives.PretextTask, task=Turned))
     cfg = load(tiny, tmp_path, "method=turned", "flip=0.5")
-    samples = replace(datasets.load("ucf101", tiny, "train"), root="/elsewhere")
+    samples = replace(datasets.load("ucf101", tiny, "train"), scene=None)
     with pytest.raises(ConfigError, match="flip=0.5: method=turned can tell left from right"):
         train.check_flip(cfg, samples)
     train.check_flip(replace(cfg, method="rotnet"), samples)
@@ -127,6 +127,16 @@ def test_the_hard_negative_under_a1_has_the_querys_colours_and_another_window():
         own = replace(a, position=drawn[2].position)
         assert torch.equal(hard, apply_view(batch.clips[:, 1], batch.size, own, 16))
         assert torch.equal(query, apply_view(batch.clips[:, 0], batch.size, drawn[0], 16))
+
+
+def test_recorded_steps(tiny, tmp_path):
+    """Losses of the code before its rooms were merged: to the last bit then, to 1 % on any processor."""
+    train.pretrain(load(tiny, tmp_path))
+    train.finetune(replace(load(tiny, tmp_path, stage="finetune"), pretrained="self"))
+    for stage, losses in (("pretrain-seed0", [0.727608, 1.997495, 2.329415, 3.771317]),
+                          ("finetune-ucf101-split1-seed0", [2.098293, 2.054191, 2.027511, 1.967912])):
+        found = [line["loss"] for line in read_metrics(tmp_path / "demo-moco-be" / stage)]
+        assert found[:4] == pytest.approx(losses, rel=0.01)
 
 
 def test_batches_that_do_not_fit():
@@ -265,7 +275,7 @@ def test_a_signal_during_a_test_stops_at_its_end(tiny, tmp_path, monkeypatch):
 def test_what_is_said_of_batch_and_learning_rate(tiny, tmp_path, capsys):
     train.pretrain(load(tiny, tmp_path, "accumulate=2", "epochs=1"))
     said = capsys.readouterr().out
-    assert "8 = 1 device(s) x 2 part(s) x 4\n" in said
+    assert "8 = 1 device(s) x 2 part(s) x 4, BatchNorm over 4\n" in said
     assert "lr       0.01 for the batch of 8, on any number of devices, times 0.1 after epochs 1\n" in said
     assert "warning  lr_steps 1 lie beyond epochs=1: the rate does not fall there" in said
 
