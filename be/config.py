@@ -153,16 +153,13 @@ def key_groups() -> dict[str, list[tuple[str, str, str]]]:
         if title := re.fullmatch(r"    # (\S.*)", line):
             rows = groups.setdefault(title[1], [])
         elif key := re.match(r"    (\w+): .*?(?:  # (.*))?$", line):
-            meaning, choices = key[2] or "", _choices(TYPES[key[1]])
+            kind, meaning = TYPES[key[1]], key[2] or ""
+            choices = " | ".join(typing.get_args(kind)) if typing.get_origin(kind) is Literal else ""
             default = yaml.safe_dump(DEFAULTS.get(key[1]), default_flow_style=True).split("\n")[0]
             rows.append((key[1], default, f"{choices}; {meaning}" if choices and meaning else choices or meaning))
         elif more := re.fullmatch(r"    #\s{9,}(.*)", line):
             rows[-1] = (*rows[-1][:2], f"{rows[-1][2]} {more[1].strip()}")
     return groups
-
-
-def _choices(kind) -> str:
-    return " | ".join(typing.get_args(kind)) if typing.get_origin(kind) is Literal else ""
 
 
 def changes(saved: Path, cfg: Config) -> str:
@@ -189,16 +186,16 @@ def load(name_or_file: str, overrides: list[str] | tuple[str, ...] = (), stage: 
     complete `config.yaml` saved with a run, which has its presets in it. `overrides`: `key=value`, values in YAML.
     """
     entries = registry()
-    typed = dict(_parse(text) for text in overrides)
+    typed = {key: typed_value(key, value, choose(TYPES, key, "key")) for key, value in map(_split, overrides)}
     if str(name_or_file).endswith((".yaml", ".yml")):
         path = Path(name_or_file)
         entry = _read_yaml(path)
         _check_entry(str(path), entry)
         if "from" not in entry:  # a run's own, complete
             return _config({"name": path.stem, **DEFAULTS, **entry, **typed})
-        default_name, chain = path.stem, [*_chain(entry["from"], entries), entry]
+        default_name, chain = path.stem, [*_chain(entry["from"]), entry]
     else:
-        default_name, chain = name_or_file, _chain(name_or_file, entries)
+        default_name, chain = name_or_file, _chain(name_or_file)
 
     # Two keys name presets: the recipe is another set of defaults, so what a row of the paper fixes wins over it;
     # synthetic=true shrinks whatever the experiment asks for.
@@ -261,12 +258,9 @@ def as_text(config: Config) -> str:
 def arguments(function, overrides: list[str]) -> dict[str, Any]:
     """`key=value` strings as keyword arguments of `function`, checked against its signature."""
     hints = typing.get_type_hints(function)
-    parameters = inspect.signature(function).parameters
-    keys, values = list(parameters), {}
+    parameters, values = inspect.signature(function).parameters, {}
     for key, value in map(_split, overrides):
-        if key not in keys:
-            raise ConfigError(f"unknown key {key!r}; {nearest(key, keys)}")
-        values[key] = typed_value(key, value, hints[key])
+        values[key] = typed_value(key, value, choose({k: hints.get(k) for k in parameters}, key, "key"))
     missing = [k for k, p in parameters.items() if p.default is p.empty and k not in values]
     if missing:
         raise ConfigError(f"{function.__name__} needs {', '.join(f'{k}=...' for k in missing)}")
@@ -288,16 +282,14 @@ def _config(values: dict[str, Any]) -> Config:
     return cfg
 
 
-def _chain(name: str, entries: dict, seen: tuple = ()) -> list[dict]:
+def _chain(name: str, seen: tuple = ()) -> list[dict]:
     """The entry and its parents, oldest first."""
-    names = [key for key in entries if key not in ("defaults", "presets")]
-    if name not in names:
-        raise ConfigError(f"unknown experiment {name!r}; {nearest(name, names)}; `run.py list` shows them all")
+    if name not in experiments():
+        raise ConfigError(f"unknown experiment {name!r}; {nearest(name, experiments())}; `run.py list` shows them all")
     if name in seen:
         raise ConfigError(f"experiments.yaml: `from` goes in a circle: {' -> '.join((*seen, name))}")
-    entry = entries[name]
-    parents = _chain(entry["from"], entries, (*seen, name)) if "from" in entry else []
-    return [*parents, entry]
+    entry = experiments()[name]
+    return [*(_chain(entry["from"], (*seen, name)) if "from" in entry else []), entry]
 
 
 def _merged(blocks: list[dict], stage: str, dataset: str | None = None) -> dict[str, Any]:
@@ -314,15 +306,7 @@ def _check_entry(where: str, entry: dict) -> None:
     for dataset, block in (entry.get("for") or {}).items():
         _check_entry(f"{where}, for {dataset}", block)
     for key in [key for key in entry if key not in META] + [key for stage in STAGES for key in entry.get(stage) or {}]:
-        if key not in TYPES:
-            raise ConfigError(f"{where}: unknown key {key!r}; {nearest(key, TYPES)}")
-
-
-def _parse(text: str) -> tuple[str, Any]:
-    key, value = _split(text)
-    if key not in TYPES:
-        raise ConfigError(f"unknown key {key!r}; {nearest(key, TYPES)}")
-    return key, typed_value(key, value, TYPES[key])
+        choose(TYPES, key, f"key in {where}:")
 
 
 def _split(text: str) -> tuple[str, Any]:

@@ -125,9 +125,8 @@ class Task(nn.Module):
         x, target = task.transform(views, draws)   (B, n, 3, t, s, s): n inputs a video; (B, m) int64: m questions each
         logits = task.logits(z, draws)             from the inputs' pooled features (B, n, dim) to (B, m, classes)
 
-    The inputs of a video lie side by side, so that BatchNorm groups and processes cut between videos, never through
-    one. Where R is small, as in RotNet, a step asks about all of it, as Eq. 3; of 6 or 48 permutations it draws one per
-    video, as the sources do. A task knows nothing of Background Erasing.
+    The inputs of a video lie side by side, so that BatchNorm groups and processes cut between videos. Where R is small
+    a step asks about all of it, as Eq. 3; of 6 or 48 permutations it draws one per video, as the sources do.
     """
 
     views, mirrors, classes = ((0, 0),), True, 0
@@ -233,7 +232,7 @@ class ClipOrder(Task):
 class Pace(Task):
     """Pace prediction (Wang et al. 2020): is the clip played at 1, 2, 3 or 4 times the speed? All four are asked.
 
-    A clip of pace p has a stride of p * `stride`, and a start of its own. Wang et al. have stride 1.
+    A clip of pace p has a stride of p * `stride`. Wang et al. have stride 1.
     """
 
     views, classes = ((0, 0), (1, 0), (2, 0), (3, 0)), 4
@@ -420,7 +419,7 @@ class Contrastive(Objective):
 
 
 class Embed(nn.Module):
-    """A backbone and phi: clips -> (B, D); pooling over space and time, then `head` (paper 3.3.2: one linear layer)."""
+    """A backbone and phi: clips -> (B, D); pooling, then `head` (paper 3.3.2: one linear layer)."""
 
     def __init__(self, backbone: nn.Module, pool: str, head: nn.Module):
         super().__init__()
