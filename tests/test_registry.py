@@ -38,7 +38,7 @@ def said(name):
 
 
 def rows(table):
-    return [name for name in experiments() if name.startswith(f"{table}-")]
+    return [name for name, entry in experiments().items() if name.startswith(f"{table}-") and "paper" in entry]
 
 
 def test_table_1():
