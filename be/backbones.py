@@ -14,7 +14,7 @@
 
 All halvings round up, so no clip is too small. A single clip whose map is 1, 1 cannot be trained alone: BatchNorm would
 see one value per channel. Keep bfloat16 to the GPU: on CPUs with native bfloat16, PyTorch's Conv3d (2.15, oneDNN)
-returns wrong gradients of its weights, and may corrupt memory (BENCHMARKS.md).
+returns wrong gradients of its weights, and may corrupt memory (docs/BENCHMARKS.md).
 
 A backbone of your own is one function and one entry of BACKBONES, at the end of this file. It owes:
 

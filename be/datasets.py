@@ -146,7 +146,7 @@ class Source:
 
     name: str
     parse: Callable
-    layout: str  # the expected files, a line each; DATA.md says where from, and under which licence
+    layout: str  # the expected files, a line each; docs/DATA.md says where from, and under which licence
     lists: str  # a pattern for the paths of its lists, that tells their subset and split where the name does
     group: Callable[[str], str] = str  # path -> the source video it was cut from
     classes: int = 0  # of the official lists; then the number of videos of each (subset, split)
@@ -233,7 +233,7 @@ class Source:
 
     def missing(self, root, looked_for) -> str:
         tree = self.layout.replace("\n", "\n    ")
-        return (f"{looked_for} does not exist.\nDATA.md says what {self.name} is and where from.\n"
+        return (f"{looked_for} does not exist.\ndocs/DATA.md says what {self.name} is and where from.\n"
                 f"It should stand like this:\n  {Path(root).expanduser().absolute()}\n    {tree}\n"
                 "To try the code without any data: make demo")
 

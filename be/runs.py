@@ -62,7 +62,7 @@ def make_accelerator(cfg: Config) -> Accelerator:
     cpu = found is None or found.type == "mps" or parse_flag_from_env("ACCELERATE_USE_CPU")  # Apple's lacks kernels
     state = PartialState(cpu=cpu)
     if precision != "fp32" and state.device.type == "cpu":
-        # oneDNN's bfloat16 weight gradients of Conv3d are wrong, and some write where they should not: BENCHMARKS.md
+        # oneDNN's bfloat16 weight gradients of Conv3d are wrong, some write out of bounds: docs/BENCHMARKS.md
         state.print(f"precision={precision} is for GPUs (on CPUs Conv3d's gradients are wrong): using fp32")
         precision = "fp32"
     if cfg.tracker != "none" and cfg.tracker not in map(str, get_available_trackers()):

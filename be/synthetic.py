@@ -476,8 +476,8 @@ def scenebias(data: str = "data", size: str = "tiny", biases: list[float] = (0.9
 
     Folders in the layout of UCF101: `pretrain` has the list to pre-train on (`train`; ignore its labels) and the test
     lists `test`, `swapped`, `static` and `background`; `bias0.9`, `bias0.5` and `bias0` those to fine-tune on: the same
-    actors, motions and cameras, before other scenes. EVIDENCE.md says what each property stands for. Values other than
-    the defaults make another folder beside.
+    actors, motions and cameras, before other scenes. docs/EVIDENCE.md says what each property stands for. Other values
+    than the defaults make another folder beside.
     """
     sizes = choose(SIZES, size, "size")
     short, look = min(sizes["height"], sizes["width"]), {key: sizes[key] for key in ("frames", "height", "width")}

@@ -1,4 +1,4 @@
-"""CLUSTER.md keeps its word: its commands and its SLURM script run, here on two "machines" of one CPU process each."""
+"""docs/CLUSTER.md keeps its word: its commands and its SLURM script run, on two "machines" of one CPU process each."""
 
 import os
 import re
@@ -17,7 +17,7 @@ from conftest import ROOT, TINY, command
 from be import config, train
 from be.runs import RunError, read_metrics
 
-TEXT = (ROOT / "CLUSTER.md").read_text()
+TEXT = (ROOT / "docs/CLUSTER.md").read_text()
 COMMANDS = [line for block in re.findall(r"```\n(.*?)```", TEXT, re.S) for line in block.splitlines()]
 SCRIPT = re.search(r"```bash\n(.*?)```", TEXT, re.S)[1]
 CPU = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}

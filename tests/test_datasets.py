@@ -294,7 +294,7 @@ def test_missing_root_is_explained(tmp_path, monkeypatch, dataset):
         DATASETS[dataset]("nowhere", "train", 1)
     first, text = str(error.value).splitlines()[0], str(error.value)
     assert isinstance(error.value, FileNotFoundError) and first.startswith(str(tmp_path / "nowhere"))
-    assert f"DATA.md says what {dataset} is and where from" in text and "make demo" in text
+    assert f"docs/DATA.md says what {dataset} is and where from" in text and "make demo" in text
     assert all(line in text for line in DATASETS[dataset].layout.splitlines())
 
 
@@ -805,7 +805,7 @@ def test_batches_for_cuda_are_pinned(videos):
 
 
 def test_data_md_knows_every_dataset():
-    text = (Path(__file__).parents[1] / "DATA.md").read_text()
+    text = (Path(__file__).parents[1] / "docs/DATA.md").read_text()
     for name, source in DATASETS.items():
         assert f"| `{name}` |" in text and f"DATA/{name}/" in text
         assert all(f"{count:,}" in text for count in source.expected.values())
