@@ -1,0 +1,59 @@
+"""docs/EVIDENCE.md against its records: every number of its tables is computed again, and its text has no others."""
+
+import json
+import re
+from statistics import mean, stdev
+
+import pytest
+from conftest import ROOT
+from scipy.stats import linregress, t
+
+PAGE = (ROOT / "docs/EVIDENCE.md").read_text()
+README = (ROOT / "README.md").read_text().split("## When does it help?")[1].split("\n## ")[0]
+TABLES = re.findall(r"^Records?: (.+)\n\n\|(.+)\|\n\|.+\n((?:\|.*\n)+)", PAGE, re.M)  # files, header, rows
+PAIRS = {  # what two arms of each pair differ in, alike
+    "hard negative, mean of two pairs": [("MoCo + hard negative", "MoCo"), ("MoCo + BE", "BE without hard negative")],
+    "BE on the key, mean of two pairs": [("BE without hard negative", "MoCo"), ("MoCo + BE", "MoCo + hard negative")],
+    "BE, mean of three tasks": [(f"{task} + BE", task) for task in ("rotnet", "puzzles", "clip_order")],
+}
+
+
+def numbers(runs, arm, measure):
+    """Of one measure, a number a seed."""
+    key = {"gap": "reliance"}.get(measure, measure.replace(" ", "_"))
+    return [run[key] for run in sorted(runs[arm], key=lambda run: run["seed"])]
+
+
+def cell(runs, corner, row, column):
+    """A cell as it must read. A corner such as `swapped at bias` says that the columns are values of the bias."""
+    measure, _, x = corner.partition(" at ")
+    measure = measure or column
+    at = sorted({arm.split(f", {x} ")[1] for arm in runs}) if column == "mean" else [column]
+    if row == "slope for 1 of gamma":
+        gammas = [float(arm.split()[1]) for arm in runs]
+        values = [linregress(gammas, y).slope for y in zip(*(numbers(runs, arm, measure) for arm in runs), strict=True)]
+    elif pairs := PAIRS.get(row) or [row.split(" minus ")] * (" minus " in row):
+        arms = [[f"{arm}, {x} {value}" if x else arm for arm in pair] for pair in pairs for value in at]
+        paired = [zip(numbers(runs, a, measure), numbers(runs, b, measure), strict=True) for a, b in arms]
+        values = [mean(of_a_seed) for of_a_seed in zip(*([p - q for p, q in pair] for pair in paired), strict=True)]
+    else:
+        values = numbers(runs, f"{row}, {x} {column}" if x else row, measure)
+        return f"{mean(values):.1f} ± {stdev(values):.1f}"
+    half = t.ppf(0.975, len(values) - 1) * stdev(values) / len(values) ** 0.5  # of the 95 % interval
+    return f"{mean(values):+.1f} ± {half:.1f}"
+
+
+@pytest.mark.parametrize("files, header, rows", TABLES, ids=range(len(TABLES)))
+def test_a_table_follows_from_its_records(files, header, rows):
+    runs, (corner, *columns) = {}, map(str.strip, header.split("|"))
+    for file in re.findall(r"\]\((\S+\.json)\)", files):
+        for arm, found in json.loads((ROOT / "docs" / file).read_text())["runs"].items():
+            runs.setdefault(arm, []).extend(found)
+    for row, *cells in (map(str.strip, line.strip("|").split("|")) for line in rows.splitlines()):
+        assert cells == [cell(runs, corner, row, column) for column in columns], row
+
+
+def test_the_text_has_no_other_numbers():
+    told, held = (set(re.findall(r"[+-]?\d+\.\d ± \d+\.\d", " ".join(text.split())))
+                  for text in (PAGE + README, "".join(rows for *_, rows in TABLES)))  # fmt: skip
+    assert len(TABLES) > 9 and told <= held
