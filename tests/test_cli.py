@@ -13,9 +13,12 @@ from be.config import STAGES
 
 sys.path.insert(0, str(ROOT))
 VERBS = importlib.import_module("run").VERBS
+NAMES = ["list", "steps", "synth", "prepare", "actors", "plan", "pretrain", "finetune", "evaluate", "retrieve",
+         "robustness", "errors", "inspect", "figure4", "gain", "figure5", "bars", "cam", "show-batch", "strip",
+         "status", "export", "report", "scenebias"]  # fmt: skip
 
 
-@pytest.mark.parametrize("words", [[], ["--help"], *([verb, "--help"] for verb in VERBS)])
+@pytest.mark.parametrize("words", [[], ["--help"], *([verb, "--help"] for verb in NAMES)])
 def test_help_answers_without_torch(words):
     """In a second, which is to say: without importing torch."""
     code = f"import sys; sys.argv = ['run.py', *{words}]; sys.path.insert(0, {str(ROOT)!r}); import run; " \
@@ -28,7 +31,8 @@ def test_help_answers_without_torch(words):
 
 
 def test_every_verb_exists_and_has_an_example():
-    for verb, (module, function, stage, example) in VERBS.items():
+    for verb in NAMES:
+        module, function, stage, example = VERBS[verb]
         call = getattr(importlib.import_module(module), function)
         assert inspect.getdoc(call) and f"run.py {verb}" in example
         parameters = list(inspect.signature(call).parameters)

@@ -83,7 +83,7 @@ SLOW = {
 }
 
 
-@pytest.mark.parametrize("name", ERASE)
+@pytest.mark.parametrize("name", SLOW)
 @pytest.mark.parametrize("step", range(4))
 def test_is_the_slow_transcription(name, step):
     x = clips()
@@ -94,7 +94,7 @@ def test_is_the_slow_transcription(name, step):
     assert name == "none" or not torch.equal(fast, x)
 
 
-@pytest.mark.parametrize("name", ERASE)
+@pytest.mark.parametrize("name", SLOW)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_keeps_type_shape_and_layout(name, dtype):
     for layout in (torch.contiguous_format, torch.channels_last_3d):
@@ -105,7 +105,7 @@ def test_keeps_type_shape_and_layout(name, dtype):
         torch.testing.assert_close(out.double(), exact, rtol=0, atol=1e-6 if dtype == torch.float32 else 0.03)
 
 
-@pytest.mark.parametrize("name", ERASE)
+@pytest.mark.parametrize("name", SLOW)
 def test_gamma_zero_is_the_identity(name):
     x = clips(torch.float32)
     assert torch.equal(ERASE[name](x, Draws(0, 0), 0.0), x)
@@ -191,7 +191,7 @@ def test_two_processes_erase_what_one_erases(name):
 def test_before_or_after_normalisation_is_the_same_but_for_noise():
     x = clips().abs()
     scale, shift = torch.tensor([2.0, 3.0, 4.0]).double().view(3, 1, 1, 1), 0.5
-    for name in ERASE:
+    for name in SLOW:
         late = ERASE[name](scale * x + shift, Draws(0, 0), GAMMA)
         early = scale * ERASE[name](x, Draws(0, 0), GAMMA) + shift
         assert torch.allclose(late, early, rtol=0, atol=1e-12) == (name != "gaussian-noise")

@@ -13,17 +13,17 @@ import torch
 from conftest import TINY
 from safetensors.torch import load_file
 
-from be import config, evaluate, objectives, runs, train
+from be import config, evaluate, runs, train
 
 os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is loaded, which set_num_threads is too late for
 CONTEXT = multiprocessing.get_context("forkserver")  # processes that have imported everything when they begin
 CONTEXT.set_forkserver_preload(["be.train", "torch._dynamo"])
 STAGES = {"pretrain": train.pretrain, "finetune": train.finetune, "evaluate": evaluate.evaluate}
 
-# MoCo and each pretext task, with BE: the first experiment of the registry that has it
-FIRST = {cfg.method: cfg.name for cfg in map(config.load, reversed(config.experiments()))
-         if cfg.erase != "none" and cfg.pretrained == "self"}
-FIRST = {method: name for method, name in FIRST.items() if method == "moco" or method in objectives.TASKS}
+# MoCo and each pretext task, with BE
+FIRST = {"moco": "demo-moco-be", "rotnet": "table1-rotnet-be", "puzzles": "table1-puzzles-be",
+         "clip_order": "table1-clip-order-be", "pace": "more-pace-be", "arrow_of_time": "more-arrow-of-time-be",
+         "order_verification": "more-order-verification-be"}  # fmt: skip
 
 
 def member(rank, world, port, work):

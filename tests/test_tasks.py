@@ -11,6 +11,7 @@ from be.config import ConfigError
 from be.objectives import TASKS
 
 DIM, B, T, S = 5, 6, 16, 32
+NAMES = ["rotnet", "puzzles", "clip_order", "pace", "arrow_of_time", "order_verification"]
 
 
 def make(name, frames=T, stride=1, seed=0):
@@ -23,7 +24,7 @@ def views_of(task, seed=0):
     return [torch.randn(B, 3, T, S, S, generator=generator) for _ in task.views]
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", NAMES)
 def test_contract(name):
     """Shapes, classes, clips and the same rows on two processes as on one."""
     task = make(name)
