@@ -166,7 +166,7 @@ def test_both_sides_are_the_mean_of_two_losses(method):
 
 @pytest.mark.parametrize("method", ["classify", *PRETEXT])
 def test_both_needs_two_sides(method):
-    with pytest.raises(ConfigError, match="erase_side=both is for methods with a query and a key: moco, triplet"):
+    with pytest.raises(ConfigError, match="erase_side=both is for methods with a query and a key: .*moco, triplet"):
         build(method, erase_side="both")
 
 
