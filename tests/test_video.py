@@ -123,11 +123,6 @@ def test_no_frame_beyond_the_ends(h264, indices):
         videos.decode(h264[0], indices)
 
 
-def test_indices_are_integers(h264):
-    with pytest.raises(TypeError, match="float64"):
-        videos.decode(h264[0], [0.5])
-
-
 @pytest.mark.parametrize("kind", ["h264", "h264, one key frame", "mpeg4, B"])
 def test_what_is_not_needed_is_not_decoded(kinds, kind, monkeypatch):
     path, whole = kinds(kind)
@@ -502,16 +497,6 @@ def test_clips_are_in_range_evenly_strided_and_reproducible(name, n, K, T, strid
             assert np.all(np.diff(clips, axis=1) == stride)  # and not around the end of a long one
         again = CLIPS[name](n, np.random.default_rng(seed), K=K, T=T, stride=stride)
         assert np.array_equal(clips, again)
-
-
-def distant_clips(n, rng, *, K, T, stride):
-    return video.distant_clips(n, rng, T=T, stride=stride, gap=0.5)
-
-
-@pytest.mark.parametrize("clips", [*CLIPS.values(), distant_clips])
-def test_no_clips_of_nothing(clips):
-    with pytest.raises(ValueError, match="0 frames"):
-        clips(0, np.random.default_rng(0), K=1, T=4, stride=1)
 
 
 def test_random_clips_start_anywhere_and_differ():
