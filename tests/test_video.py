@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import os
-import time
 from fractions import Fraction
 
 import av
@@ -64,15 +63,13 @@ def test_frames_are_those_of_sequential_decoding(kinds, kind, monkeypatch):
 
 
 def test_a_packed_index_is_the_same_and_small(kinds):
-    indices = [video.Index(np.arange(3, dtype=np.int32), np.empty(0, np.int64), np.empty(0, bool)),
-               video.Index(np.array([2, 0], np.int32), np.array([2**40, -7, 5]), np.array([True, False, True])),
-               *(video.Reader(kinds(kind)[0]).index for kind in ("h264, open GOP", "mpeg4, B"))]
-    for index in indices:
-        packed = index.pack()
-        again = video.Index.unpack(np.frombuffer(packed, np.uint8), len(index.order))
+    for index in (video.Index(np.arange(3, dtype=np.int32), np.empty(0, np.int64), np.empty(0, bool)),
+                  video.Index(np.array([2, 0], np.int32), np.array([2**40, -7, 5]), np.array([True, False, True])),
+                  video.Reader(kinds("mpeg4, B")[0]).index):
+        again = video.Index.unpack(np.frombuffer(packed := index.pack(), np.uint8), len(index.order))
+        assert len(packed) < 400
         for got, want in zip(vars(again).values(), vars(index).values(), strict=True):
             assert got.dtype == want.dtype and np.array_equal(got, want)
-        assert len(packed) < 400
 
 
 def test_with_an_index_mp4_is_opened_without_decoding(kinds):
@@ -89,20 +86,15 @@ def test_only_files_that_need_it_are_counted_by_decoding(kinds):
         "mpeg4, packed PBb", "mpeg4, dropped frames", "mjpeg", "one frame"}
 
 
-def test_shape_follows_the_indices(h264):
+def test_indices_have_any_shape_and_stay_in_the_video(h264):
     path, whole = h264
     indices = np.array([[[3, 3, 39], [0, 17, 3]]], np.int32)
     frames = videos.decode(path, indices)
-    assert frames.shape == (1, 2, 3, 48, 64, 3) and frames.dtype == np.uint8 and frames.flags.c_contiguous
-    assert np.array_equal(frames, whole[indices])
-    assert videos.decode(path, [], 16).shape == (0, 16, 22, 3)
-    assert videos.decode(path, 5).shape == (48, 64, 3)
-
-
-@pytest.mark.parametrize("indices", [[40], [-1], [0, 5, 1000]])
-def test_no_frame_beyond_the_ends(h264, indices):
-    with pytest.raises(IndexError, match=rf"{h264[0]}: .*{indices[-1]} .* 0\.\.39"):
-        videos.decode(h264[0], indices)
+    assert frames.dtype == np.uint8 and frames.flags.c_contiguous and np.array_equal(frames, whole[indices])
+    assert videos.decode(path, [], 16).shape == (0, 16, 22, 3) and videos.decode(path, 5).shape == (48, 64, 3)
+    for beyond in [40], [-1], [0, 5, 1000]:
+        with pytest.raises(IndexError, match=rf"{path}: .*{beyond[-1]} .* 0\.\.39"):
+            videos.decode(path, beyond)
 
 
 @pytest.mark.parametrize("kind", ["h264", "h264, one key frame", "mpeg4, B"])
@@ -280,20 +272,11 @@ def test_long_pictures(tmp_path):
 # What is not a video, or not whole
 
 
-def _truncated(path, keep, faststart=False):
+def _truncated(path):
+    """The table of contents comes first and survives."""
     source = videos.write(path.with_name("source.mp4"), videos.film(), x264_params=videos.X264)
-    if faststart:  # the table of contents comes first and survives
-        source = videos.remux(source, path, lambda packets: packets, movflags="faststart")
-    data = source.read_bytes()
-    path.write_bytes(data[: int(keep * len(data))])
-
-
-def _audio(path):
-    with av.open(str(path), "w", format="wav") as container:
-        stream = container.add_stream("pcm_s16le", rate=8000)
-        frame = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), format="s16", layout="mono")
-        frame.rate = 8000
-        container.mux(stream.encode(frame))
+    data = videos.remux(source, path, lambda packets: packets, movflags="faststart").read_bytes()
+    path.write_bytes(data[: int(0.7 * len(data))])
 
 
 def _garbled(path):
@@ -303,32 +286,23 @@ def _garbled(path):
     videos.remux(source, path, lambda packets: [(rng.bytes(len(d)), p, t, k) for d, p, t, k in packets])
 
 
-BROKEN = {
+BROKEN = {  # tests/test_bad_input.py has more of them
     "missing": (lambda path: None, "no such file"),
     "directory": (lambda path: path.mkdir(), "not a regular file"),
-    "pipe": (lambda path: os.mkfifo(path), "not a regular file"),
-    "empty": (lambda path: path.write_bytes(b""), "cannot be opened as a video"),
-    "text": (lambda path: path.write_text("This is no video.\n" * 200), "cannot be opened as a video"),
     "noise": (lambda path: path.write_bytes(np.random.default_rng(0).bytes(20000)), "cannot be opened as a video"),
-    "audio only": (_audio, "has no video stream"),
-    "cut short, no header": (lambda path: _truncated(path, 0.7), "cannot be opened as a video"),
-    "cut short": (lambda path: _truncated(path, 0.7, faststart=True), "breaks off"),
+    "cut short": (_truncated, "breaks off"),
     "garbled": (_garbled, "frame"),
 }
 
 
 @pytest.mark.parametrize("what", BROKEN)
-@pytest.mark.parametrize("suffix", [".avi", ".mp4"])
-def test_broken_files_are_named(tmp_path, what, suffix):
+def test_broken_files_are_named(tmp_path, what):
     make, reason = BROKEN[what]
-    path = tmp_path / ("video" + suffix if what not in ("garbled", "cut short") else "video.mp4")
-    make(path)
-    start = time.monotonic()
+    make(path := tmp_path / "video.mp4")
     for use in (lambda path: videos.probe(str(path)), lambda path: videos.decode(path, [0, 30])):
         with pytest.raises(video.VideoError) as caught:
             use(path)
         assert str(caught.value).startswith(f"{path}: ") and reason in str(caught.value)
-    assert time.monotonic() - start < 10
 
 
 @pytest.mark.parametrize("header", [False, True])
@@ -377,9 +351,8 @@ def test_no_handle_is_left_open(kinds, tmp_path):
 
     def use():
         for path in paths:
-            for function in (videos.probe, lambda path: videos.decode(path, [0, 30])):
-                with contextlib.suppress(video.VideoError):
-                    function(path)
+            with contextlib.suppress(video.VideoError):
+                videos.decode(path, [0, 30])
         return sorted(os.listdir("/proc/self/fd"))
 
     assert use() == use()
@@ -429,18 +402,16 @@ CLIPS = {"random": video.random_clips, "ordered": functools.partial(video.ordere
 
 
 @pytest.mark.parametrize("name", CLIPS)
-@pytest.mark.parametrize("n", [1, 2, 7, 16, 17, 61, 62, 300])
-@pytest.mark.parametrize(("K", "T", "stride"), [(1, 1, 1), (1, 16, 1), (2, 16, 4), (3, 16, 1), (10, 16, 4)])
+@pytest.mark.parametrize("n", [1, 7, 16, 61, 62, 300])
+@pytest.mark.parametrize("K, T, stride", [(1, 1, 1), (2, 16, 4), (3, 16, 1), (10, 16, 4)])
 def test_clips_are_in_range_evenly_strided_and_reproducible(name, n, K, T, stride):
     for seed in range(5):
-        clips = CLIPS[name](n, np.random.default_rng(seed), K=K, T=T, stride=stride)
-        assert clips.shape == (K, T) and clips.dtype == np.int64
+        clips, again = (CLIPS[name](n, np.random.default_rng(seed), K=K, T=T, stride=stride) for _ in range(2))
+        assert clips.shape == (K, T) and clips.dtype == np.int64 and np.array_equal(clips, again)
         assert clips.min() >= 0 and clips.max() < n
         assert np.all((np.diff(clips, axis=1) - stride) % n == 0)  # strides, around the end of a short video
         if n - (T - 1) * stride >= (K if name == "even" else 1) and name != "ordered":
             assert np.all(np.diff(clips, axis=1) == stride)  # and not around the end of a long one
-        again = CLIPS[name](n, np.random.default_rng(seed), K=K, T=T, stride=stride)
-        assert np.array_equal(clips, again)
 
 
 def test_random_clips_start_anywhere_and_differ():
