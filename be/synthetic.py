@@ -10,8 +10,7 @@ video shows that family, so a single frame is enough to guess the class. Three l
              A network that sees only scenes is right once in len(MOTIONS) times, which is chance
 
 Left and right are different classes: train without horizontal flips. No single frame shows the motion: all that can
-move (STATE) is a point on a torus, which starts uniformly at random, and a motion shifts it there. What is uniform
-stays uniform when it is shifted. The price: an actor who leaves on one side re-enters on the other.
+move (STATE) is a point on a torus, uniform at random, and stays so when it is shifted. The price: actors re-enter.
 """
 
 import colorsys
@@ -53,9 +52,8 @@ MARGIN = 0.2  # short sides between the frame and the stage, on which the centre
 SWELL = 0.3  # the part of its size that a pulse adds and takes away
 REACH = 2  # the camera shakes by at most so many standard deviations
 
-# Families of scenes: texture, its period in short sides, and the hues of its dark and bright parts, in [0, 1).
-# Instances differ in direction, phase, noise, brightness and a little in hue. The i-th motion, in alphabetical order,
-# has the i-th family for its own: a new motion is a line in MOTIONS and one here.
+# Families of scenes: texture, its period in short sides, and the hues of its dark and bright parts, in [0, 1). The i-th
+# motion, in alphabetical order, has the i-th family for its own: a new motion is a line in MOTIONS and one here.
 SCENES = {
     "red stripes": ("stripes", 0.40, 0.98, 0.08),
     "green checks": ("checks", 0.50, 0.40, 0.28),
@@ -66,8 +64,8 @@ SCENES = {
     "brown blobs": ("blobs", 0.10, 0.04, 0.12),
     "grass clouds": ("clouds", 0.30, 0.30, 0.17),
 }
-# The textures of `natural` videos: (slope, stretch) of `noise`. Photographs have slopes about 1, and more
-# energy along the two axes, each kind of scene its own (Torralba & Oliva 2003, Network 14, 391).
+# The textures of `natural` videos: (slope, stretch) of `noise`. Photographs have slopes about 1 (Field 1987, J. Opt. Soc.
+# Am. A 4, 2379), and more energy along the two axes (Torralba & Oliva 2003, Network 14, 391).
 NATURAL = {"stripes": (1.0, (4,)), "checks": (1.0, (4, 1 / 4)), "blobs": (0.8, (1,)), "clouds": (1.2, (1,))}
 
 
@@ -101,8 +99,8 @@ class Spec:
 def render(spec: Spec):
     """The video and its ground truth, a pure function of the spec.
 
-    Returns frames, uint8 (T, H, W, 3); mask, bool (T, H, W), true where an actor covers at least half of a pixel;
-    background, uint8 (T, H, W, 3), the same video without the actors.
+    Returns frames, uint8 (T, H, W, 3); mask, bool (T, H, W), true where an actor covers at least half of a pixel; and
+    background, as frames, without the actors.
     """
     pan, shake, row, column = camera(spec)
     y, x = (pan + shake + REACH * spec.shake)[..., None, None]
@@ -141,11 +139,9 @@ def film_actor(spec, k):
 
 
 def camera(spec):
-    """How the camera moves: pan and shake, each (2, T) px, y and x; rows (T, H, 1) and columns (T, 1, W).
-
-    The corner of the frame stands on the canvas at pan, steady and from 0 up, plus shake, of which half outlasts a
-    frame. Rows and columns are the pixels of each frame in those of a camera without zoom.
-    """
+    """How the camera moves: pan and shake, each (2, T) px, y and x, both of the frame's corner on the canvas; rows
+    (T, H, 1) and columns (T, 1, W), the pixels of each frame in those of a camera without zoom. The pan is steady and
+    starts or ends at 0, half of the shake outlasts a frame."""
     rng, shaking, zooming = (default_rng((spec.camera_seed, key)) for key in (0, 1, 2))
     length, angle = rng.uniform(0, (spec.drift, math.tau))
     pan = np.outer((math.sin(angle), math.cos(angle)), np.linspace(0, length, spec.frames))
@@ -205,8 +201,8 @@ def canvas(spec):
 def noise(rng, shape, period=0, slope=1, stretch=(1,)):
     """Gaussian noise of variance 1, (height, width), with amplitude 1 / frequency^slope.
 
-    period: px; there are no waves much shorter. stretch: how much longer than high the structures are, of each layer.
-    Natural images have slope 1 (Field 1987, J. Opt. Soc. Am. A 4, 2379); slope 0 leaves blobs of one size.
+    period: px; there are no waves much shorter. slope: 0 leaves blobs of one size. stretch: how much longer than high
+    the structures are, of each layer.
     """
     field = 0.0
     for s in stretch:
@@ -243,8 +239,8 @@ def sample(image, y, x):
     top, left = np.minimum(y.astype(int), h - 2), np.minimum(x.astype(int), w - 2)
     fy, fx = (part[..., None].astype(image.dtype) for part in (y - top, x - left))
     pixels, corner = image.reshape(h * w, -1), top * w + left
-    upper, lower = (blend(pixels.take(at, axis=0), pixels.take(at + 1, axis=0), fx) for at in (corner, corner + w))
-    return blend(upper, lower, fy)
+    a, b, c, d = (pixels.take(corner + step, axis=0) for step in (0, 1, w, w + 1))
+    return blend(blend(a, b, fx), blend(c, d, fx), fy)
 
 
 @dataclass(frozen=True)
@@ -295,8 +291,7 @@ def plan(layout, *, train, test, scene_bias, seed, stills=False, **shape) -> lis
         shared = default_rng((*key, 0)).integers(2**53, size=3).tolist()  # actor, path, camera
         for swapped in range(1 + (group < 3 * test)):  # one of three splits tests it
             rng = default_rng((*key, 1 + swapped))
-            own = rng.random() < scene_bias and not swapped
-            scene = families[label if own else rng.integers(len(families))]
+            scene = families[label if rng.random() < scene_bias and not swapped else rng.integers(len(families))]
             takes.append(Spec(motion, scene, *shared, int(rng.integers(2**53)), **shape))
         if stills and group < test:
             takes += [replace(takes[0], show=show) for show in ("static", "background")]
@@ -326,11 +321,10 @@ def split_lists(layout, videos, train, test):
                          mark=f" {video.label + 1}" * (subset == "train"),  # for UCF101
                          table=subset.replace("train", "test"), state=1 + (subset == "test"))  # for HMDB51
             lists[form.listed.format(**words)].append(form.line.format(**words))
-    path, line = form.classes
+    (path, line), (start, between, end) = form.classes, form.ends
     for i, motion in enumerate(sorted(MOTIONS), 1):
         title, parts = motion.title().replace("_", ""), json.dumps(motion.split("_"))
         lists[path].append(line.format(number=i, title=title, parts=parts))
-    start, between, end = form.ends
     return {path: start + between.join(lines) + end for path, lines in lists.items() if path}
 
 
@@ -345,13 +339,12 @@ def synth(root: str, layout: str = "ucf101", train: Count = 96, test: Natural = 
     scene_bias              how often the scene is of the class's own family, 0 to 1; else it is of any, own ones too
     drift                   the camera's longest pan over a video, in pixels
     stills                  two more test lists of ucf101: `static`, one frame of each; `background`, without actors
-    workers                 processes, by default one per core; they are spawned, so a script calls this under
-                            `if __name__ == "__main__":` or with 1
+    workers                 processes, by default one per core; a script needs `if __name__ == "__main__":` or 1
     look                    other fields of Spec, as {shake: 0.5}
 
-    The same values give the same frames. Called again after a kill it goes on; `synthetic.jsonl`, a line per video, is
-    written last. Existing files are kept: delete the folder after a change of the code. Raises ConfigError for values
-    that do not go together, and if ROOT holds a data set of other values (`synthetic.json`), or other files.
+    The same values give the same frames. Called again after a kill it goes on. Existing files are kept: delete the
+    folder after a change of the code. `synthetic.jsonl`, a line per video, is written last. Raises ConfigError for
+    values that do not go together, and if ROOT holds something else, or a data set of other values.
     """
     choose(LAYOUTS, layout, "layout")
     if stills and layout != "ucf101":
