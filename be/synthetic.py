@@ -10,7 +10,8 @@ video shows that family, so a single frame is enough to guess the class. Three l
              A network that sees only scenes is right once in len(MOTIONS) times, which is chance
 
 Left and right are different classes: train without horizontal flips. No single frame shows the motion: all that can
-move (STATE) is a point on a torus, uniform at random, and stays so when it is shifted. The price: actors re-enter.
+move (STATE) is a point on a torus, uniform at random, and stays so when it is shifted. The price: an actor who leaves
+on one side re-enters on the other.
 """
 
 import colorsys
@@ -64,8 +65,8 @@ SCENES = {
     "brown blobs": ("blobs", 0.10, 0.04, 0.12),
     "grass clouds": ("clouds", 0.30, 0.30, 0.17),
 }
-# The textures of `natural` videos: (slope, stretch) of `noise`. Photographs have slopes about 1 (Field 1987, J. Opt. Soc.
-# Am. A 4, 2379), and more energy along the two axes (Torralba & Oliva 2003, Network 14, 391).
+# Textures of `natural` videos: (slope, stretch) of `noise`. Photographs have slopes about 1 (Field 1987, J. Opt. Soc. Am.
+# A 4, 2379), and more energy along the two axes (Torralba & Oliva 2003, Network 14, 391).
 NATURAL = {"stripes": (1.0, (4,)), "checks": (1.0, (4, 1 / 4)), "blobs": (0.8, (1,)), "clouds": (1.2, (1,))}
 
 
@@ -388,20 +389,18 @@ def claim(root, values):
 
 
 def write(path, content):
-    """A text, or the film of a Spec. The file gets its name once it is all there."""
+    """A text, or the film of a Spec, finely quantised: MPEG-4, left alone, smears the actor. Named once all is there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}")
     if isinstance(content, Spec):
-        # A fixed fine quantiser: left alone, MPEG-4 aims at a bit rate and smears the actor
         encode(aside, render(content)[0], FPS, codec="mpeg4", options={"qmin": "2", "qmax": "2"})
     else:
         aside.write_bytes(content.encode())
     aside.replace(path)
 
 
-# ---- the benchmark
+# ---- the benchmark; lengths in short sides of the frame. A change that changes a frame is a new VERSION.
 
-# In short sides of the frame, speeds and counts. A change that changes a frame is a new VERSION.
 VERSION = "v1"
 LOOK = dict(drift=0.6, shake=0.0125, zoom=0.25, actors=2, strays=2, tempo=0.8, natural=True)
 SIZES = {  # videos per class; the demo's pictures, the same twice as large, those of C3D
