@@ -65,8 +65,8 @@ SCENES = {
     "brown blobs": ("blobs", 0.10, 0.04, 0.12),
     "grass clouds": ("clouds", 0.30, 0.30, 0.17),
 }
-# Textures of `natural` videos: (slope, stretch) of `noise`. Photographs have slopes about 1 (Field 1987, J. Opt. Soc. Am.
-# A 4, 2379), and more energy along the two axes (Torralba & Oliva 2003, Network 14, 391).
+# Textures of `natural` videos: (slope, stretch) of `noise`. Photographs have slopes about 1 (Field 1987, J. Opt. Soc.
+# Am. A 4, 2379), and more energy along the two axes (Torralba & Oliva 2003, Network 14, 391).
 NATURAL = {"stripes": (1.0, (4,)), "checks": (1.0, (4, 1 / 4)), "blobs": (0.8, (1,)), "clouds": (1.2, (1,))}
 
 
@@ -324,8 +324,8 @@ def split_lists(layout, videos, train, test):
             lists[form.listed.format(**words)].append(form.line.format(**words))
     (path, line), (start, between, end) = form.classes, form.ends
     for i, motion in enumerate(sorted(MOTIONS), 1):
-        title, parts = motion.title().replace("_", ""), json.dumps(motion.split("_"))
-        lists[path].append(line.format(number=i, title=title, parts=parts))
+        lists[path].append(line.format(
+            number=i, title=motion.title().replace("_", ""), parts=json.dumps(motion.split("_"))))
     return {path: start + between.join(lines) + end for path, lines in lists.items() if path}
 
 
@@ -389,7 +389,7 @@ def claim(root, values):
 
 
 def write(path, content):
-    """A text, or the film of a Spec, finely quantised: MPEG-4, left alone, smears the actor. Named once all is there."""
+    """A text, or the film of a Spec, finely quantised: MPEG-4, left alone, smears the actor. Named when all is there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}")
     if isinstance(content, Spec):
