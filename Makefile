@@ -5,7 +5,7 @@ GPUS  ?= 1
 DATA  ?= $(if $(SYNTH),data/synth)
 OUT   ?= $(if $(SYNTH),runs/synth,runs)
 SEED  ?= 0
-SPLIT ?= $(if $(SYNTH),1,1 2 3)
+SPLIT ?= $(if $(or $(SYNTH),$(filter evidence-% real-%,$(MAKECMDGOALS))),1,1 2 3)  # of the drawn and the cut sets: one
 
 ifeq ($(origin PYTHON), undefined)
 PYTHON := .venv/bin/python
@@ -39,7 +39,7 @@ test: $(READY)  ## all tests, on a CPU
 lint: $(READY)  ## ruff
 	$(PYTHON) -m ruff check be benchmarks tests run.py
 
-list: $(READY)  ## the experiments, the paper's numbers and what they cost; each but the demo's is a target
+list: $(READY)  ## the experiments and the paper's numbers; each but the demo's is a target
 	@$(RUN) list
 
 # ---- the demo: random init, MoCo and MoCo + BE on synthetic videos, on a laptop's CPU. QUICK=1: smaller, one seed.

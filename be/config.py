@@ -257,7 +257,7 @@ def as_text(config: Config) -> str:
 
 def arguments(function, overrides: list[str]) -> dict[str, Any]:
     """`key=value` strings as keyword arguments of `function`, checked against its signature."""
-    hints = typing.get_type_hints(function)
+    hints = typing.get_type_hints(function, include_extras=True)
     parameters, values = inspect.signature(function).parameters, {}
     for key, value in map(_split, overrides):
         values[key] = typed_value(key, value, choose({k: hints.get(k) for k in parameters}, key, "key"))

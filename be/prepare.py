@@ -518,7 +518,7 @@ def drawn(name: str, typed: list[str]) -> Iterator[Step]:
     """The videos of the drawn benchmark, where an entry's data lie in DATA/scenebias-VERSION-SIZE/PART."""
     for stage in ("pretrain", "finetune"):
         data = load(name, typed, stage).data
-        if found := re.fullmatch(r"(?:(.*)/)?scenebias-\d+-(\w+)/.+", data):
+        if found := re.fullmatch(r"(?:(.*)/)?scenebias-\w+-(\w+)/.+", data):
             words = ("scenebias", f"data={found[1] or '.'}", f"size={found[2]}")
             yield Step(words, Path(data).parent / "bias0/ucf101/synthetic.jsonl")  # the last that it writes
 

@@ -2,17 +2,16 @@
 
 The class of a video is a *motion* and nothing else. A textured actor, whose look is independent of the class, moves
 before a scene, filmed by a drifting camera. Each class has its own family of scenes. With probability `scene_bias` a
-video shows that family, so a single frame is enough to guess the class. Three subsets measure what was learned:
+video shows that family, so a single frame is enough to guess the class. Three lists measure what was learned:
 
     train    the scene predicts the class
     test     other actors and other instances of the scenes, the same bias
     swapped  the twins of the test videos: same actor, motion and camera, before a scene of any family, uniformly.
              A network that sees only scenes is right once in len(MOTIONS) times, which is chance
 
-Left and right are different classes: train here without horizontal flips. No single frame shows the motion. All that
-can move (STATE) is a point on a torus, which starts uniformly at random, and a motion is a displacement on that torus.
-A uniform distribution stays uniform when it is shifted, so a frame, taken alone, has the same distribution in every
-class. The price: an actor who leaves on one side re-enters on the other.
+Left and right are different classes: train without horizontal flips. No single frame shows the motion: all that can
+move (STATE) is a point on a torus, uniform at random, and stays so when it is shifted. The price: an actor who leaves
+on one side re-enters on the other.
 """
 
 import colorsys
@@ -23,20 +22,19 @@ import os
 import sys
 from collections import defaultdict
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from itertools import product, repeat
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from numpy.random import default_rng  # with keys behind a seed; a last key of 0 is as none
 from tqdm import tqdm
 
-from be.config import ConfigError, choose
+from be.config import Amount, ConfigError, Count, Natural, Share, choose
 from be.video import encode
 
 # class -> how far it moves coordinates of STATE in a cycle. All are in cycles: 1.0 is back at the start.
-# A new motion is a line here and its own family of scenes in SCENES.
 STATE = ("y", "x", "turn", "pulse", "orbit")
 MOTIONS = {
     "orbit": {"orbit": 1},
@@ -50,17 +48,13 @@ MOTIONS = {
 }
 CYCLE = 32  # frames of a cycle, on average: one in a clip of 16 frames with stride 2
 FPS = 25
-
-# Lengths in short sides of the frame.
-RADIUS, SWELL = 0.2, 0.3  # of the actor, and the part of it that a pulse adds and takes away
-STRAY = 0.12  # radius of a stray
-ORBIT = 0.13  # radius of an orbit
-MARGIN = 0.2  # between the frame and the stage, on which the centres of orbits lie
+RADIUS, STRAY, ORBIT = 0.2, 0.12, 0.13  # of the actor, a stray and an orbit, in short sides of the frame
+MARGIN = 0.2  # short sides between the frame and the stage, on which the centres of orbits lie
+SWELL = 0.3  # the part of its size that a pulse adds and takes away
 REACH = 2  # the camera shakes by at most so many standard deviations
 
-# Families of scenes: texture, its period in short sides, and the hues of its dark and bright parts, in [0, 1).
-# Instances differ in direction, phase, noise, brightness and a little in hue.
-# The i-th motion, in alphabetical order, has the i-th family for its own.
+# Families of scenes: texture, its period in short sides, and the hues of its dark and bright parts, in [0, 1). The i-th
+# motion, in alphabetical order, has the i-th family for its own: a new motion is a line in MOTIONS and one here.
 SCENES = {
     "red stripes": ("stripes", 0.40, 0.98, 0.08),
     "green checks": ("checks", 0.50, 0.40, 0.28),
@@ -71,16 +65,14 @@ SCENES = {
     "brown blobs": ("blobs", 0.10, 0.04, 0.12),
     "grass clouds": ("clouds", 0.30, 0.30, 0.17),
 }
-assert len(SCENES) >= len(MOTIONS), "each of MOTIONS needs a family of SCENES for its own"
-
-# What the textures become in `natural` videos: (slope, stretch) of `noise`. Photographs have slopes about 1, and more
-# energy along the two axes, each kind of scene its own (Torralba & Oliva 2003, Network 14, 391).
+# Textures of `natural` videos: (slope, stretch) of `noise`. Photographs have slopes about 1 (Field 1987, J. Opt. Soc.
+# Am. A 4, 2379), and more energy along the two axes (Torralba & Oliva 2003, Network 14, 391).
 NATURAL = {"stripes": (1.0, (4,)), "checks": (1.0, (4, 1 / 4)), "blobs": (0.8, (1,)), "clouds": (1.2, (1,))}
 
 
 @dataclass(frozen=True)
 class Spec:
-    """All there is to know of a video. `dataclasses.replace(spec, motion=...)` films the same actor anew."""
+    """All there is to know of a video. `dataclasses.replace(spec, scene=...)` films the same actor elsewhere."""
 
     motion: str  # one of MOTIONS: the class
     scene: str  # one of SCENES
@@ -92,11 +84,10 @@ class Spec:
     height: int  # px, as width and drift
     width: int
     drift: float  # the longest pan from the first frame to the last
-    # The demo leaves these out, the benchmark has them, see LOOK
     shake: float = 0.0  # px, how far the camera shakes, standard deviation
     zoom: float = 0.0  # the longest zoom over the video: by a factor of up to 1 + zoom, in or out
-    actors: int = 1  # up to so many, all in the same motion, each with a look, a place and a speed of its own
-    strays: int = 0  # up to so many smaller objects, whose motion is independent of the class
+    actors: int = 1  # at most, all in the same motion, each with a look, a place and a speed of its own
+    strays: int = 0  # at most: smaller objects, whose motion is independent of the class
     tempo: float = 0.0  # speeds vary within a video by up to this part of their mean, 0 to 1
     natural: bool = False  # scenes with the spectra of photographs
     show: str = "all"  # static: one frame of it, all the time; background: without actors
@@ -109,13 +100,13 @@ class Spec:
 def render(spec: Spec):
     """The video and its ground truth, a pure function of the spec.
 
-    Returns frames, uint8 (T, H, W, 3); mask, bool (T, H, W), true where an actor covers at least half of a pixel;
-    background, uint8 (T, H, W, 3), the same video without the actors.
+    Returns frames, uint8 (T, H, W, 3); mask, bool (T, H, W), true where an actor covers at least half of a pixel; and
+    background, as frames, without the actors.
     """
     pan, shake, row, column = camera(spec)
     y, x = (pan + shake + REACH * spec.shake)[..., None, None]
     frames = background = sample(canvas(spec), row + y, column + x)
-    mask, rng = np.zeros(frames.shape[:3], bool), stream(spec.path_seed, 2)
+    mask, rng = np.zeros(frames.shape[:3], bool), default_rng((spec.path_seed, 2))
     actors, strays = 1 + rng.integers(spec.actors), rng.integers(spec.strays + 1)
     for k in (*range(-1, -1 - strays, -1), *range(actors)):
         layer = film_actor(spec, k)
@@ -127,15 +118,8 @@ def render(spec: Spec):
     frames, background = (np.rint(part).astype(np.uint8) for part in (frames, background))
     if spec.show == "background":
         return background, np.zeros_like(mask), background
-    if spec.show == "static":
-        still = [stream(spec.path_seed, 1).integers(spec.frames)] * spec.frames
-        return frames[still], mask[still], background[still]
-    return frames, mask, background
-
-
-def stream(seed, *keys):
-    """Random numbers of their own for each (seed, *keys). Keys count from 1, since a last key of 0 is as none."""
-    return np.random.default_rng((seed, *keys))
+    still = [default_rng((spec.path_seed, 1)).integers(spec.frames)] * spec.frames
+    return tuple(part[still] if spec.show == "static" else part for part in (frames, mask, background))
 
 
 def blend(a, b, share):
@@ -149,19 +133,17 @@ def film_actor(spec, k):
     dy, dx = (row - y) / (unit * size), (column - x) / (unit * size)
     c, s = np.cos(angle), np.sin(angle)
     v, u = c * dy - s * dx, c * dx + s * dy  # each pixel's place on the sprite, which spans [-1, 1]
-    near, look = np.maximum(abs(v), abs(u)) < 1, sprite(stream(spec.actor_seed, k % 1000), unit)
+    near, look = np.maximum(abs(v), abs(u)) < 1, sprite(default_rng((spec.actor_seed, k % 1000)), unit)
     layer, half = np.zeros((*near.shape, 4), np.float32), (len(look) - 1) / 2
     layer[near] = sample(look, (v[near] + 1) * half, (u[near] + 1) * half)
     return layer
 
 
 def camera(spec):
-    """How the camera moves: pan and shake, each (2, T) px, y and x; rows (T, H, 1) and columns (T, 1, W).
-
-    The corner of the frame stands on the canvas at pan, steady and from 0 up, plus shake, of which half outlasts a
-    frame. Rows and columns are the pixels of each frame in those of a camera without zoom.
-    """
-    rng, shaking, zooming = (stream(spec.camera_seed, key) for key in (0, 1, 2))
+    """How the camera moves: pan and shake, each (2, T) px, y and x, both of the frame's corner on the canvas; rows
+    (T, H, 1) and columns (T, 1, W), the pixels of each frame in those of a camera without zoom. The pan is steady and
+    starts or ends at 0, half of the shake outlasts a frame."""
+    rng, shaking, zooming = (default_rng((spec.camera_seed, key)) for key in (0, 1, 2))
     length, angle = rng.uniform(0, (spec.drift, math.tau))
     pan = np.outer((math.sin(angle), math.cos(angle)), np.linspace(0, length, spec.frames))
     noise, reach = shaking.standard_normal((2, spec.frames + 1)), REACH * spec.shake
@@ -173,7 +155,8 @@ def camera(spec):
 
 def poses(spec, k=0):
     """Actor k in each frame, or a stray: centre y, x (px), angle (radians, clockwise) and size (1 on average), (T,)."""
-    rng, lively = stream(spec.path_seed, *((3, k % 1000) if k else ())), stream(spec.path_seed, 4, 1 + k % 1000)
+    rng = default_rng((spec.path_seed, 3, k % 1000) if k else spec.path_seed)
+    lively = default_rng((spec.path_seed, 4, 1 + k % 1000))
     frames, short, (pan, shake, _, _) = np.arange(spec.frames), spec.short, camera(spec)
 
     def swing():  # a sine in [-1, 1] with a period of 40 to 80 frames
@@ -195,33 +178,32 @@ def poses(spec, k=0):
 
 def canvas(spec):
     """The scene as far as the camera may come: float32 (height + drift, width + drift, 3) in [0, 255]."""
-    rng, (texture, period, dark, bright) = stream(spec.scene_seed), SCENES[spec.scene]
+    rng, (texture, period, dark, bright) = default_rng(spec.scene_seed), SCENES[spec.scene]
     shape = [side + math.ceil(spec.drift + 2 * REACH * spec.shake) + 1 for side in (spec.height, spec.width)]
+    period *= spec.short  # px
     if spec.natural:
         field = 0.5 * noise(rng, shape, 0, *NATURAL[texture])
+    elif texture == "blobs":
+        field = 3 * noise(rng, shape, period, 0)
+    elif texture == "clouds":
+        field = noise(rng, shape, period, 1.5)
     else:
-        field = 0.8 * np.tanh(pattern(rng, shape, texture, period * spec.short))
-        field += 0.15 * noise(rng, shape, 2)  # the grain that all families share
+        y, x = np.indices(shape) * (math.tau / period)
+        angle, *phase = rng.uniform(0, math.tau, 3)
+        c, s = math.cos(angle), math.sin(angle)
+        across, along = np.sin(c * x + s * y + phase[0]), np.sin(c * y - s * x + phase[1])
+        field = 3 * across if texture == "stripes" else 6 * (across * along)
+    if not spec.natural:
+        field = 0.8 * np.tanh(field) + 0.15 * noise(rng, shape, 2)  # the grain that all families share
     hue, low, high = rng.uniform((-0.03, 0.25, 0.7), (0.03, 0.4, 0.9))
     return paint(field.clip(-1, 1), (dark + hue, 0.7, low), (bright + hue, 0.55, high))
-
-
-def pattern(rng, shape, texture, period):
-    """A texture of the demo, (height, width), before tanh; its period in px."""
-    if texture in ("blobs", "clouds"):
-        return 3 * noise(rng, shape, period, 0) if texture == "blobs" else noise(rng, shape, period, 1.5)
-    y, x = np.indices(shape) * (math.tau / period)
-    angle, *phase = rng.uniform(0, math.tau, 3)
-    c, s = math.cos(angle), math.sin(angle)
-    across, along = np.sin(c * x + s * y + phase[0]), np.sin(c * y - s * x + phase[1])
-    return 3 * across if texture == "stripes" else 6 * (across * along)
 
 
 def noise(rng, shape, period=0, slope=1, stretch=(1,)):
     """Gaussian noise of variance 1, (height, width), with amplitude 1 / frequency^slope.
 
-    period: px; there are no waves much shorter. stretch: how much longer than high the structures are, of each layer.
-    Natural images have slope 1 (Field 1987, J. Opt. Soc. Am. A 4, 2379); slope 0 leaves blobs of one size.
+    period: px; there are no waves much shorter. slope: 0 leaves blobs of one size. stretch: how much longer than high
+    the structures are, of each layer.
     """
     field = 0.0
     for s in stretch:
@@ -258,17 +240,13 @@ def sample(image, y, x):
     top, left = np.minimum(y.astype(int), h - 2), np.minimum(x.astype(int), w - 2)
     fy, fx = (part[..., None].astype(image.dtype) for part in (y - top, x - left))
     pixels, corner = image.reshape(h * w, -1), top * w + left
-    upper, lower = (blend(pixels.take(at, axis=0), pixels.take(at + 1, axis=0), fx) for at in (corner, corner + w))
-    return blend(upper, lower, fy)
-
-
-# ---- files and lists
+    a, b, c, d = (pixels.take(corner + step, axis=0) for step in (0, 1, w, w + 1))
+    return blend(blend(a, b, fx), blend(c, d, fx), fy)
 
 
 @dataclass(frozen=True)
 class Video:
-    """One file. A group is a biased take (c01 in UCF101) and, if a split tests it, its swapped twin (c02). With
-    `stills`, if split 1 tests it, also the biased take as one still frame (c03) and without its actors (c04)."""
+    """One file. A group is a biased take; if a split tests it, its swapped twin; and perhaps its stills."""
 
     path: str  # relative to the root
     label: int  # from 0, in alphabetical order of the motions
@@ -278,11 +256,9 @@ class Video:
 
 
 class Layout(NamedTuple):
-    """Of a data set, as templates: where a video lies, the list that names it and its line there."""
-
-    video: str
-    listed: str
-    line: str
+    video: str  # a template: where it lies
+    listed: str  # the list that names it
+    line: str  # its line there
     splits: tuple = (1,)
     classes: tuple = ("", "")  # the file that names all classes, and a line of it
     ends: tuple = ("", "", "")  # what stands before, between and after the lines of each file
@@ -308,31 +284,29 @@ LAYOUTS = {
 
 
 def plan(layout, *, train, test, scene_bias, seed, stills=False, **shape) -> list[Video]:
-    """The videos by class, group and take. Each is a function of its (seed, motion, group, take) alone, and all but
-    its scene does not depend on `scene_bias`."""
+    """The videos by class, group and take, each a function of its (seed, motion, group, take) alone, and all but its
+    scene whatever the `scene_bias`. shape: fields of Spec from frames on."""
     families, videos = list(SCENES)[: len(MOTIONS)], []
     for (label, motion), group in product(enumerate(sorted(MOTIONS)), range(train + test)):
         key, takes = (seed, *motion.encode(), group), []
-        shared = stream(*key, 0).integers(2**53, size=3).tolist()  # actor, path, camera
+        shared = default_rng((*key, 0)).integers(2**53, size=3).tolist()  # actor, path, camera
         for swapped in range(1 + (group < 3 * test)):  # one of three splits tests it
-            rng = stream(*key, 1 + swapped)
-            own = rng.random() < scene_bias and not swapped
-            scene = families[label if own else rng.integers(len(families))]
+            rng = default_rng((*key, 1 + swapped))
+            scene = families[label if rng.random() < scene_bias and not swapped else rng.integers(len(families))]
             takes.append(Spec(motion, scene, *shared, int(rng.integers(2**53)), **shape))
         if stills and group < test:
             takes += [replace(takes[0], show=show) for show in ("static", "background")]
-        names = dict(motion=motion, group=group, number=group + 1, title=motion.title().replace("_", ""))
         for take, spec in enumerate(takes, 1):
             swapped = take == 2
-            part = "swapped" if swapped else "val" if group < test else "train"
-            path = LAYOUTS[layout].video.format(**names, take=take, swapped=swapped, part=part)
+            path = LAYOUTS[layout].video.format(
+                motion=motion, title=motion.title().replace("_", ""), group=group, number=group + 1, take=take,
+                swapped=swapped, part="swapped" if swapped else "val" if group < test else "train")
             videos.append(Video(path, label, group, swapped, spec))
     return videos
 
 
 def subset_of(video, split, *, train, test):
-    """'train', 'test', 'swapped', 'static', 'background' or None. Split k tests the k-th run of `test` groups, in a
-    circle; stills are tested in split 1 alone."""
+    """Which list names it, or None. Split k tests the k-th run of `test` groups, in a circle."""
     tested = (video.group - (split - 1) * test) % (train + test) < test
     if video.spec.show != "all":
         return video.spec.show if split == 1 else None
@@ -340,7 +314,7 @@ def subset_of(video, split, *, train, test):
 
 
 def split_lists(layout, videos, train, test):
-    """{path: text}: the lists of a layout, in the form of the official ones to the byte."""
+    """{path: text}, in the form of the official lists to the byte."""
     form, lists = LAYOUTS[layout], defaultdict(list)
     for split, video in product(form.splits, videos):
         if subset := subset_of(video, split, train=train, test=test):
@@ -348,64 +322,55 @@ def split_lists(layout, videos, train, test):
                          mark=f" {video.label + 1}" * (subset == "train"),  # for UCF101
                          table=subset.replace("train", "test"), state=1 + (subset == "test"))  # for HMDB51
             lists[form.listed.format(**words)].append(form.line.format(**words))
-    path, line = form.classes
+    (path, line), (start, between, end) = form.classes, form.ends
     for i, motion in enumerate(sorted(MOTIONS), 1):
         lists[path].append(line.format(
             number=i, title=motion.title().replace("_", ""), parts=json.dumps(motion.split("_"))))
-    start, between, end = form.ends
     return {path: start + between.join(lines) + end for path, lines in lists.items() if path}
 
 
-def make(root, layout="ucf101", *, train, test, frames=64, height=40, width=48, scene_bias=0.9, drift=24, seed=0,
-         stills=False, workers=None, **look) -> Path:
-    """Write a data set below `root`, and return `root`.
+def synth(root: str, layout: str = "ucf101", train: Count = 96, test: Natural = 16, frames: Count = 64,
+          height: Count = 40, width: Count = 48, scene_bias: Share = 0.6, drift: Amount = 24, seed: Natural = 0,
+          stills: bool = False, workers: int | None = None, look: dict | None = None) -> Path:
+    """Writes synthetic videos in the layout of a real data set, in ROOT
 
-    layout: one of LAYOUTS. train, test: videos per class, in each split; the splits divide the same files.
-    frames: of a video. height, width: px, even, at least 16. drift: px, the camera's longest pan over the video.
-    scene_bias: in [0, 1], how often the scene is of the class's own family; else it is of any, uniformly, so
-        that own ones have a share of scene_bias + (1 - scene_bias) / len(MOTIONS).
-    seed: the same values give the same decoded frames, whatever `workers`.
-    stills: two more test lists, of layout ucf101 in split 1, `static` and `background`, see `Video`.
-    look: the other fields of Spec, shake to natural.
-    workers: processes that render, None for one per core, 1 for this one. They are spawned, so a script that
-        asks for more keeps its call under `if __name__ == "__main__":`.
+    layout                  ucf101, hmdb51, kinetics400 or diving48
+    train, test             videos per class in each split; the splits divide the same files
+    frames, height, width   of a video; height and width in pixels, even, at least 16
+    scene_bias              how often the scene is of the class's own family, 0 to 1; else it is of any, own ones too
+    drift                   the camera's longest pan over a video, in pixels
+    stills                  two more test lists of ucf101: `static`, one frame of each; `background`, without actors
+    workers                 processes, by default one per core; a script needs `if __name__ == "__main__":` or 1
+    look                    other fields of Spec, as {shake: 0.5}
 
-    Called again after a kill it goes on, and keeps existing files: delete the folder after you change this module.
-    `synthetic.json` holds the values; `synthetic.jsonl`, which `load` reads, a line per video. That and the lists are
-    written last: where they are, all videos are there.
-
-    Raises ConfigError for a value out of range, and if `root` holds a data set of other values, or other files.
+    The same values give the same frames. Called again after a kill it goes on. Existing files are kept: delete the
+    folder after a change of the code. `synthetic.jsonl`, a line per video, is written last. Raises ConfigError for
+    values that do not go together, and if ROOT holds something else, or a data set of other values.
     """
     choose(LAYOUTS, layout, "layout")
+    if stills and layout != "ucf101":
+        raise ConfigError(f"stills are for layout=ucf101, not {layout}")
     values = dict(scene_bias=scene_bias, seed=seed, train=train, test=test, frames=frames, height=height, width=width,
-                  drift=drift, **look, **{"stills": True} if stills else {})
-    for rule, holds in {
-        "train and frames must be at least 1": min(train, frames) >= 1,
-        "test, drift and seed must be at least 0": min(test, drift, seed) >= 0,
-        "height and width must be even and at least 16": min(height, width) >= 16 and (height | width) % 2 == 0,
-        "scene_bias must be in [0, 1]": 0 <= scene_bias <= 1,
-        "stills are for layout ucf101": layout == "ucf101" or not stills,
-    }.items():
-        if not holds:
-            raise ConfigError(f"{rule}, not as in layout={layout}, {values}")
+                  drift=drift) | (look or {}) | ({"stills": True} if stills else {})
+    if min(height, width) < 16 or (height | width) % 2:
+        raise ConfigError(f"height and width must be even and at least 16, not {height} and {width}")
     root, workers = Path(root), workers or os.cpu_count()
     claim(root, dict(layout=layout, motions=list(MOTIONS), scenes=list(SCENES), fps=FPS, **values))
     videos = plan(layout, **values)
-    missing = [video for video in videos if not (root / video.path).exists()]
+    missing = {root / video.path: video.spec for video in videos if not (root / video.path).exists()}
     # Spawned: the caller may hold threads or a GPU, which do not survive a fork
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        done = (map if workers == 1 else pool.map)(write, repeat(root), missing)
+        done = (map if workers == 1 else pool.map)(write, missing, missing.values())
         list(tqdm(done, "synthetic videos", len(missing), mininterval=0.1 if sys.stderr.isatty() else 60))
-    lists = split_lists(layout, videos, train, test)
-    lists["synthetic.jsonl"] = "\n".join(json.dumps(asdict(video)) for video in videos)
-    for path, text in lists.items():
-        with whole(root / path) as aside:
-            aside.write_bytes(text.encode())
+    for path, text in split_lists(layout, videos, train, test).items():
+        write(root / path, text)
+    write(root / "synthetic.jsonl", "\n".join(json.dumps(asdict(video)) for video in videos))
+    print(f"{len(videos)} videos in {root}")
     return root
 
 
 def load(root) -> list[Video]:
-    """The videos that `make` wrote, with their specs: to ask for their scenes or `render` the true masks."""
+    """The videos that `synth` wrote, with their specs: to ask for their scenes or `render` the true masks."""
     lines = map(json.loads, (Path(root) / "synthetic.jsonl").read_text().splitlines())
     return [Video(**line | {"spec": Spec(**line["spec"])}) for line in lines]
 
@@ -416,46 +381,26 @@ def claim(root, values):
     if not note.exists():
         if any(root.glob("[!.]*")):
             raise ConfigError(f"{root} is not empty and has no synthetic.json: name a new folder")
-        with whole(note) as aside:
-            aside.write_text(json.dumps(values, indent=1))
+        write(note, json.dumps(values, indent=1))
     held = json.loads(note.read_text())
-    if differ := [f"{k} {held.get(k)!r} (asked: {values.get(k)!r})" for k in held | values
-                  if held.get(k) != values.get(k)]:
+    if differ := [f"{key} {held.get(key)!r} (asked: {values.get(key)!r})" for key in held | values
+                  if held.get(key) != values.get(key)]:
         raise ConfigError(f"{root} was made with {', '.join(differ)}: ask for that, name another folder or delete this")
 
 
-def write(root, video):
-    # A fixed fine quantiser: left alone, MPEG-4 aims at a bit rate and smears the actor.
-    with whole(root / video.path) as aside:
-        encode(aside, render(video.spec)[0], FPS, codec="mpeg4", options={"qmin": "2", "qmax": "2"})
-
-
-@contextmanager
-def whole(path):
-    """Where to write a file that gets its name once it is all there."""
+def write(path, content):
+    """A text, or the film of a Spec, finely quantised, or MPEG-4 smears the actor. It gets its name once all is there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}")
-    yield aside
+    if isinstance(content, Spec):
+        encode(aside, render(content)[0], FPS, codec="mpeg4", options={"qmin": "2", "qmax": "2"})
+    else:
+        aside.write_bytes(content.encode())
     aside.replace(path)
 
 
-def synth(root: str, layout: str = "ucf101", train: int = 96, test: int = 16, frames: int = 64, height: int = 40,
-          width: int = 48, scene_bias: float = 0.6, drift: float = 24, seed: int = 0):
-    """Writes synthetic videos in the layout of a real data set, in ROOT
+# ---- the benchmark; lengths in short sides of the frame. A change that changes a frame is a new VERSION.
 
-    layout                  ucf101, hmdb51, kinetics400 or diving48
-    train, test             videos per class
-    frames, height, width   of a video
-    scene_bias              how often the scene is of the class's own family, 0 to 1
-    drift                   the camera's longest pan over a video, in pixels
-    """
-    make(**locals())
-    print(f"{len(load(root))} videos in {root}")
-
-
-# ---- the benchmark
-
-# In short sides of the frame, speeds and counts. A change that changes a frame is a new VERSION.
 VERSION = "v1"
 LOOK = dict(drift=0.6, shake=0.0125, zoom=0.25, actors=2, strays=2, tempo=0.8, natural=True)
 SIZES = {  # videos per class; the demo's pictures, the same twice as large, those of C3D
@@ -465,8 +410,8 @@ SIZES = {  # videos per class; the demo's pictures, the same twice as large, tho
 }
 
 
-def scenebias(data: str = "data", size: str = "tiny", biases: list[float] = (0.9, 0.5, 0.0),
-              pretrain_bias: float = 0.9, drift: float = LOOK["drift"]):
+def scenebias(data: str = "data", size: str = "tiny", biases: list[Share] = (0.9, 0.5, 0.0),
+              pretrain_bias: Share = 0.9, drift: Amount = LOOK["drift"]):
     """scenebias: write the benchmark of background reliance, in DATA/scenebias-VERSION-SIZE
 
     size            tiny, small or full
@@ -474,22 +419,15 @@ def scenebias(data: str = "data", size: str = "tiny", biases: list[float] = (0.9
     pretrain_bias   scene bias of the pre-training set and the list `test`
     drift           the camera's longest pan over a video, in short sides of the picture
 
-    Folders in the layout of UCF101: `pretrain` has the list to pre-train on (`train`; ignore its labels) and the test
-    lists `test`, `swapped`, `static` and `background`; `bias0.9`, `bias0.5` and `bias0` those to fine-tune on: the same
-    actors, motions and cameras, before other scenes. docs/EVIDENCE.md says what each property stands for. Other values
-    than the defaults make another folder beside.
+    Folders in the layout of UCF101: `pretrain` has the list `train` to pre-train on and all test lists; `bias0.9`, ...
+    those to fine-tune on: the same actors, motions and cameras, before other scenes. docs/EVIDENCE.md says why.
     """
-    sizes = choose(SIZES, size, "size")
-    short, look = min(sizes["height"], sizes["width"]), {key: sizes[key] for key in ("frames", "height", "width")}
-    look |= LOOK | dict(drift=drift * short, shake=LOOK["shake"] * short)
-    pretrain = dict(train=sizes["pretrain"], test=sizes["test"], stills=True)
-    tuning = dict(train=sizes["train"], test=0, seed=1)
-    for part, bias, values in (("pretrain", pretrain_bias, pretrain), *(("bias", bias, tuning) for bias in biases)):
-        root = Path(data) / f"scenebias-{VERSION}-{size}" / part_name(part, bias, drift) / "ucf101"
-        make(root, scene_bias=bias, **values, **look)
-
-
-def part_name(part: str, bias: float, drift: float) -> str:
-    """Of a folder of the benchmark; only what differs from the benchmark's own values is named."""
-    name = part if (part, bias) == ("pretrain", 0.9) else f"{part}{bias:g}"
-    return name if drift == LOOK["drift"] else f"{name}-drift{drift:g}"
+    shape = dict(choose(SIZES, size, "size"))
+    pretrain, train, test = (shape.pop(part) for part in ("pretrain", "train", "test"))
+    short = min(shape["height"], shape["width"])
+    shape["look"] = LOOK | dict(drift=drift * short, shake=LOOK["shake"] * short)
+    folder, end = Path(data) / f"scenebias-{VERSION}-{size}", "" if drift == LOOK["drift"] else f"-drift{drift:g}"
+    name = "pretrain" if pretrain_bias == 0.9 else f"pretrain{pretrain_bias:g}"  # only what is not the default is named
+    synth(folder / f"{name}{end}/ucf101", train=pretrain, test=test, scene_bias=pretrain_bias, stills=True, **shape)
+    for bias in biases:
+        synth(folder / f"bias{bias:g}{end}/ucf101", train=train, test=0, scene_bias=bias, seed=1, **shape)

@@ -4,12 +4,11 @@
         indices = random_clips(video.frames, rng, K=2, T=16, stride=4)
         clips = video.decode(indices, short_side=128)        # ... and one pass: uint8 (2, 16, 128, W, 3)
 
-Frame i is the i-th picture that decoding the whole file gives, to the last bit. What headers say of counts and
-durations is not believed. A sample needs some tens of a video's hundreds of frames. What is saved on the others:
+Frame i is the i-th picture that decoding the whole file gives, to the last bit; headers are not believed. A sample
+needs some tens of a video's hundreds of frames. What is saved on the others:
   * decoding starts at the key frame before each run of needed frames, wherever that skips something;
   * pictures from which no other is predicted (most B-pictures) are decoded only if they are needed themselves;
-  * a run ends with its last needed packet: the decoder is then drained, not fed until the frame falls out;
-  * only needed frames are scaled and become RGB, by reused scalers, straight into the result.
+  * a run ends with its last needed packet: the decoder is then drained, not fed until the frame falls out.
 """
 
 import math
@@ -26,8 +25,8 @@ import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
-# Codecs with one shown picture in every packet. MPEG-4 Part 2 nearly is one, see _mpeg4_order. Others (VP8 has
-# hidden pictures, MPEG-2 has fields) are decoded once to count their frames, which is slower.
+# Codecs with one shown picture in every packet. MPEG-4 Part 2 nearly is one, see _mpeg4_order. Videos of others (VP8
+# has hidden pictures, MPEG-2 has fields) are decoded once to count their frames.
 ONE_PICTURE_A_PACKET = {"h264", "hevc", "vp9", "libvpx-vp9", "av1", "libdav1d", "mjpeg"}
 # Codecs in which "not a reference" means that nothing at all is predicted from it. (HEVC says it per layer.)
 SKIPPABLE = {"h264", "mpeg4"}
@@ -68,13 +67,12 @@ class Index:
     key: np.ndarray  # (packets,) bool
 
     def pack(self) -> bytes:
-        """The index in about a hundred bytes: differences of order and pts repeat."""
+        """About a hundred bytes: differences of order and pts repeat."""
         steps = (np.diff(self.order, prepend=0).astype(np.int32), np.diff(self.pts, prepend=0).astype(np.int64))
         return zlib.compress(b"".join(part.tobytes() for part in (*steps, self.key.astype(bool))), 9)
 
     @classmethod
     def unpack(cls, packed, frames: int) -> "Index":
-        """The index of that many frames that `pack` made bytes of."""
         data = zlib.decompress(packed)
         packets = (len(data) - 4 * frames) // 9  # 4 bytes a frame, 8 + 1 a packet
         order = np.frombuffer(data, np.int32, frames).cumsum(dtype=np.int32)
@@ -85,18 +83,16 @@ class Index:
 class Reader(AbstractContextManager):
     """An open video file: `.frames`, `.info`, `.index` and `.decode`. A context manager, for one thread.
 
-    path: a regular file. index: an earlier `Reader(path).index`, which spares the pass over the packets, about
-    a thirtieth of the time to decode them all. One that does not fit the file is noticed when frames are decoded.
-    Raises VideoError unless path is a whole file with a video stream that can be decoded.
+    path: a regular file. index: an earlier `Reader(path).index`, which spares the pass over the packets. One that does
+    not fit the file is noticed when frames are decoded. Raises VideoError unless path is a whole file with a video
+    stream that can be decoded.
     """
 
     def __init__(self, path, index: Index | None = None):
         self.path = os.fspath(path)
         if not os.path.isfile(self.path):
-            problem = "not a regular file" if os.path.exists(self.path) else "no such file"
-            raise VideoError(f"{self.path}: {problem}")
-        self._container = None
-        self._frame_of = {}  # pts -> frame number, or -1 if that packet's picture is not shown
+            raise VideoError(f"{self.path}: {'not a regular' if os.path.exists(self.path) else 'no such'} file")
+        self._container, self._frame_of = None, {}
         self._scaler, self._painter = VideoReformatter(), VideoReformatter()  # they keep their tables between frames
         try:
             self._open(trust=index is not None)
@@ -106,9 +102,8 @@ class Reader(AbstractContextManager):
             raise
         order, pts = self.index.order, self.index.pts
         self.frames = len(order)
-        self._frame_of = dict.fromkeys(pts.tolist(), -1)
-        if self._frame_of:
-            self._frame_of.update(zip(pts[order].tolist(), range(self.frames), strict=True))
+        if len(pts):  # pts -> frame number, or -1 if that packet's picture is not shown
+            self._frame_of = dict.fromkeys(pts.tolist(), -1) | {t: n for n, t in enumerate(pts[order].tolist())}
 
     def __exit__(self, *_):
         self.close()
@@ -121,7 +116,7 @@ class Reader(AbstractContextManager):
     def info(self) -> Info:
         """Decodes one frame, for only a decoded frame tells whether it is rotated."""
         _, picture = next(self._pictures([0]))
-        width, height = (picture.width, picture.height)[:: -1 if _quarter_turns(picture) % 2 else 1]
+        width, height = (picture.width, picture.height)[:: -1 if round(picture.rotation / 90) % 2 else 1]
         fps = float(self._stream.average_rate or self._stream.guessed_rate or 1)
         if self._frame_of and self.frames > 1:
             shown = self.index.pts[self.index.order]
@@ -131,36 +126,39 @@ class Reader(AbstractContextManager):
     def decode(self, indices, short_side: int | None = None) -> np.ndarray:
         """Frames of the video, upright and RGB: uint8 (*indices.shape, H, W, 3), contiguous.
 
-        indices: integers in 0..frames-1, an array of any shape in any order. One pass serves all of them.
+        indices: integers in 0..frames-1, an array of any shape in any order.
         short_side: px (None: the native size). The shorter side becomes short_side; the longer one keeps the
         proportion, to the nearest even number, and is centre-cropped to 2 * short_side. Bilinear, anti-aliased.
-
         Raises IndexError for an index that the video does not have, and VideoError if a needed frame cannot be
         decoded or rests on damaged data, or if it is to be scaled and is over 16 times as long as wide.
         """
         indices = np.asarray(indices)
         flat, out = indices.ravel(), None
-        if flat.size and not np.issubdtype(flat.dtype, np.integer):
-            raise TypeError(f"{self.path}: frame indices must be integers, not {flat.dtype}")
         if flat.size and not 0 <= flat.min() <= flat.max() < self.frames:
             raise IndexError(f"{self.path}: frames {flat.min()}..{flat.max()} asked for, has 0..{self.frames - 1}")
         for n, picture in self._pictures(sorted(set(flat.tolist())) or [0]):
             if out is None:
-                width, height = _scaled(self.path, picture.width, picture.height, short_side)
+                width, height = picture.width, picture.height
+                if short_side:
+                    short, long = sorted((width, height))
+                    if long > 16 * short:
+                        raise VideoError(f"{self.path}: {width} x {height} is over 16 times as long as wide")
+                    long = max(short_side, 2 * round(long * short_side / short / 2))
+                    width, height = (long, short_side) if width > height else (short_side, long)
                 size = {"width": width, "height": height, "threads": 1}  # or scaling takes a thread per core
-                yuv, turns = picture.format.name.startswith("yuv"), _quarter_turns(picture)
+                turns = round(picture.rotation / 90) % 4  # counter-clockwise; a mirror in its matrix is ignored
                 H, W = (width, height) if turns % 2 else (height, width)
                 most = 2 * short_side if short_side else max(H, W)
                 top, left = max(0, H - most) // 2, max(0, W - most) // 2
                 out = np.empty((flat.size, min(H, most), min(W, most), 3), np.uint8)
-            if yuv:
+            if picture.format.name.startswith("yuv"):
                 picture = self._scaler.reformat(picture, **size)  # half as many samples as in RGB, half the time
             rgb = self._painter.reformat(picture, format="rgb24", **size).to_ndarray()  # (height, width, 3)
             out[flat == n] = np.rot90(rgb, turns)[top : top + most, left : left + most]
         return out.reshape(*indices.shape, *out.shape[1:])
 
     def _open(self, trust=False):
-        """Stand at the start of the file. trust: the header will do, if it is one that says all."""
+        """Stand at the start of the file. trust: the header will do if it is MP4's."""
         self.close()
         try:
             if trust:
@@ -178,7 +176,7 @@ class Reader(AbstractContextManager):
         self._stream.codec_context.thread_count = 1  # the loader has a process per core already
 
     def _packets(self):
-        """The packets from here on, less the empty ones, which would tell the decoder that all is over."""
+        """The packets from here on, less the empty ones, which would end the decoding."""
         try:
             for packet in self._container.demux(self._stream):
                 if packet.size:
@@ -211,10 +209,9 @@ class Reader(AbstractContextManager):
             order, labels = range(sum(picture is not None for _, picture, _ in self._counted())), False
         if not len(order):
             raise VideoError(f"{self.path}: not one frame of it can be decoded")
-        order = np.array(order, np.int32)
-        if labels and np.all(np.diff(np.array(pts)[order]) > 0):
-            return Index(order, np.array(pts, np.int64), np.array(key, bool))
-        return Index(np.arange(len(order), dtype=np.int32), np.zeros(0, np.int64), np.zeros(0, bool))
+        if not labels or np.any(np.diff(np.array(pts)[order]) <= 0):
+            order, pts, key = range(len(order)), [], []
+        return Index(np.array(order, np.int32), np.array(pts, np.int64), np.array(key, bool))
 
     # Decoding. Generators of (number, picture, error): which frame, what came out of the decoder, its complaint.
 
@@ -234,8 +231,8 @@ class Reader(AbstractContextManager):
     def _take(self, missing, outputs):
         """(number, picture) of the frames that are in the set `missing`, and out of it from then on.
 
-        From damaged data the decoder makes something up, and says so for the first such picture only, not for
-        those predicted from it. So any damage on the way to a needed frame counts as damage to that frame.
+        The decoder tells of damage once, not of the pictures predicted from what it made up. So any damage on the
+        way to a needed frame counts as damage to that frame.
         """
         for n, picture, error in outputs:
             if error or picture.is_corrupt:
@@ -247,7 +244,7 @@ class Reader(AbstractContextManager):
                 return  # without timestamps; with them, go on and see whether the number of frames is right
 
     def _feed(self, packet):
-        """[pictures], error: what the decoder gives out when `packet` goes in. None makes it give out the rest."""
+        """[pictures], error: what comes out of the decoder when `packet` goes in; None makes it give out the rest."""
         try:
             return self._stream.codec_context.decode(packet), None
         except av.error.FFmpegError as error:
@@ -273,12 +270,9 @@ class Reader(AbstractContextManager):
             packets     K . . . . . . . . K . . . . . . . K . . . . . . . K . . . . . . .
             wanted        *   *     *                           *       * *     *
             runs        [ - - - - - ]                     [ - - - - - - - - - - ]
-
-        A run ends where a seek to the next key frame spares some decoding.
         """
         runs, packets, keys = [], self.index.order[wanted], np.flatnonzero(self.index.key)
-        # A key frame must be *shown* no later than the frame. Pictures that follow it in the file but are shown
-        # before it ("open GOP") are predicted from the group before.
+        # Open GOP: pictures that follow a key frame but are shown before it are predicted from the group before
         first = keys[np.searchsorted(self.index.pts[keys], self.index.pts[packets], "right") - 1]
         for n, key, packet in zip(wanted, first.tolist(), packets.tolist(), strict=True):
             if runs and key <= runs[-1][1] + 1:
@@ -299,7 +293,7 @@ class Reader(AbstractContextManager):
                 return
             start = label if start is None else start
             if label < start:
-                continue  # open GOP: predicted from what lies before the seek
+                continue  # open GOP
             if decoder.name in SKIPPABLE:
                 decoder.skip_frame = "DEFAULT" if label in needed else "NONREF"
             pictures, error = self._feed(packet)
@@ -333,11 +327,11 @@ class Reader(AbstractContextManager):
 
 
 def _mpeg4_order(packets):
-    """Index.order, a list, of an MPEG-4 Part 2 stream (XviD, DivX: UCF101 and HMDB51); None unless each of the
-    `packets`, bytes in the order of the file, surely yields one frame.
+    """Index.order of an MPEG-4 Part 2 stream (XviD, DivX: UCF101 and HMDB51); None unless each of the `packets`, bytes
+    in the order of the file, surely yields one frame.
 
-    AVI files have no presentation times. What FFmpeg makes up for them is wrong where a B-picture is packed
-    with the P-picture that it needs, as is common, and a placeholder left where it would have been:
+    AVI files have no presentation times. FFmpeg makes them up, wrongly where a B-picture is packed with the P-picture
+    that it needs, as is common, and a placeholder left where it would have been:
 
         packets   [I0] [P2 B1] [-] [P4 B3] [-] [P5]
         decoded    I0   P2      B1  P4      B3  P5      one picture a packet: the other waits for the next one
@@ -360,30 +354,11 @@ def _mpeg4_order(packets):
     return None if waiting else [*order, held]
 
 
-def _quarter_turns(picture):
-    """How many make a decoded picture stand upright, counter-clockwise. A mirror in its display matrix is ignored."""
-    return round(picture.rotation / 90) % 4
-
-
-def _scaled(path, width, height, short_side):
-    """(width, height) to which a picture is scaled before the centre crop."""
-    if short_side is None:
-        return width, height
-    if short_side < 1:
-        raise ValueError(f"short_side must be at least 1 px, not {short_side}")
-    short, long = sorted((width, height))
-    if long > 16 * short:
-        raise VideoError(f"{path}: {width} x {height} is over 16 times as long as wide")
-    long_side = max(short_side, 2 * round(long * short_side / short / 2))
-    return (long_side, short_side) if width > height else (short_side, long_side)
-
-
 def encode(path, frames, fps, codec="libx264", options=None, pix_fmt="yuv420p"):
     """Write a video file, in the container that its name says: .mp4, .avi, .mkv, ...
 
-    frames: uint8 RGB (T, H, W, 3), or an iterable of (H, W, 3), of which one at a time is held.
-    fps: a number or a Fraction. codec, options: FFmpeg's, such as {"crf": "18", "g": "12"} for libx264: a lower crf
-    is more faithful, g is the largest distance of key frames. pix_fmt: "yuv420p" needs even sides, "yuv444p" does not.
+    frames: uint8 RGB (T, H, W, 3), or an iterable of (H, W, 3), of which one at a time is held. fps: a number or a
+    Fraction. codec, options: FFmpeg's, such as {"crf": "18", "g": "12"}. pix_fmt: "yuv420p" needs even sides.
     Raises VideoError if nothing is to be written, or the encoder refuses.
     """
     path, frames = os.fspath(path), iter(frames)
@@ -402,15 +377,13 @@ def encode(path, frames, fps, codec="libx264", options=None, pix_fmt="yuv420p"):
         raise VideoError(f"{path}: cannot be written: {error.strerror}") from error
 
 
-# Which frames make a clip. All return int64 (K, T): K clips of T frames, `stride` apart, of a video of n frames.
-# A clip thus spans (T - 1) * stride + 1 frames; in a shorter video it wraps around, index modulo n:
+# Which frames make a clip. All return int64 (K, T): K clips of T frames, `stride` apart, of a video of n >= 1 frames.
+# A clip spans (T - 1) * stride + 1 frames; in a shorter video it wraps around, index modulo n:
 #
 #     n = 5, T = 4, stride = 2, start = 1:      . o . o .|. o . o        1 3 0 2
 
 
 def _clips(n, starts, T, stride):
-    if n < 1:
-        raise ValueError(f"a video of {n} frames has no clips")
     return (np.asarray(starts, np.int64)[:, None] + np.arange(T, dtype=np.int64) * stride) % n  # (K, T)
 
 
@@ -420,7 +393,7 @@ def random_clips(n, rng, *, K, T, stride):
         n = 12, K = 2, T = 3, stride = 2      . . o . o . o . . . . .       2 4 6
                                               . . . . . . . o . o . o       7 9 11
 
-    A video shorter than a clip starts anywhere and wraps around, so that its clips differ too.
+    In a video shorter than a clip they start anywhere and wrap around.
     """
     places = n - (T - 1) * stride
     return _clips(n, np.resize(rng.permutation(places if places > 0 else n), K), T, stride)
@@ -429,16 +402,12 @@ def random_clips(n, rng, *, K, T, stride):
 def distant_clips(n, rng, *, T, stride, gap):
     """Two clips in random order whose starts lie at least `gap` clip spans apart, or as far as the video allows.
 
-    gap: share of a clip's span of (T - 1) * stride + 1 frames, rounded up to frames; at least one frame. All pairs of
-    starts that keep the distance are equally likely:
-
         n = 12, T = 3, stride = 2, gap = 0.8      o . o . o . . . . . . .       0 2 4
                                                   . . . . . o . o . o . .       5 7 9
 
-    A video shorter than a clip is a circle, and so is the distance; it is at most n // 2 then.
+    The distance is rounded up to frames, at least one. All pairs of starts that keep it are equally likely. A video
+    shorter than a clip is a circle, and so is the distance, at most n // 2 then.
     """
-    if n < 1:
-        raise ValueError(f"a video of {n} frames has no clips")
     span = (T - 1) * stride + 1
     apart, places = max(1, math.ceil(gap * span)), n - span + 1
     if places < 1:
@@ -474,22 +443,13 @@ def even_clips(n, rng=None, *, K, T, stride):
                                               . . . . . . o . o . o .       6 8 10
 
     Ten copies of one clip are one clip. So where a video has fewer than K starts, the K clips start evenly over all of
-    its frames instead, and those that reach the end wrap around:
-
-        n = 6, T = 3, stride = 2, K = 3           . o . o . o                   1 3 5
-                                                  . o . o . o                   3 5 1
-                                                  . o . o . o                   5 1 3
-
-    K = 1 of a video shorter than a clip starts at 0.
+    its frames, and those that reach the end wrap around. K = 1 of a video shorter than a clip starts at 0.
     """
     places = max(1, n - (T - 1) * stride)
-    places = n if places < K else places
+    places = places if places >= K else n
     return _clips(n, (2 * np.arange(K) + 1) * places // (2 * K), T, stride)
 
 
 def static_clips(n, rng, *, like):
-    """One random frame of the video instead of all frames that the sampler `like` chooses: nothing moves (paper 4.5).
-
-        n = 12, like = even_clips of K = 2, T = 3      . . . . . . . o . . . .       7 7 7   7 7 7
-    """
+    """One random frame of the video instead of each that the sampler `like` chooses: nothing moves (paper 4.5)."""
     return np.full_like(like(n, rng), rng.integers(n))

@@ -22,7 +22,7 @@ def tiny(tmp_path_factory):
     from be import synthetic
 
     data = tmp_path_factory.mktemp("data")
-    synthetic.make(data / "ucf101", train=4, test=2, frames=24, height=24, width=24, workers=1)
+    synthetic.synth(data / "ucf101", "ucf101", 4, 2, frames=24, height=24, width=24, scene_bias=0.9, workers=1)
     return data
 
 

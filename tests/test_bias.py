@@ -339,7 +339,7 @@ def test_the_smallest_box_by_brute_force(width, height):
 @pytest.fixture(scope="module")
 def hmdb(tmp_path_factory):
     data = tmp_path_factory.mktemp("hmdb")
-    synthetic.make(data / "hmdb51", "hmdb51", train=2, test=1, frames=20, height=48, width=64, workers=1)
+    synthetic.synth(data / "hmdb51", "hmdb51", train=2, test=1, frames=20, height=48, width=64, workers=1)
     return data
 
 

@@ -52,7 +52,7 @@ def test_every_verb_exists_and_has_an_example():
     (["pretrain", "--cfg", "demo-moco", "dataset=ucf-101"], "unknown dataset 'ucf-101'; nearest: ucf101"),
     (["report", "--cfg", "demo-moco"], "report takes no --cfg"),
     (["synth", "root=x", "scene_bais=1"], "unknown key 'scene_bais'; nearest: scene_bias"),
-    (["synth", "root=x", "scene_bias=7"], "scene_bias must be in [0, 1]"),
+    (["synth", "root=x", "scene_bias=7"], "scene_bias=7.0 is too large, expected at most 1"),
     (["synth"], "synth needs root"),
 ])  # fmt: skip
 def test_a_mistake_is_one_line_and_exit_code_2(words, message, tiny):

@@ -104,7 +104,7 @@ def stand_ins(tmp_path_factory):
     """Smaller ones than the Makefile's, in the layouts of all data sets; those of HMDB51 are in its place."""
     data = tmp_path_factory.mktemp("data")
     for seed, name in enumerate(("ucf101", "hmdb51", "kinetics400", "diving48")):
-        synthetic.make(data / name, name, train=2, test=1, frames=20, height=24, width=24, seed=seed, workers=1)
+        synthetic.synth(data / name, name, train=2, test=1, frames=20, height=24, width=24, seed=seed, workers=1)
     return data
 
 

@@ -310,7 +310,7 @@ def test_every_dataset_knows_its_lists(tmp_path):
 def source(tmp_path_factory):
     """DATA with 12 videos of 24 frames in UCF101's layout, and the number of frames of each."""
     data = tmp_path_factory.mktemp("source") / "data"
-    synthetic.make(data / "ucf101", train=1, test=1, frames=24, height=32, width=48, workers=1)
+    synthetic.synth(data / "ucf101", train=1, test=1, frames=24, height=32, width=48, workers=1)
     for extra in (data / "ucf101" / "UCF-101").glob("*/*_g02_*"):  # half of them are enough
         extra.unlink()
     for file in (data / "ucf101" / "ucfTrainTestlist").glob("*list*.txt"):

@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import os
-import time
 from fractions import Fraction
 
 import av
@@ -36,8 +35,7 @@ def h264(kinds):
 def index_sets(n, count, seed=0):
     """Index sets of all sorts: dense and thin, sorted or not, with repetitions, near both ends."""
     rng = np.random.default_rng(seed)
-    yield np.arange(n)
-    yield np.array([n - 1, 0, n - 1])
+    yield from (np.arange(n), np.array([n - 1, 0, n - 1]))
     for _ in range(count):
         start, stride, size = rng.integers(n), rng.integers(1, 6), rng.integers(1, 9)
         yield (start + stride * np.arange(size)) % n
@@ -49,6 +47,7 @@ def index_sets(n, count, seed=0):
 
 @pytest.mark.parametrize("kind", videos.KINDS)
 def test_frames_are_those_of_sequential_decoding(kinds, kind, monkeypatch):
+    """Of many indices, and each alone from an index that was packed."""
     path, whole = kinds(kind)
     with video.Reader(path) as reader:
         assert reader.frames == len(whole)
@@ -56,32 +55,21 @@ def test_frames_are_those_of_sequential_decoding(kinds, kind, monkeypatch):
             monkeypatch.setattr(video.Reader, "_counted", lambda self: pytest.fail("fell back to counting"))
         for indices in index_sets(len(whole), 15):
             assert np.array_equal(reader.decode(indices), whole[indices]), indices
-
-
-@pytest.mark.parametrize("kind", videos.KINDS)
-def test_every_single_frame_from_a_stored_index(kinds, kind, tmp_path, monkeypatch):
-    path, whole = kinds(kind)
-    with video.Reader(path) as reader:
-        np.savez(tmp_path / "index.npz", **vars(reader.index))
-    index = video.Index(**np.load(tmp_path / "index.npz"))
+    index = video.Index.unpack(reader.index.pack(), len(whole))
     monkeypatch.setattr(video.Reader, "_scan", lambda self: pytest.fail("passed over the packets again"))
-    if len(index.pts):
-        monkeypatch.setattr(video.Reader, "_counted", lambda self: pytest.fail("fell back to counting"))
     with video.Reader(path, index) as reader:
         for i in range(len(whole)):
             assert np.array_equal(reader.decode([i])[0], whole[i]), i
 
 
 def test_a_packed_index_is_the_same_and_small(kinds):
-    indices = [video.Index(np.arange(3, dtype=np.int32), np.empty(0, np.int64), np.empty(0, bool)),
-               video.Index(np.array([2, 0], np.int32), np.array([2**40, -7, 5]), np.array([True, False, True])),
-               *(video.Reader(kinds(kind)[0]).index for kind in ("h264, open GOP", "mpeg4, B"))]
-    for index in indices:
-        packed = index.pack()
-        again = video.Index.unpack(np.frombuffer(packed, np.uint8), len(index.order))
+    for index in (video.Index(np.arange(3, dtype=np.int32), np.empty(0, np.int64), np.empty(0, bool)),
+                  video.Index(np.array([2, 0], np.int32), np.array([2**40, -7, 5]), np.array([True, False, True])),
+                  video.Reader(kinds("mpeg4, B")[0]).index):
+        again = video.Index.unpack(np.frombuffer(packed := index.pack(), np.uint8), len(index.order))
+        assert len(packed) < 400
         for got, want in zip(vars(again).values(), vars(index).values(), strict=True):
             assert got.dtype == want.dtype and np.array_equal(got, want)
-        assert len(packed) < 400
 
 
 def test_with_an_index_mp4_is_opened_without_decoding(kinds):
@@ -93,46 +81,26 @@ def test_with_an_index_mp4_is_opened_without_decoding(kinds):
 
 
 def test_only_files_that_need_it_are_counted_by_decoding(kinds):
-    counted = {kind for kind in videos.KINDS if not len(video.Reader(kinds(kind)[0]).index.pts)}
-    assert counted == {
-        "h264, avi",
-        "h264, open GOP, first group lost",
-        "h264, no presentation times",
-        "vp8",
-        "mpeg4, packed PB",
-        "mpeg4, packed PBb",
-        "mpeg4, dropped frames",
-        "mjpeg",
-        "one frame",
-    }
+    assert {kind for kind in videos.KINDS if not len(video.Reader(kinds(kind)[0]).index.pts)} == {
+        "h264, avi", "h264, open GOP, first group lost", "h264, no presentation times", "vp8", "mpeg4, packed PB",
+        "mpeg4, packed PBb", "mpeg4, dropped frames", "mjpeg", "one frame"}
 
 
-def test_shape_follows_the_indices(h264):
+def test_indices_have_any_shape_and_stay_in_the_video(h264):
     path, whole = h264
     indices = np.array([[[3, 3, 39], [0, 17, 3]]], np.int32)
     frames = videos.decode(path, indices)
-    assert frames.shape == (1, 2, 3, 48, 64, 3) and frames.dtype == np.uint8 and frames.flags.c_contiguous
-    assert np.array_equal(frames, whole[indices])
-    assert videos.decode(path, [], 16).shape == (0, 16, 22, 3)
-    assert videos.decode(path, 5).shape == (48, 64, 3)
-
-
-@pytest.mark.parametrize("indices", [[40], [-1], [0, 5, 1000]])
-def test_no_frame_beyond_the_ends(h264, indices):
-    with pytest.raises(IndexError, match=rf"{h264[0]}: .*{indices[-1]} .* 0\.\.39"):
-        videos.decode(h264[0], indices)
-
-
-def test_indices_are_integers(h264):
-    with pytest.raises(TypeError, match="float64"):
-        videos.decode(h264[0], [0.5])
+    assert frames.dtype == np.uint8 and frames.flags.c_contiguous and np.array_equal(frames, whole[indices])
+    assert videos.decode(path, [], 16).shape == (0, 16, 22, 3) and videos.decode(path, 5).shape == (48, 64, 3)
+    for beyond in [40], [-1], [0, 5, 1000]:
+        with pytest.raises(IndexError, match=rf"{path}: .*{beyond[-1]} .* 0\.\.39"):
+            videos.decode(path, beyond)
 
 
 @pytest.mark.parametrize("kind", ["h264", "h264, one key frame", "mpeg4, B"])
 def test_what_is_not_needed_is_not_decoded(kinds, kind, monkeypatch):
-    path, whole = kinds(kind)
-    fed, given = [], []
-    feed = video.Reader._feed
+    path, _ = kinds(kind)
+    fed, given, feed = [], [], video.Reader._feed
 
     def spy(self, packet):
         pictures, error = feed(self, packet)
@@ -155,16 +123,13 @@ def test_what_is_not_needed_is_not_decoded(kinds, kind, monkeypatch):
 
 
 def test_adjacent_groups_are_decoded_without_a_seek(h264, monkeypatch):
-    seeks = []
-    seek = video.Reader._seek
+    seeks, seek = [], video.Reader._seek
     monkeypatch.setattr(video.Reader, "_seek", lambda self, first: seeks.append(first) or seek(self, first))
     with video.Reader(h264[0]) as reader:
         keys = np.flatnonzero(reader.index.key)
         reader.decode(np.arange(40))
-        assert seeks == [0]
-        seeks.clear()
         reader.decode([1, 14, 39])
-        assert seeks == [keys[0], keys[1], keys[3]]
+    assert seeks == [0, keys[0], keys[1], keys[3]]
 
 
 def test_timestamps_that_lie_are_found_out(tmp_path):
@@ -182,9 +147,8 @@ def test_timestamps_that_lie_are_found_out(tmp_path):
     assert np.array_equal(videos.decode(path, np.arange(len(whole))), whole)
 
 
-@pytest.mark.parametrize(
-    ("name", "n", "rate"), [("same.mp4", 40, 25), ("slower.mp4", 40, 20), ("bare.h264", 40, 25), ("short.mp4", 20, 25)]
-)
+@pytest.mark.parametrize("name, n, rate", [("same.mp4", 40, 25), ("slower.mp4", 40, 20), ("bare.h264", 40, 25),
+                                           ("short.mp4", 20, 25)])  # fmt: skip
 def test_index_of_another_file(h264, tmp_path, name, n, rate):
     """It gives the right frames or an error, never others."""
     with video.Reader(h264[0]) as reader:
@@ -217,17 +181,13 @@ def test_seeks_that_overshoot_are_repeated(h264, error):
             assert np.array_equal(reader.decode([i])[0], h264[1][i])
 
 
-def test_a_name_that_looks_like_a_protocol(h264, tmp_path, monkeypatch):
+def test_strange_names_and_titles(h264, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ["concat:a.mp4", "%03d#[1] é.mp4"]:
         os.link(h264[0], name)
         assert videos.probe(name).frames == 40
-
-
-def test_a_title_that_is_not_utf8(tmp_path):
-    path = videos.write(tmp_path / "video.mp4", videos.film(2))
-    path.write_bytes(path.read_bytes().replace(b"Lavf", b"\xe9\xff\xfev"))
-    assert videos.probe(path).frames == 2
+    (tmp_path / "title.mp4").write_bytes(h264[0].read_bytes().replace(b"Lavf", b"\xe9\xff\xfev"))  # not UTF-8
+    assert videos.probe(tmp_path / "title.mp4").frames == 40
 
 
 # Info
@@ -266,18 +226,10 @@ def test_rotated_video_comes_out_upright(tmp_path, degrees):
     assert videos.decode(path, [0], 24).shape == (1, 24, 32, 3) if degrees == 180 else (1, 32, 24, 3)
 
 
-@pytest.mark.parametrize(
-    ("stored", "short_side", "decoded"),
-    [
-        ((48, 64), 24, (24, 32)),
-        ((64, 48), 24, (32, 24)),
-        ((48, 64), 96, (96, 128)),  # enlarged too
-        ((48, 62), 25, (25, 32)),  # 32.3 to the nearest even number
-        ((48, 48), 25, (25, 25)),
-        ((32, 160), 16, (16, 32)),  # 80 wide, cropped to twice the short side
-        ((160, 32), 16, (32, 16)),
-    ],
-)
+@pytest.mark.parametrize("stored, short_side, decoded", [
+    ((48, 64), 24, (24, 32)), ((64, 48), 24, (32, 24)), ((48, 64), 96, (96, 128)), ((48, 48), 25, (25, 25)),
+    ((48, 62), 25, (25, 32)),  # 32.3 to the nearest even number
+    ((32, 160), 16, (16, 32)), ((160, 32), 16, (32, 16))])  # 80 long, cropped to twice the short side
 def test_short_side(tmp_path, stored, short_side, decoded):
     path = videos.write(tmp_path / "video.mp4", videos.film(4, *stored), crf=1)
     assert videos.decode(path, [0, 3], short_side).shape == (2, *decoded, 3)
@@ -303,17 +255,15 @@ def test_scaling_keeps_place_and_colour(kinds, kind):
     assert np.abs(small.mean((1, 2)) - whole.mean((1, 2))).max() < 2
 
 
-def test_crop_is_central(tmp_path):
+def test_long_pictures(tmp_path):
+    """The crop is central; what is over 16 times as long as wide is not scaled."""
     path = videos.write(tmp_path / "video.mp4", videos.film(2, 32, 160))
     with av.open(str(path)) as container:
         full = next(container.decode(video=0)).to_ndarray(format="rgb24", width=80, height=16).astype(int)
     cropped = videos.decode(path, [0], 16)[0]
-    errors = [np.abs(cropped - full[:, left : left + 32]).mean() for left in range(49)]
-    assert np.argmin(errors) == 24
+    assert np.argmin([np.abs(cropped - full[:, left : left + 32]).mean() for left in range(49)]) == 24
 
-
-def test_absurd_shapes(tmp_path):
-    path = videos.write(tmp_path / "video.mp4", np.zeros((2, 16, 288, 3), np.uint8))
+    path = videos.write(tmp_path / "long.mp4", np.zeros((2, 16, 288, 3), np.uint8))
     assert videos.decode(path, [0]).shape == (1, 16, 288, 3)
     with pytest.raises(video.VideoError, match=f"{path}: 288 x 16"):
         videos.decode(path, [0], 16)
@@ -322,26 +272,11 @@ def test_absurd_shapes(tmp_path):
 # What is not a video, or not whole
 
 
-def _truncated(path, keep, faststart=False):
+def _truncated(path):
+    """The table of contents comes first and survives."""
     source = videos.write(path.with_name("source.mp4"), videos.film(), x264_params=videos.X264)
-    if faststart:  # the table of contents comes first and survives
-        with av.open(str(source)) as old, av.open(str(path), "w", options={"movflags": "faststart"}) as new:
-            stream = new.add_stream_from_template(old.streams.video[0])
-            for packet in old.demux(video=0):
-                if packet.size:
-                    packet.stream = stream
-                    new.mux(packet)
-        source = path
-    data = source.read_bytes()
-    path.write_bytes(data[: int(keep * len(data))])
-
-
-def _audio(path):
-    with av.open(str(path), "w", format="wav") as container:
-        stream = container.add_stream("pcm_s16le", rate=8000)
-        frame = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), format="s16", layout="mono")
-        frame.rate = 8000
-        container.mux(stream.encode(frame))
+    data = videos.remux(source, path, lambda packets: packets, movflags="faststart").read_bytes()
+    path.write_bytes(data[: int(0.7 * len(data))])
 
 
 def _garbled(path):
@@ -351,38 +286,23 @@ def _garbled(path):
     videos.remux(source, path, lambda packets: [(rng.bytes(len(d)), p, t, k) for d, p, t, k in packets])
 
 
-BROKEN = {
+BROKEN = {  # tests/test_bad_input.py has more of them
     "missing": (lambda path: None, "no such file"),
     "directory": (lambda path: path.mkdir(), "not a regular file"),
-    "pipe": (lambda path: os.mkfifo(path), "not a regular file"),
-    "empty": (lambda path: path.write_bytes(b""), "cannot be opened as a video"),
-    "text": (lambda path: path.write_text("This is no video.\n" * 200), "cannot be opened as a video"),
     "noise": (lambda path: path.write_bytes(np.random.default_rng(0).bytes(20000)), "cannot be opened as a video"),
-    "audio only": (_audio, "has no video stream"),
-    "cut short, no header": (lambda path: _truncated(path, 0.7), "cannot be opened as a video"),
-    "cut short": (lambda path: _truncated(path, 0.7, faststart=True), "breaks off"),
+    "cut short": (_truncated, "breaks off"),
     "garbled": (_garbled, "frame"),
 }
 
 
 @pytest.mark.parametrize("what", BROKEN)
-@pytest.mark.parametrize("suffix", [".avi", ".mp4"])
-def test_broken_files_are_named(tmp_path, what, suffix):
+def test_broken_files_are_named(tmp_path, what):
     make, reason = BROKEN[what]
-    path = tmp_path / ("video" + suffix if what not in ("garbled", "cut short") else "video.mp4")
-    make(path)
-    start = time.monotonic()
-    for use in (videos.probe, lambda path: videos.decode(path, [0, 30])):
+    make(path := tmp_path / "video.mp4")
+    for use in (lambda path: videos.probe(str(path)), lambda path: videos.decode(path, [0, 30])):
         with pytest.raises(video.VideoError) as caught:
             use(path)
         assert str(caught.value).startswith(f"{path}: ") and reason in str(caught.value)
-    assert time.monotonic() - start < 10
-
-
-def test_errors_start_with_the_path_for_any_path_type(tmp_path):
-    for path in (tmp_path / "none.avi", str(tmp_path / "none.avi")):
-        with pytest.raises(video.VideoError, match=f"^{tmp_path}/none.avi: no such file$"):
-            video.Reader(path)
 
 
 @pytest.mark.parametrize("header", [False, True])
@@ -404,10 +324,8 @@ def test_damage_is_an_error_or_none(kinds, tmp_path, kind, header):
         sequential = []
         with av.open(str(damaged)) as container:
             for packet in container.demux(video=0):
-                try:
+                with contextlib.suppress(av.error.InvalidDataError):
                     sequential += [picture.to_ndarray(format="rgb24") for picture in packet.decode()]
-                except av.error.InvalidDataError:
-                    continue
         with video.Reader(damaged) as reader:
             for i in range(reader.frames):
                 try:
@@ -433,9 +351,8 @@ def test_no_handle_is_left_open(kinds, tmp_path):
 
     def use():
         for path in paths:
-            for function in (videos.probe, lambda path: videos.decode(path, [0, 30])):
-                with contextlib.suppress(video.VideoError):
-                    function(path)
+            with contextlib.suppress(video.VideoError):
+                videos.decode(path, [0, 30])
         return sorted(os.listdir("/proc/self/fd"))
 
     assert use() == use()
@@ -472,46 +389,29 @@ def test_encode_takes_an_iterator_and_options(tmp_path):
 
 
 def test_encode_refuses(tmp_path):
-    with pytest.raises(video.VideoError, match=f"^{tmp_path}/v.mp4: no frames"):
-        video.encode(tmp_path / "v.mp4", [], 25)
-    with pytest.raises(video.VideoError, match=f"^{tmp_path}/v.mp4: cannot be written"):
-        video.encode(tmp_path / "v.mp4", videos.film(2, 47, 63), 25)
-    with pytest.raises(video.VideoError, match=f"^{tmp_path}/none/v.mp4: cannot be written"):
-        video.encode(tmp_path / "none" / "v.mp4", videos.film(2), 25)
+    for name, frames, why in ("v", [], "no frames"), ("v", videos.film(2, 47, 63), "cannot be written"), (
+            "none/v", videos.film(2), "cannot be written"):
+        with pytest.raises(video.VideoError, match=f"^{tmp_path}/{name}.mp4: {why}"):
+            video.encode(tmp_path / f"{name}.mp4", frames, 25)
 
 
 # Which frames make a clip
 
-CLIPS = {
-    "random": video.random_clips,
-    "ordered": functools.partial(video.ordered_clips, interval=3),
-    "even": video.even_clips,
-}
+CLIPS = {"random": video.random_clips, "ordered": functools.partial(video.ordered_clips, interval=3),
+         "even": video.even_clips}
 
 
 @pytest.mark.parametrize("name", CLIPS)
-@pytest.mark.parametrize("n", [1, 2, 7, 16, 17, 61, 62, 300])
-@pytest.mark.parametrize(("K", "T", "stride"), [(1, 1, 1), (1, 16, 1), (2, 16, 4), (3, 16, 1), (10, 16, 4)])
+@pytest.mark.parametrize("n", [1, 7, 16, 61, 62, 300])
+@pytest.mark.parametrize("K, T, stride", [(1, 1, 1), (2, 16, 4), (3, 16, 1), (10, 16, 4)])
 def test_clips_are_in_range_evenly_strided_and_reproducible(name, n, K, T, stride):
     for seed in range(5):
-        clips = CLIPS[name](n, np.random.default_rng(seed), K=K, T=T, stride=stride)
-        assert clips.shape == (K, T) and clips.dtype == np.int64
+        clips, again = (CLIPS[name](n, np.random.default_rng(seed), K=K, T=T, stride=stride) for _ in range(2))
+        assert clips.shape == (K, T) and clips.dtype == np.int64 and np.array_equal(clips, again)
         assert clips.min() >= 0 and clips.max() < n
         assert np.all((np.diff(clips, axis=1) - stride) % n == 0)  # strides, around the end of a short video
         if n - (T - 1) * stride >= (K if name == "even" else 1) and name != "ordered":
             assert np.all(np.diff(clips, axis=1) == stride)  # and not around the end of a long one
-        again = CLIPS[name](n, np.random.default_rng(seed), K=K, T=T, stride=stride)
-        assert np.array_equal(clips, again)
-
-
-def distant_clips(n, rng, *, K, T, stride):
-    return video.distant_clips(n, rng, T=T, stride=stride, gap=0.5)
-
-
-@pytest.mark.parametrize("clips", [*CLIPS.values(), distant_clips])
-def test_no_clips_of_nothing(clips):
-    with pytest.raises(ValueError, match="0 frames"):
-        clips(0, np.random.default_rng(0), K=1, T=4, stride=1)
 
 
 def test_random_clips_start_anywhere_and_differ():
@@ -522,10 +422,8 @@ def test_random_clips_start_anywhere_and_differ():
     assert counts.min() > 0.7 * 150 and counts.max() < 1.3 * 150  # 3 of 8 places, 400 times: 150 each
     assert len({tuple(s) for s in starts}) > 200  # in any order
     # Fewer places than clips: each once before any twice.
-    assert sorted(video.random_clips(6, np.random.default_rng(0), K=5, T=3, stride=2)[:, 0]) in (
-        [0, 0, 0, 1, 1],
-        [0, 0, 1, 1, 1],
-    )
+    few = video.random_clips(6, np.random.default_rng(0), K=5, T=3, stride=2)[:, 0]
+    assert sorted(few) in ([0, 0, 0, 1, 1], [0, 0, 1, 1, 1])
     # Too short: starts anywhere, still distinct.
     short = video.random_clips(5, np.random.default_rng(0), K=5, T=4, stride=2)
     assert sorted(short[:, 0]) == [0, 1, 2, 3, 4]
@@ -570,8 +468,8 @@ def test_distant_clips_where_there_is_no_room():
         assert sorted(video.distant_clips(61, rng, T=16, stride=4, gap=0.5)[:, 0]) == [0, 0]  # the only one
         a, b = video.distant_clips(41, rng, T=16, stride=4, gap=0.5)[:, 0]
         assert abs(int(a) - int(b)) in (20, 21)
-    near = {abs(int(a) - int(b)) for a, b in (video.distant_clips(100, np.random.default_rng(s), T=16, stride=4, gap=0)
-                                              [:, 0] for s in range(500))}
+    pairs = [video.distant_clips(100, np.random.default_rng(s), T=16, stride=4, gap=0)[:, 0] for s in range(500)]
+    near = {abs(int(a) - int(b)) for a, b in pairs}
     assert min(near) == 1 and max(near) > 30  # gap 0: distinct, and that is all
 
 
@@ -579,12 +477,9 @@ def test_even_clips_cover_the_video():
     assert video.even_clips(12, K=1, T=3, stride=2).tolist() == [[4, 6, 8]]
     assert video.even_clips(12, K=2, T=3, stride=2).tolist() == [[2, 4, 6], [6, 8, 10]]
     for n in (70, 100, 187, 1000):
-        clips = video.even_clips(n, K=10, T=16, stride=4)
-        starts, places = clips[:, 0], max(1, n - 60)
-        gaps = np.diff(starts)
-        assert gaps.max(initial=0) - gaps.min(initial=n) <= 1
+        starts = video.even_clips(n, K=10, T=16, stride=4)[:, 0]
         # Each start stands for a tenth of the possible ones, in the middle of it.
-        assert np.all(np.abs(starts + 0.5 - (np.arange(10) + 0.5) * places / 10) <= 0.5)
+        assert np.all(np.abs(starts + 0.5 - (np.arange(10) + 0.5) * (n - 60) / 10) <= 0.5)
         middle = video.even_clips(n, K=1, T=16, stride=4)[0]
         assert abs((middle[0] + middle[-1]) / 2 - (n - 1) / 2) <= 0.5
 

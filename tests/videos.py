@@ -40,9 +40,9 @@ def write(path, frames, codec="libx264", rate=25, pts=None, pix_fmt="yuv420p", t
     return path
 
 
-def remux(source, path, edit):
+def remux(source, path, edit, **options):
     """Copy the packets of `source` to `path` as edit([(bytes, pts, dts, is_keyframe), ...]) would have them."""
-    with av.open(str(source)) as old, av.open(str(path), "w") as new:
+    with av.open(str(source)) as old, av.open(str(path), "w", options=options) as new:
         stream = old.streams.video[0]
         packets = [(bytes(p), p.pts, p.dts, p.is_keyframe) for p in old.demux(stream) if p.size]
         copy = new.add_stream_from_template(stream)
@@ -119,7 +119,7 @@ def _avi(path, **options):
 
 
 def _edited(path, edit, source=None):
-    source = source or write(path.with_name("source.mp4"), film(), x264_params=X264)
+    source = source or _x264(path.with_name("source"))
     return remux(source, path.with_suffix(source.suffix), edit)
 
 
@@ -132,36 +132,46 @@ def _cut(path, box):
 
 def _trimmed(path):
     """Two thirds of a group cut off by an edit list: those pictures are decoded, but not shown."""
-    path = write(path.with_suffix(".mp4"), film(), x264_params=X264)
-    return patch(path, b"elst", 12, ">i", 1024 + 8 * 512)
+    return patch(_x264(path), b"elst", 12, ">i", 1024 + 8 * 512)
 
+
+def _x264(path, suffix=".mp4", params="", **options):
+    return write(path.with_suffix(suffix), film(), x264_params=X264 + params, **options)
+
+
+def _without(packets):
+    """Placeholders for some of the pictures, as encoders leave them that drop frames."""
+    return [(d if i % 9 or k else PLACEHOLDER, p, t, k) for i, (d, p, t, k) in enumerate(packets)]
+
+
+def _false_count(path):
+    return patch(patch(_avi(path, bf=2, g=12), b"avih", 4 + 16, "<I", 7), b"strh", 4 + 32, "<I", 7)
+
+
+def _first_group_lost(path):
+    source = _x264(path.with_name("source"), ".mkv", params=":open-gop=1")
+    return _edited(path, lambda packets: packets[[key for *_, key in packets].index(True, 1) :], source)
+
+
+VARIABLE, OPEN = np.cumsum(np.arange(40) % 7 + 1).tolist(), ":open-gop=1"
+HEVC = "keyint=12:min-keyint=12:bframes=3:log-level=none"
 
 # name -> function of a path without suffix that writes such a file there and returns its path
 KINDS = {
-    "h264": lambda path: write(path.with_suffix(".mp4"), film(), x264_params=X264),
+    "h264": _x264,
     "h264, one key frame": lambda path: write(path.with_suffix(".mp4"), film(), g=250),
     "h264, no B": lambda path: write(path.with_suffix(".mp4"), film(), g=12, bf=0),
-    "h264, open GOP": lambda path: write(path.with_suffix(".mp4"), film(), x264_params=X264 + ":open-gop=1"),
-    "h264, open GOP, mkv": lambda path: write(path.with_suffix(".mkv"), film(), x264_params=X264 + ":open-gop=1"),
-    "h264, open GOP, ts": lambda path: write(path.with_suffix(".ts"), film(), x264_params=X264 + ":open-gop=1"),
-    "h264, open GOP, first group lost": lambda path: _edited(
-        path,
-        lambda ps: ps[[key for *_, key in ps].index(True, 1) :],
-        KINDS["h264, open GOP, mkv"](path.with_name("source")),
-    ),
-    "h264, variable rate": lambda path: write(
-        path.with_suffix(".mp4"), film(), x264_params=X264, rate=100, pts=np.cumsum(np.arange(40) % 7 + 1).tolist()
-    ),
-    "h264, starts late": lambda path: write(
-        path.with_suffix(".mkv"), film(), x264_params=X264, pts=list(range(500, 540))
-    ),
+    "h264, open GOP": lambda path: _x264(path, params=OPEN),
+    "h264, open GOP, mkv": lambda path: _x264(path, ".mkv", params=OPEN),
+    "h264, open GOP, ts": lambda path: _x264(path, ".ts", params=OPEN),
+    "h264, open GOP, first group lost": _first_group_lost,
+    "h264, variable rate": lambda path: _x264(path, rate=100, pts=VARIABLE),
+    "h264, starts late": lambda path: _x264(path, ".mkv", pts=list(range(500, 540))),
     "h264, odd size": lambda path: write(path.with_suffix(".mp4"), film(40, 47, 63), pix_fmt="yuv444p", g=12),
     "h264, trimmed": _trimmed,
-    "h264, avi": lambda path: write(path.with_suffix(".avi"), film(), x264_params=X264),
+    "h264, avi": lambda path: _x264(path, ".avi"),
     "h264, no presentation times": lambda path: _edited(path, lambda ps: [(d, t, t, k) for d, _, t, k in ps]),
-    "hevc, open GOP": lambda path: write(
-        path.with_suffix(".mp4"), film(), "libx265", x265_params="keyint=12:min-keyint=12:bframes=3:log-level=none"
-    ),
+    "hevc, open GOP": lambda path: write(path.with_suffix(".mp4"), film(), "libx265", x265_params=HEVC),
     "vp9": lambda path: write(path.with_suffix(".webm"), film(), "libvpx-vp9", g=12),
     "vp8": lambda path: write(path.with_suffix(".webm"), film(), "libvpx", g=12),
     "mpeg4": lambda path: _avi(path, bf=0, g=12),
@@ -169,15 +179,9 @@ KINDS = {
     "mpeg4, odd size": lambda path: write(path.with_suffix(".avi"), film(40, 47, 63), "mpeg4", bf=2, g=12),
     "mpeg4, packed PB": lambda path: _edited(path, pack, _avi(path.with_name("source"), bf=1, g=12)),
     "mpeg4, packed PBb": lambda path: _edited(path, pack, _avi(path.with_name("source"), bf=2, g=12)),
-    "mpeg4, dropped frames": lambda path: _edited(
-        path,
-        lambda ps: [(d if i % 9 or k else PLACEHOLDER, p, t, k) for i, (d, p, t, k) in enumerate(ps)],
-        _avi(path.with_name("source"), bf=0, g=12),
-    ),
+    "mpeg4, dropped frames": lambda path: _edited(path, _without, _avi(path.with_name("source"), bf=0, g=12)),
     "mpeg4, no seek index": lambda path: _cut(_avi(path, bf=0, g=12), b"idx1"),
-    "mpeg4, header counts 7 frames": lambda path: patch(
-        patch(_avi(path, bf=2, g=12), b"avih", 4 + 16, "<I", 7), b"strh", 4 + 32, "<I", 7
-    ),
+    "mpeg4, header counts 7 frames": _false_count,
     "mjpeg": lambda path: write(path.with_suffix(".avi"), film(), "mjpeg", pix_fmt="yuvj420p"),
     "one frame": lambda path: write(path.with_suffix(".mp4"), film(1)),
 }
