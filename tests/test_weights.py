@@ -22,7 +22,7 @@ from be import config, weights
 from be.augment import MEAN, STD, normalise
 from be.backbones import BACKBONES, Unit3D, build, he_init
 from be.train import finetune, pretrain
-from be.weights import NAMINGS, WeightsError, find, fold_pixels, from_pretrained, load, load_weights, save_pretrained
+from be.weights import NAMINGS, WeightsError, find, fold_pixels, from_pretrained, load, load_weights
 
 
 def awake(network, seed=0):
@@ -210,9 +210,8 @@ def test_i3d_of_deepmind_sees_pixels_between_minus_one_and_one(tmp_path, naming)
                            outputs(theirs.Conv3d_1a_7x7, 2 * pixels - 1))
 
 
-@pytest.mark.parametrize("name", ["r3d18", "r3d34"])
-def test_hara(tmp_path, name):
-    theirs, ours = trained(name), fresh(name)
+def test_hara(tmp_path):
+    theirs, ours = trained("r3d18"), fresh("r3d18")
     state = {f"module.{key}": tensor for key, tensor in theirs.state_dict().items()}
     state |= {"module.fc.weight": torch.zeros(700, 32), "module.fc.bias": torch.zeros(700)}
     report = load(saved(tmp_path, {"epoch": 200, "arch": "resnet", "state_dict": state, "optimizer": {}}), ours)
@@ -349,7 +348,7 @@ def test_coclr(tmp_path, module, c_in, capsys):
 
 def test_s3d_elsewhere_and_s3d_with_gates_are_refused(tmp_path):
     """S3D-G has all tensors of S3D, and more: that they would all fit is no reason to take them."""
-    with pytest.raises(WeightsError, match=r"gating_b0\.fc\.weight.*fits no backbone here"):
+    with pytest.raises(WeightsError, match=r"385 of 385 tensors.*gating_b0\.fc\.weight"):
         load(coclr_file(tmp_path, {"encoder_q": encoder(1, gating=True)}), fresh("s3d", 8))
     with pytest.raises(WeightsError, match="only 0 of 285 tensors"):
         load(coclr_file(tmp_path, {"encoder_q": encoder(1)}), fresh("i3d", 8))
@@ -397,10 +396,11 @@ def test_too_little_is_refused_with_what_is_missing(tmp_path):
     first = {name: tensor for name, tensor in state.items() if name != "conv1.weight"}
     with pytest.raises(WeightsError, match=r"only 99 of 100 tensors.*1 missing: conv1.weight"):
         load(saved(tmp_path, first), fresh("r3d18"))
-    with pytest.raises(WeightsError, match=r"conv1.weight \(4, 3, 7, 7, 7\) for \(8, 3, 7, 7, 7\).*width 64"):
+    with pytest.raises(WeightsError, match=r"conv1.weight \(4, 3, 7, 7, 7\) for \(8, 3, 7, 7, 7\)"):
         load(saved(tmp_path, state), fresh("r3d18", 8))
     with pytest.raises(WeightsError, match="only 0 of 100 tensors"):
-        load(saved(tmp_path, {"w": torch.ones(2)}), fresh("r3d18"))
+        load(saved(tmp_path, {"w": torch.ones(2)}), ours := fresh("r3d18"))
+    torch.testing.assert_close(ours.state_dict(), fresh("r3d18").state_dict(), rtol=0, atol=0)  # as it was
 
 
 def test_a_deeper_network_is_refused_where_the_shallower_one_fits(tmp_path):
@@ -412,38 +412,13 @@ def test_a_deeper_network_is_refused_where_the_shallower_one_fits(tmp_path):
     assert load(saved(tmp_path, trained("r3d18").state_dict() | head), fresh("r3d18"))["left_out"] == list(head)
 
 
-def test_a_refused_file_leaves_the_backbone_as_it_was(tmp_path):
-    ours, before = fresh("r3d18"), fresh("r3d18").state_dict()
-    with pytest.raises(WeightsError):
-        load(saved(tmp_path, {k: v for k, v in trained("r3d18").state_dict().items() if k != "conv1.weight"}), ours)
-    assert all(torch.equal(before[name], tensor) for name, tensor in ours.state_dict().items())
-
-
-def test_a_refusal_names_the_backbones_that_would_take_the_file(tmp_path):
-    with torch.device("meta"):
-        models = torchvision.models
-        files = [("Of width 64 it fits backbone=r3d18tv", models.video.r3d_18(), "r3d18"),
-                 ("Of width 64 it fits backbone=r2plus1d18", models.video.r2plus1d_18(), "r3d18tv"),
-                 ("Of width 64 it fits backbone=s3d", models.video.s3d(), "i3d"),
-                 ("Of width 64 it fits backbone=i3d", models.googlenet(aux_logits=False, init_weights=False), "s3d"),
-                 ("Of width 64 it fits backbone=r3d34", build("r3d34"), "r3d18"),
-                 ("Of width 64 it fits no backbone here", models.video.mc3_18(), "r3d18tv"),
-                 ("Of width 64 it fits no backbone here", models.resnet18(), "r3d18")]
-    files = [(said, network.state_dict(), name) for said, network, name in files]
-    type_a = {key: tensor for key, tensor in files[4][1].items() if "downsample" not in key}  # 165 of 180 tensors
-    for said, state, name in [*files, ("15 missing: layer2.0.downsample.*it fits no backbone here", type_a, "r3d34")]:
-        file = saved(tmp_path, {key: torch.zeros(()).expand(tensor.shape) for key, tensor in state.items()})
-        with pytest.raises(WeightsError, match=f"{said}$"):
-            load(file, fresh(name, 64))
-
-
 class Trap:
     def __reduce__(self):
         return exec, ("raise SystemExit('the trap ran')",)
 
 
 def test_pickles_that_could_run_code_are_refused_and_the_way_out_works(tmp_path):
-    with pytest.raises(WeightsError, match="could run code of its author.*builtins.exec|could run code.*exec"):
+    with pytest.raises(WeightsError, match="could run code of its author.*exec"):
         load(saved(tmp_path, {"model": {}, "trap": Trap()}), fresh("r3d18"))
 
     theirs = trained("r3d18")
@@ -470,7 +445,7 @@ def test_where_weights_are_looked_for(tmp_path, monkeypatch):
     for source in (f"{tmp_path}/nothing", "nothing.pth"):
         with pytest.raises(WeightsError, match="nothing(.pth)? does not exist"):
             find(source)
-    with pytest.raises(WeightsError, match="no model 'googlnet'"):
+    with pytest.raises(WeightsError, match="torchvision:googlnet: torchvision has googlenet, .*Unknown model"):
         find("torchvision:googlnet")
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     (tmp_path / "checkpoints").mkdir()
@@ -481,7 +456,7 @@ def test_where_weights_are_looked_for(tmp_path, monkeypatch):
     def offline(*_, **__):
         raise OSError("no network")
     monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
-    with pytest.raises(WeightsError, match=f"no network.*put it at {cached}"):
+    with pytest.raises(WeightsError, match=f"put it at {cached}.*no network"):
         find("torchvision:googlenet")
 
 
@@ -507,17 +482,26 @@ def test_files_of_ours_load_strictly(tmp_path, capsys):
         load_weights(path, net)
 
 
+def finished(folder, name, width=4):
+    """A run directory of pre-training with nothing in it but what `export` reads. Returns the backbone, too."""
+    folder.mkdir()
+    (folder / "config.yaml").write_text("{method: moco, epochs: 3}")
+    weights.write(folder / "backbone.safetensors", network := trained(name, width), {"backbone": name, "width": width})
+    return folder, network
+
+
 def test_a_folder_and_back(tmp_path):
-    theirs, clips = trained("i3d"), random(1, 3, 8, 32, 32)
-    folder = save_pretrained(tmp_path / "out", theirs, {"backbone": "i3d", "width": 4, "method": "moco"})
+    (run, theirs), clips = finished(tmp_path / "run", "i3d"), random(1, 3, 8, 32, 32)
+    weights.export(str(run), str(folder := tmp_path / "out"))
     assert sorted(path.name for path in folder.iterdir()) == ["README.md", "backbone.safetensors", "config.json"]
     config = json.loads((folder / "config.json").read_text())
-    assert config["backbone"] == "i3d" and config["dim"] == 64 and config["pixels"]["mean"] == list(MEAN)
+    assert config.items() >= {"backbone": "i3d", "dim": 64, "method": "moco", "epochs": 3}.items()
+    assert config["pixels"] == {"order": "RGB", "mean": list(MEAN), "std": list(STD)}
     back = from_pretrained(folder)
     assert not back.training and back.config == config
     assert torch.equal(outputs(back, clips), outputs(theirs, clips))
     weights.write(folder / "backbone.safetensors", theirs, {})
-    with pytest.raises(WeightsError, match="does not say which `backbone`"):
+    with pytest.raises(WeightsError, match="does not say which backbone it is: 'backbone'"):
         from_pretrained(folder)
 
 
@@ -526,22 +510,18 @@ def test_the_hub(tmp_path, monkeypatch, capsys):
     import huggingface_hub as hub
 
     store = tmp_path / "store"
-    def create_repo(self, repo_id, private, exist_ok):
+    def create_repo(repo_id, private, exist_ok):
         assert repo_id == "me/mine" and private and exist_ok
         return f"https://hub/{repo_id}"
-    def upload_folder(self, repo_id, folder_path):
-        shutil.copytree(folder_path, store)
     def download(repo_id, filename):
         if repo_id != "me/mine":
             raise hub.errors.LocalEntryNotFoundError("cannot find the requested files")
         return str(store / filename)
-    monkeypatch.setattr(hub.HfApi, "create_repo", create_repo)
-    monkeypatch.setattr(hub.HfApi, "upload_folder", upload_folder)
+    monkeypatch.setattr(hub, "create_repo", create_repo)
+    monkeypatch.setattr(hub, "upload_folder", lambda repo_id, folder_path: shutil.copytree(folder_path, store))
     monkeypatch.setattr(hub, "hf_hub_download", download)
 
-    theirs = trained("r3d18")
-    run = save_pretrained(tmp_path / "run", theirs, {"backbone": "r3d18", "width": 4})
-    (run / "config.yaml").write_text("{method: moco}")
+    run, theirs = finished(tmp_path / "run", "r3d18")
     weights.export(str(run), "hf:me/mine")
     assert "written to https://hub/me/mine" in capsys.readouterr().out
     assert json.loads((store / "config.json").read_text())["method"] == "moco"
@@ -555,7 +535,7 @@ def test_the_hub(tmp_path, monkeypatch, capsys):
         """As HTTP libraries have it: no OSError."""
     def offline(*_, **__):
         raise ConnectError("Name or service not known")
-    monkeypatch.setattr(hub.HfApi, "create_repo", offline)
+    monkeypatch.setattr(hub, "create_repo", offline)
     monkeypatch.setattr(hub, "hf_hub_download", offline)
     with pytest.raises(WeightsError, match="hf:me/mine cannot be written .*: Name or service not known"):
         weights.export(str(run), "hf:me/mine")
@@ -578,5 +558,5 @@ def test_from_a_run_to_a_folder_to_another_run(tiny, tmp_path, capsys):
     assert re.search(rf"loaded (\d+) of \1 tensors from {tmp_path / 'out'} \(naming 'same'", capsys.readouterr().out)
     report = load(next((source / "checkpoint").glob("*.pt")), from_pretrained(tmp_path / "out"))
     assert report["missing"] == [] and report["prefix"].startswith("objective.") and "momentum" not in report["prefix"]
-    with pytest.raises(WeightsError, match="is not the directory of a finished run .*safetensors does not exist"):
+    with pytest.raises(WeightsError, match="is not the directory of a finished run: .*does not exist"):
         weights.export(str(tmp_path), "x")
