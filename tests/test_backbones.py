@@ -417,14 +417,12 @@ class NoDim(Own):
 
 
 def test_a_backbone_of_ones_own(monkeypatch):
-    for name, factory in {"own": Own, "flat": Flat, "no-dim": NoDim, "no-width": lambda: Own(),
-                          "fixed": lambda width: Own(24)}.items():
+    for name, factory in {"own": Own, "flat": Flat, "no-dim": NoDim, "fixed": lambda width: Own(24)}.items():
         monkeypatch.setitem(BACKBONES, name, factory)
     assert backbones.build("own", 6, checkpointing=True)(torch.randn(2, 3, 4, 8, 8)).shape == (2, 6, 2, 4, 4)
     assert backbones.build("fixed", 64).dim == backbones.build("flat", 24).dim == 24
     for name, args, said in [("flat", (8, True), "checkpointing=true, but none of its modules names its `pieces`"),
                              ("no-dim", (), "`dim` must be .*an int, got None"),
-                             ("no-width", (), r"factory\(width=64\) cannot be called .*'width'"),
                              ("fixed", (8,), "ignores `width`: dim=24 for width=8 as for 64")]:
         with pytest.raises(ConfigError, match=f"backbone={name}: .*{said}"):
             backbones.build(name, *args)
