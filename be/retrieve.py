@@ -25,7 +25,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from be import datasets
 from be.config import Config, ConfigError
 from be.evaluate import about_result, clip_features, each_video, hash_inputs, load_backbone
-from be.runs import RunError, make_accelerator, progress, run_dir, unwritten, write_text
+from be.runs import RunError, make_accelerator, progress, run_dir, write_text, writing
 from be.video import even_clips
 
 KS = (1, 5, 10, 20, 50)
@@ -111,7 +111,8 @@ def extract(path: Path, backbone, samples, cfg: Config, accelerator: Accelerator
         return known
     if accelerator.is_main_process:
         index.unlink(missing_ok=True)
-        append(file, b"", "wb")
+        with writing(file):
+            file.write_bytes(b"")
 
     def compute(clips, i):
         z = clip_features(backbone, protocol.pool, clips)  # (K, D)
@@ -124,7 +125,8 @@ def extract(path: Path, backbone, samples, cfg: Config, accelerator: Accelerator
                 raise RunError(f"the features of {samples.path(i)} are not finite: the weights are not, or the "
                                f"precision {cfg.precision} does not hold them")
             if accelerator.is_main_process:
-                append(file, z.numpy().tobytes())
+                with writing(file), open(file, "ab") as end:  # closed each time: a full disk may show only then
+                    end.write(z.numpy().tobytes())
             rows += [(i, k) for k in range(len(z))]
             D = z.shape[1]
     video, clip = np.array(rows, int).reshape(-1, 2).T
@@ -132,15 +134,6 @@ def extract(path: Path, backbone, samples, cfg: Config, accelerator: Accelerator
         write_text(index, json.dumps({"inputs": inputs, "D": D, "video": video.tolist(), "clip": clip.tolist()}))
     accelerator.wait_for_everyone()
     return Features(file, D, video, clip)
-
-
-def append(file: Path, data: bytes, mode: str = "ab"):
-    """Appends to a file, or writes it anew. It is closed each time: a full disk may show only then."""
-    try:
-        with open(file, mode) as end:
-            end.write(data)
-    except OSError as error:
-        raise unwritten(file, error) from None
 
 
 @torch.no_grad()

@@ -80,7 +80,7 @@ def test_a_full_disk_leaves_what_was_there(tmp_path):
     (tmp_path / ".backbone.safetensors.aside").mkdir()  # safetensors writes past a link
     for name in ("checkpoint/aside.tmp", ".result-test.json.aside"):
         (tmp_path / name).symlink_to("/dev/full")
-    with pytest.raises(RunError, match="step 2 could not be written .*the last good one is step-00000001.*make room"):
+    with pytest.raises(RunError, match="checkpoint/step-00000002 could not be written .*make room"):
         run.save(2, objective=net.state_dict())
     with pytest.raises(RunError, match="backbone.safetensors could not be written .*make room"):
         run.save_weights("backbone", net)
@@ -247,7 +247,7 @@ def test_a_run_directory_of_before_stays_readable(tmp_path, capsys):
     assert (cfg.erase, cfg.erase_side, cfg.width, *cfg.lr_steps) == ("intra-video-frame", "key", 1, 8.0)
     run = Run(path, cfg)  # the same command goes on
     assert run.latest()["objective"]["w"].tolist() == [1, 1]
-    assert [line["step"] for line in run.metrics()] == [20, 20, 40]
+    assert [line["step"] for line in read_metrics(path)] == [20, 20, 40]
     run.close()
     with pytest.raises(RunError, match=r"another config \(gamma: 0.3 -> 0.5\)"):
         Run(path, replace(cfg, gamma=0.5))
