@@ -2,7 +2,6 @@
 
 import copy
 import math
-import pickle
 import re
 import zlib
 
@@ -10,27 +9,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
+from networks import awake
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from be import backbones, objectives
 from be.augment import Draws
-from be.backbones import BACKBONES, Unit3D, he_init, same_max_pool, same_padding
+from be.backbones import BACKBONES, he_init, same_max_pool, same_padding
 from be.config import ConfigError
 
 STRIDES = {"c3d": (8, 16), "r3d18": (16, 32), "r3d34": (16, 32), "r3d18tv": (8, 16), "r2plus1d18": (8, 16),
            "i3d": (8, 32), "s3d": (8, 32)}
 NAMES = sorted(STRIDES)
 ALL = sorted(BACKBONES)  # one of a fork's owes the same, and is tested by the same
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Networks this narrow gain nothing from threads, and lose much on a machine whose cores are busy."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def build(name, width=8, seed=0):
@@ -40,18 +31,6 @@ def build(name, width=8, seed=0):
 
 def clips(*shape, seed=0, **kwargs):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), **kwargs)
-
-
-def awake(network):
-    """The network in float64 and eval mode, with BatchNorms that are not the identity they start as."""
-    generator = torch.Generator().manual_seed(1)
-    for module in network.double().eval().modules():
-        if isinstance(module, nn.BatchNorm3d):
-            for tensor in (module.weight, module.running_var):
-                tensor.data = torch.rand(tensor.shape, generator=generator, dtype=torch.float64) + 0.5
-            for tensor in (module.bias, module.running_mean):
-                tensor.data = torch.randn(tensor.shape, generator=generator, dtype=torch.float64) * 0.1
-    return network
 
 
 def count(network):
@@ -100,7 +79,7 @@ def test_i3d_is_googlenet_inflated(published):
     assert count(published["i3d"]) == 12_287_264  # the port's 12,697,264 less its 400-way logits
 
 
-SIZES = [(16, 112), (16, 224), (32, 112), (64, 224), (16, 32), (8, 32), (48, 80), (17, 97), (5, 13), (1, 1)]
+SIZES = [(16, 112), (16, 224), (64, 224), (8, 32), (17, 97), (5, 13), (1, 1)]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -112,7 +91,7 @@ def test_sizes_round_up(published, name, frames, side):
     assert out.shape == (2, backbone.dim, *expected)
 
 
-@pytest.mark.parametrize("width", [1, 3, 8, 16, 48])
+@pytest.mark.parametrize("width", [1, 3, 16])
 @pytest.mark.parametrize("name", NAMES)
 def test_width_scales_every_channel(published, name, width):
     with torch.device("meta"):
@@ -163,27 +142,10 @@ def test_same_max_pool_cell_by_cell(size, stride, shape):
         assert torch.equal(out[(..., *cell)], x[:, :, t, h, w].amax((2, 3, 4)))
 
 
-@pytest.mark.parametrize("size, stride", [(7, 2), (3, 1), (1, 1)])
-@pytest.mark.parametrize("shape", [(4, 6, 7), (3, 5, 8)])
-def test_unit3d_cell_by_cell(size, stride, shape):
-    torch.manual_seed(0)
-    unit = Unit3D(2, 3, size, stride).double().eval()  # a fresh BatchNorm only divides by sqrt(1 + eps)
-    x = clips(1, 2, *shape, dtype=torch.float64)
-    out = unit(x)
-    assert out.shape[2:] == tuple(math.ceil(n / stride) for n in shape)
-    padded = torch.zeros(2, *(n + 2 * size for n in shape), dtype=torch.float64)
-    padded[:, size:-size, size:-size, size:-size] = x[0]
-    for cell in torch.cartesian_prod(*(torch.arange(n) for n in out.shape[2:])).tolist():
-        starts = [c * stride - same_before(n, size, stride)[0] for c, n in zip(cell, shape, strict=True)]
-        t, h, w = (slice(size + a, size + a + size) for a in starts)
-        value = (unit.conv3d.weight * padded[:, t, h, w]).sum((1, 2, 3, 4)) / math.sqrt(1 + 1e-3)
-        torch.testing.assert_close(out[(0, slice(None), *cell)], value.clamp(min=0))
-
-
 @pytest.mark.parametrize("shape", [(8, 32, 32), (7, 21, 38)])
 def test_i3d_features_are_the_ports(shape):
     """Every convolution and pool on zero-padded copies, floor mode, read off the state dict by name."""
-    network = awake(build("i3d"))
+    network = awake(build("i3d").double())
     weights = network.state_dict()
     x = clips(1, 3, *shape, dtype=torch.float64)
 
@@ -227,7 +189,7 @@ def residual_block(x, weights, name, stride):
 
 @pytest.mark.parametrize("name, blocks", [("r3d18", (2, 2, 2, 2)), ("r3d34", (3, 4, 6, 3))])
 def test_r3d_features_by_hara_names(name, blocks):
-    network = awake(build(name))
+    network = awake(build(name).double())
     weights = network.state_dict()
     x = clips(1, 3, 9, 45, 32, dtype=torch.float64)
     y = F.conv3d(x, weights["conv1.weight"], stride=(1, 2, 2), padding=3)
@@ -241,7 +203,7 @@ def test_r3d_features_by_hara_names(name, blocks):
 @pytest.mark.parametrize("name, theirs, norm", [("r2plus1d18", "r2plus1d_18", 4), ("r3d18tv", "r3d_18", 1)])
 def test_residual_features_are_torchvisions(name, theirs, norm):
     torch.manual_seed(0)
-    theirs = awake(getattr(torchvision.models.video, theirs)())
+    theirs = awake(getattr(torchvision.models.video, theirs)().double())
     weights = {key: value for key, value in theirs.state_dict().items() if not key.startswith("fc.")}
     for old, new in {
         rf"^stem\.{norm}": "bn1",
@@ -266,7 +228,7 @@ def test_s3d_features_are_torchvisions(shape):
     torch.manual_seed(0)
     theirs = torchvision.models.video.s3d().features
     he_init(theirs)
-    for module in awake(theirs).modules():
+    for module in awake(theirs.double()).modules():
         if isinstance(module, nn.BatchNorm3d):
             module.eps = 1e-5
     if shape[0] % 8 or shape[1] % 32:
@@ -281,7 +243,7 @@ def test_s3d_features_are_torchvisions(shape):
 
 
 def test_c3d_features_in_plain_layers():
-    network = awake(build("c3d"))
+    network = awake(build("c3d").double())
     convs = [m for m in network.modules() if isinstance(m, nn.Conv3d)]
     norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm3d)]
     pools = {0: nn.MaxPool3d((1, 2, 2)), 1: nn.MaxPool3d(2), 3: nn.MaxPool3d(2), 5: nn.MaxPool3d(2)}
@@ -351,19 +313,11 @@ def test_channels_last_and_bfloat16_agree(name):
     assert F.cosine_similarity(half.float().flatten(), plain.flatten(), dim=0) > 0.99
 
 
-@pytest.mark.parametrize("name", ["r3d18", "i3d", "s3d"])
-def test_one_graph_under_compile(name):
-    network, x = build(name).eval(), clips(1, 3, 8, 33, 32)
+def test_one_graph_under_compile():
+    network, x = build("i3d").eval(), clips(1, 3, 8, 33, 32)
     compiled = torch.compile(network, fullgraph=True, backend="eager")
     with torch.no_grad():
         torch.testing.assert_close(compiled(x), network(x))
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_copies_and_pickles(name):
-    network, x = build(name).eval(), clips(1, 3, 4, 32, 32)
-    for other in (copy.deepcopy(network), pickle.loads(pickle.dumps(network))):
-        assert torch.equal(other(x), network(x))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -426,13 +380,8 @@ def test_a_backbone_of_ones_own(monkeypatch):
                              ("fixed", (8,), "ignores `width`: dim=24 for width=8 as for 64")]:
         with pytest.raises(ConfigError, match=f"backbone={name}: .*{said}"):
             backbones.build(name, *args)
-
-
-def test_build_by_name_lists_the_choices():
-    assert backbones.build("c3d", width=4).dim == 32
-    with pytest.raises(ConfigError) as error:
+    with pytest.raises(ConfigError, match="resnet50.*" + ".*".join(STRIDES)):
         backbones.build("resnet50")
-    assert all(name in str(error.value) for name in ["resnet50", *NAMES])
 
 
 NAMES_AND_SHAPES = {"c3d": 0x0cc453d7, "i3d": 0x13029a97, "r2plus1d18": 0x637b6ac8, "r3d18": 0x16266580,

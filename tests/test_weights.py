@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from conftest import TINY
+from networks import awake
 from safetensors.torch import load_file
 from torch import nn
 
@@ -23,18 +24,6 @@ from be.augment import MEAN, STD, normalise
 from be.backbones import BACKBONES, Unit3D, build, he_init
 from be.train import finetune, pretrain
 from be.weights import NAMINGS, WeightsError, find, fold_pixels, from_pretrained, load, load_weights
-
-
-def awake(network, seed=0):
-    """Eval mode, with BatchNorms that are not the identity they start as."""
-    generator = torch.Generator().manual_seed(seed)
-    for module in network.eval().modules():
-        if isinstance(module, nn.BatchNorm2d | nn.BatchNorm3d):
-            for tensor in (module.weight.data, module.running_var):
-                tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
-            for tensor in (module.bias.data, module.running_mean):
-                tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.1)
-    return network
 
 
 def trained(name, width=4, seed=1):
