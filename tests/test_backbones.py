@@ -15,7 +15,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from be import backbones, objectives
 from be.augment import Draws
-from be.backbones import BACKBONES, he_init, same_max_pool, same_padding
+from be.backbones import BACKBONES, he_init
 from be.config import ConfigError
 
 STRIDES = {"c3d": (8, 16), "r3d18": (16, 32), "r3d34": (16, 32), "r3d18tv": (8, 16), "r2plus1d18": (8, 16),
@@ -55,20 +55,21 @@ def published():
         return {name: BACKBONES[name]() for name in NAMES}
 
 
-def test_c3d_parameters_closed_form(published):
-    channels = [3, 64, 128, 256, 256, 512, 512, 512, 512]
-    expected = sum(27 * i * o + 2 * o for i, o in zip(channels, channels[1:], strict=False))
-    assert count(published["c3d"]) == expected == 27_658_688
-
-
-@pytest.mark.parametrize("name, blocks, expected", [("r3d18", 2222, 33_203_904), ("r3d34", 3463, 63_513_536)])
-def test_r3d_parameters_closed_form(published, name, blocks, expected):
+@pytest.mark.parametrize("name, blocks", [("r3d18", (2, 2, 2, 2)), ("r3d34", (3, 4, 6, 3))])
+def test_r3d_parameters_closed_form(published, name, blocks):
     total, c_in = 7**3 * 3 * 64 + 2 * 64, 64
-    for n, c in zip(map(int, str(blocks)), (64, 128, 256, 512), strict=True):
+    for n, c in zip(blocks, (64, 128, 256, 512), strict=True):
         total += 27 * c_in * c + (2 * n - 1) * 27 * c * c + 2 * n * 2 * c
         total += (c_in * c + 2 * c) * (c_in != c)  # the projection
         c_in = c
-    assert count(published[name]) == total == expected
+    assert count(published[name]) == total
+
+
+def test_parameters_are_those_of_the_table(published):
+    channels = [3, 64, 128, 256, 256, 512, 512, 512, 512]
+    assert count(published["c3d"]) == sum(27 * i * o + 2 * o for i, o in zip(channels, channels[1:], strict=False))
+    for name, network in published.items():
+        assert re.search(rf"{name} .* {count(network) / 1e6:.2f} M ", backbones.__doc__), name
 
 
 def test_i3d_is_googlenet_inflated(published):
@@ -91,7 +92,7 @@ def test_sizes_round_up(published, name, frames, side):
     assert out.shape == (2, backbone.dim, *expected)
 
 
-@pytest.mark.parametrize("width", [1, 3, 16])
+@pytest.mark.parametrize("width", [3, 16])
 @pytest.mark.parametrize("name", NAMES)
 def test_width_scales_every_channel(published, name, width):
     with torch.device("meta"):
@@ -113,33 +114,6 @@ def same_before(n, k, s):
     overhang = {b: max(b + n, (windows - 1) * s + k) - b - n for b in range(k)}
     (before,) = [b for b, after in overhang.items() if after - b in (0, 1)]
     return before, overhang[before]
-
-
-@pytest.mark.parametrize("k, s", [(1, 1), (3, 1), (7, 1), (1, 2), (2, 2), (3, 2), (7, 2)])
-def test_same_padding_by_search(k, s):
-    for n in range(1, 30):
-        before = same_before(n, k, s)[0]
-        ours = same_padding(n, k, s)
-        assert ours[0] == before
-        assert (n + sum(ours) - k) // s + 1 == math.ceil(n / s)
-    assert same_padding(224, 7, 2) == (2, 3)
-    assert same_padding(111, 7, 2) == (3, 3)
-
-
-POOLS = [((1, 3, 3), (1, 2, 2)), ((3, 3, 3), (2, 2, 2)), ((2, 2, 2), (2, 2, 2)), ((3, 3, 3), (1, 1, 1))]
-
-
-@pytest.mark.parametrize("size, stride", POOLS)
-@pytest.mark.parametrize("shape", [(4, 6, 7), (5, 1, 2)])
-def test_same_max_pool_cell_by_cell(size, stride, shape):
-    x = clips(1, 2, *shape)
-    out = same_max_pool(x, size, stride)
-    assert out.shape[2:] == tuple(math.ceil(n / s) for n, s in zip(shape, stride, strict=True))
-    for cell in torch.cartesian_prod(*(torch.arange(n) for n in out.shape[2:])).tolist():
-        axes = zip(cell, shape, size, stride, strict=True)
-        starts = [c * s - same_before(n, k, s)[0] for c, n, k, s in axes]
-        t, h, w = (slice(max(a, 0), a + k) for a, k in zip(starts, size, strict=True))
-        assert torch.equal(out[(..., *cell)], x[:, :, t, h, w].amax((2, 3, 4)))
 
 
 @pytest.mark.parametrize("shape", [(8, 32, 32), (7, 21, 38)])
@@ -264,21 +238,6 @@ def test_gradients_reach_every_parameter(name):
     (features * clips(*features.shape, seed=1)).sum().backward()
     silent = [key for key, p in network.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
     assert silent == []
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_eval_is_deterministic_per_clip_and_train_moves_the_statistics(name):
-    network, twin, x = build(name), build(name), clips(3, 3, 8, 33, 40)
-    torch.testing.assert_close(network(x), twin(x), rtol=0, atol=0)
-    assert all(torch.equal(a, b) for a, b in zip(network.buffers(), twin.buffers(), strict=True))
-    assert not torch.equal(network(x[:2]), network(x)[:2])  # BatchNorm sees the batch
-
-    network.eval()
-    before = copy.deepcopy(network.state_dict())
-    with torch.no_grad():
-        torch.testing.assert_close(network(x)[1:2], network(x[1:2]), rtol=1e-3, atol=1e-4)
-        assert torch.equal(network(x), network(x))
-    assert all(torch.equal(before[key], value) for key, value in network.state_dict().items())
 
 
 @pytest.mark.parametrize("name", NAMES)
