@@ -89,10 +89,8 @@ def features(backbone, pool: str, samples, cfg: Config, accelerator, what: str =
 
 
 def accuracy(probabilities, label, ok) -> dict:
-    """Top-1, top-5 and mean class accuracy in %, over all rows; a row that is not ok is wrong.
-
-    probabilities (N, classes), label (N,), ok (N,) bool. Classes without a video do not enter the mean.
-    """
+    """Top-1, top-5 and mean class accuracy in %, over all rows; a row that is not ok is wrong. Classes without a video
+    do not enter the mean. probabilities (N, classes), label (N,), ok (N,) bool."""
     N, classes = probabilities.shape
     hit = (probabilities.topk(min(5, classes), dim=1).indices == label[:, None]) & ok[:, None]  # (N, 5)
     per_class = torch.zeros(classes).index_add_(0, label, hit[:, 0].float())
@@ -185,15 +183,18 @@ def load_backbone(cfg: Config) -> torch.nn.Module:
         weights.load(published, backbone)
     else:
         source = cfg.name if cfg.pretrained == "self" else cfg.pretrained
-        load_weights(run_dir(cfg, "pretrain", source) / "backbone.safetensors", backbone)
+        path = run_dir(cfg, "pretrain", source) / "backbone.safetensors"
+        if not path.exists():
+            there = sorted(other.parents[1].name for other in path.parents[2].glob(f"*/{path.parent.name}/{path.name}"))
+            raise RunError(f"{path} does not exist: pre-training of {source} has not been run, or not to its end. "
+                           f"There is that of: {', '.join(there) or 'none'}")
+        load_weights(path, backbone)
     return backbone
 
 
 def load_classifier(cfg: Config, run=None) -> tuple[Classify, list[str]]:
-    """The fine-tuned model of an experiment, or of the directory `run`, and the names of its classes.
-
-    Raises RunError where `cfg` would have another model, or show it other clips, than the run's config.yaml.
-    """
+    """The fine-tuned model of an experiment, or of the directory `run`, and the names of its classes. RunError where
+    `cfg` would have another model, or show it other clips, than the run's config.yaml."""
     path = (run or run_dir(cfg, "finetune")) / "model.safetensors"
     classes = read_about(path)["classes"]
     trained = load(path.with_name("config.yaml"), stage="finetune")
@@ -250,10 +251,8 @@ def about_result(cfg: Config, subset: str, samples, accelerator, began: float) -
 
 
 def hash_inputs(cfg: Config, samples, weights: bytes, settings) -> str:
-    """Of all that a result follows from: the weights, the keys `settings` of the config, the videos; hex.
-
-    Of videos: path, label, size and time of the file, and the contents that a manifest knows.
-    """
+    """Of all that a result follows from: the weights, the keys `settings` of the config, and of each video its path,
+    label, size and time, and the contents that a manifest knows; hex."""
     state = blake2b(weights, digest_size=16)
     state.update(json.dumps([samples.manifest_hash, *(getattr(cfg, key) for key in settings)]).encode())
     for i, path in enumerate(samples.paths.tolist()):
