@@ -13,8 +13,7 @@
     s3d        16 width      7.91 M    T/8   S/32    2, 4   2, 7    8, 7    2, 1  1, 1
 
 All halvings round up, so no clip is too small. A single clip whose map is 1, 1 cannot be trained alone: BatchNorm would
-see one value per channel. Keep bfloat16 to the GPU: on CPUs with native bfloat16, PyTorch's Conv3d (2.15, oneDNN)
-returns wrong gradients of its weights, and may corrupt memory (docs/BENCHMARKS.md).
+see one value per channel. bfloat16 is for GPUs: on CPUs PyTorch's Conv3d returns wrong gradients (docs/BENCHMARKS.md).
 
 A backbone of your own is one function and one entry of BACKBONES, at the end of this file. It owes:
 
@@ -25,12 +24,10 @@ A backbone of your own is one function and one entry of BACKBONES, at the end of
     pieces             an attribute of the network, or of modules in it: the names of methods of which `checkpointing`
                        keeps only the input for the backward pass. They must not draw random numbers.
 
-`build` raises ConfigError where one of these is missing, or `width` does nothing. r3d18tv, r2plus1d18 and
-s3d compute what torchvision's networks compute (see the tests). They are not built by torchvision, whose constructors
-allow no `width` but 64, and whose names are not those of the weights published by BE, Hara and CoCLR.
+r3d18tv, r2plus1d18 and s3d compute what torchvision's networks compute (see the tests). torchvision's constructors
+allow no `width` but 64, and their names are not those of the weights published by BE, Hara and CoCLR.
 """
 
-import inspect
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -68,16 +65,11 @@ def he_init(network: nn.Module) -> None:
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
 
-def relu(x: Tensor) -> Tensor:
-    """In place: the BatchNorm or sum before it does not need its own output to go backward."""
-    return F.relu(x, inplace=True)
-
-
 class C3D(nn.Module):
     """C3D (Tran et al. 2015), conv1a to conv5b, with BatchNorm, under the names of BE's released code (and of VCOP).
 
     The paper's: width 64, 16 frames of 112 x 112. pool5 and the fully connected layers are a head, so the map is
-    conv5b's. The convolutions have no bias: to import one, which BatchNorm subtracts, subtract it from `running_mean`.
+    conv5b's. The convolutions have no bias, which BatchNorm would subtract.
     """
 
     pieces = ("_layer",)
@@ -97,7 +89,7 @@ class C3D(nn.Module):
         he_init(self)
 
     def _layer(self, x: Tensor, name: str) -> Tensor:
-        x = relu(getattr(self, f"bn{name}")(getattr(self, f"conv{name}")(x)))
+        x = F.relu(getattr(self, f"bn{name}")(getattr(self, f"conv{name}")(x)), inplace=True)
         _, pool = self.layers[name]
         return F.max_pool3d(x, pool, ceil_mode=True) if pool else x  # ceil_mode: one cell stays one
 
@@ -139,10 +131,10 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
-        x = relu(self.bn1(self.conv1(x)))
+        x = F.relu(self.bn1(self.conv1(x)), inplace=True)
         x = self.bn2(self.conv2(x))
         x += shortcut
-        return relu(x)
+        return F.relu(x, inplace=True)
 
 
 class ResNet3D(nn.Module):
@@ -169,7 +161,7 @@ class ResNet3D(nn.Module):
         he_init(self)
 
     def _stem(self, x: Tensor) -> Tensor:
-        x = relu(self.bn1(self.conv1(x)))  # (B, w, T, S/2, S/2)
+        x = F.relu(self.bn1(self.conv1(x)), inplace=True)  # (B, w, T, S/2, S/2)
         return F.max_pool3d(x, 3, 2, padding=1) if self.pool else x  # (B, w, T/2, S/4, S/4)
 
     def forward(self, clips: Tensor) -> Tensor:
@@ -204,7 +196,7 @@ class Unit3D(nn.Module):
         if self.stride != 1:
             pads = [same_padding(n, self.size, self.stride) for n in x.shape[2:]]
             x = F.pad(x, pads[2] + pads[1] + pads[0])  # F.pad wants the last axis first
-        return relu(self.bn(self.conv3d(x)))
+        return F.relu(self.bn(self.conv3d(x)), inplace=True)
 
 
 class Mixed(nn.Module):
@@ -309,9 +301,8 @@ def centred_max_pool(x: Tensor, size: Triple, stride: Triple) -> Tensor:
 class S3D(I3D):
     """S3D (Xie et al. 2018) without gates, up to Mixed_5c: CoCLR's backbone; an extra, not in the BE paper.
 
-    CoCLR: 32 frames of 128 x 128. Names and BatchNorm's eps, 1e-5, are CoCLR's; weights.py rescales torchvision's, made
-    with 1e-3. Other than in both, the pool before Mixed_5b keeps the last row of an odd map (7 at 112 pixels), as every
-    backbone here does, and the SAME rule of the paper's TensorFlow code.
+    CoCLR: 32 frames of 128 x 128. Names and BatchNorm's eps, 1e-5, are CoCLR's. Other than there and in torchvision,
+    the pool before Mixed_5b keeps the last row of an odd map (7 at 112 pixels), as the SAME rule does.
     """
 
     names = ("Conv_1a", "Conv_2b", "Conv_2c")
@@ -321,8 +312,8 @@ class S3D(I3D):
 def checkpoint_activations(network: nn.Module) -> None:
     """Activation checkpointing (Chen et al. 2016), in place: backward computes the network's `pieces` a second time.
 
-    Outputs, gradients, statistics and names stay the same. I3D's activations take a third of the memory, R(2+1)D's half
-    of it; R3D gains little, since its stem, a piece of its own, is most of what it needs.
+    Outputs, gradients, statistics and names stay the same. I3D's activations take a third of the memory, R(2+1)D's
+    half, R3D's hardly less: its stem is most of it.
     """
     for module in network.modules():
         for name in getattr(module, "pieces", ()):
@@ -358,20 +349,14 @@ BACKBONES: dict[str, Callable[..., nn.Module]] = {
 
 
 def build(name: str, width: int = 64, checkpointing: bool = False) -> nn.Module:
-    """`BACKBONES[name](width)`. Raises ConfigError for an unknown name, or where the factory breaks its contract."""
+    """`BACKBONES[name](width)`. Raises ConfigError for an unknown name, or a network that breaks the contract above."""
     factory = choose(BACKBONES, name, "backbone")
-    try:
-        inspect.signature(factory).bind(width=width)
-    except TypeError as error:
-        raise ConfigError(f"backbone={name}: factory(width={width}) cannot be called ({error})") from None
     network = factory(width=width)
     dim = getattr(network, "dim", None)
     if not isinstance(dim, int) or dim < 1:
         raise ConfigError(f"backbone={name}: its attribute `dim` must be the channels of its map, an int, got {dim!r}")
-    if width != 64:
-        with torch.device("meta"):  # shapes without the memory
-            published = factory(width=64).dim
-        if dim == published:
+    with torch.device("meta"):  # shapes without the memory
+        if width != 64 and dim == factory(width=64).dim:
             raise ConfigError(f"backbone={name}: its factory ignores `width`: dim={dim} for width={width} as for 64")
     if checkpointing:
         if not any(getattr(module, "pieces", ()) for module in network.modules()):

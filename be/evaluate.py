@@ -89,13 +89,10 @@ def features(backbone, pool: str, samples, cfg: Config, accelerator, what: str =
 
 
 def accuracy(probabilities, label, ok) -> dict:
-    """Top-1, top-5 and mean class accuracy in %, over all rows; a row that is not ok is wrong.
-
-    probabilities (N, classes), label (N,), ok (N,) bool. Classes without a video do not enter the mean.
-    """
+    """Top-1, top-5 and mean class accuracy in %, over all rows; a row that is not ok is wrong. Classes without a video
+    do not enter the mean. probabilities (N, classes), label (N,), ok (N,) bool."""
     N, classes = probabilities.shape
-    ranked = probabilities.topk(min(5, classes), dim=1).indices  # (N, 5)
-    hit = (ranked == label[:, None]) & ok[:, None]  # (N, 5)
+    hit = (probabilities.topk(min(5, classes), dim=1).indices == label[:, None]) & ok[:, None]  # (N, 5)
     per_class = torch.zeros(classes).index_add_(0, label, hit[:, 0].float())
     count = torch.bincount(label, minlength=classes)
     return {
@@ -108,9 +105,7 @@ def accuracy(probabilities, label, ok) -> dict:
 
 def read_off(x, label, y, answer, ok) -> dict[str, float]:
     """How many rows of y (M, C) get their answer (M,) from classifiers of x (N, C) and label (N,), in %.
-
-    A row that is not ok, (M,) bool, is wrong. x and y may be on any device, the others are on the CPU.
-    """
+    A row that is not ok, (M,) bool, is wrong. x and y may be on any device, the others are on the CPU."""
     return {name: 100 * ((guess(x, label.to(x.device), y).cpu() == answer) & ok).float().mean().item()
             for name, guess in (("knn", knn), ("linear", linear))}
 
@@ -151,11 +146,10 @@ def regress(x, label, decay: float):
 
 
 class Probe:
-    """What can be read off the features while pre-training. Called with the number of an epoch, every `probe_every`th.
+    """What can be read off the features after an epoch of pre-training, which is the same without.
 
     A fifth of the training list is held out, by whole source videos; kNN and a linear layer learn from the rest.
     -> probe_knn, probe_linear, in % of the held-out videos; of drawn videos also ..._scene: the family of the scene.
-    Pre-training is the same without, to the last random number. Tests play no part: these numbers may choose epochs.
     """
 
     VIDEOS, HELD_OUT = 10_000, 0.2  # of a longer list, so many drawn at random are used
@@ -180,8 +174,7 @@ class Probe:
 
 
 def load_backbone(cfg: Config) -> torch.nn.Module:
-    """The backbone of `cfg.pretrained`: self, the experiment's own pre-training; another experiment's name; random
-    weights of `cfg.seed`; or published weights, a file, folder, torchvision:NAME or hf:USER/REPO."""
+    """The backbone of `cfg.pretrained`: `self`, another experiment, `random` (of `cfg.seed`), or see `weights.find`."""
     torch.manual_seed(cfg.seed)
     backbone = backbones.build(cfg.backbone, cfg.width, cfg.checkpointing)
     if cfg.pretrained == "random":
@@ -190,15 +183,18 @@ def load_backbone(cfg: Config) -> torch.nn.Module:
         weights.load(published, backbone)
     else:
         source = cfg.name if cfg.pretrained == "self" else cfg.pretrained
-        load_weights(run_dir(cfg, "pretrain", source) / "backbone.safetensors", backbone)
+        path = run_dir(cfg, "pretrain", source) / "backbone.safetensors"
+        if not path.exists():
+            there = sorted(other.parents[1].name for other in path.parents[2].glob(f"*/{path.parent.name}/{path.name}"))
+            raise RunError(f"{path} does not exist: pre-training of {source} has not been run, or not to its end. "
+                           f"There is that of: {', '.join(there) or 'none'}")
+        load_weights(path, backbone)
     return backbone
 
 
 def load_classifier(cfg: Config, run=None) -> tuple[Classify, list[str]]:
-    """The fine-tuned model of an experiment, or of the directory `run`, and the names of its classes.
-
-    Raises RunError where `cfg` would have another model, or show it other clips, than the run's config.yaml.
-    """
+    """The fine-tuned model of an experiment, or of the directory `run`, and the names of its classes. RunError where
+    `cfg` would have another model, or show it other clips, than the run's config.yaml."""
     path = (run or run_dir(cfg, "finetune")) / "model.safetensors"
     classes = read_about(path)["classes"]
     trained = load(path.with_name("config.yaml"), stage="finetune")
@@ -228,20 +224,23 @@ def evaluate(cfg: Config):
     The list is `subset`; several are tested one after the other with subset=test,swapped. The result and the
     probabilities of each go beside the model. A result of the same weights, videos and settings is kept.
     """
-    accelerator = make_accelerator(cfg)
+    accelerator, path = make_accelerator(cfg), run_dir(cfg, "finetune")
     model, classes = load_classifier(cfg)
     model.to(accelerator.device)
     for subset in cfg.subset.split(","):
-        samples = load_list(cfg, subset, classes)
-        file, began = run_dir(cfg, "finetune") / "model.safetensors", time.perf_counter()
-        inputs = hash_inputs(cfg, samples, file.read_bytes(), TEST_SETTINGS)
-        if known := broadcast_object_list([known_result(cfg, subset, inputs)])[0]:
+        samples, began = load_list(cfg, subset, classes), time.perf_counter()
+        inputs = hash_inputs(cfg, samples, (path / "model.safetensors").read_bytes(), TEST_SETTINGS)
+        if known := broadcast_object_list([known_result(path, subset, inputs)])[0]:
             accelerator.print(f"{format_result(known)}; as before, of the same weights, videos and settings")
             continue
         probabilities, ok = classify(model, samples, cfg, accelerator)
         if accelerator.is_main_process:
-            about = {**about_result(cfg, subset, samples, accelerator, began), "inputs": inputs}
-            save(cfg, subset, probabilities, torch.from_numpy(samples.labels), ok, about)
+            content = {"probabilities": probabilities, "label": torch.from_numpy(samples.labels), "ok": ok}
+            result = {**accuracy(**content), "test_clips": cfg.test_clips, "select": cfg.select,
+                      **about_result(cfg, subset, samples, accelerator, began), "inputs": inputs}
+            write_aside(path / f"probabilities-{subset}.safetensors", partial(save_file, content))
+            write_text(path / f"result-{subset}.json", json.dumps(result, indent=1) + "\n")
+            print(format_result(result))
 
 
 def about_result(cfg: Config, subset: str, samples, accelerator, began: float) -> dict:
@@ -252,14 +251,10 @@ def about_result(cfg: Config, subset: str, samples, accelerator, began: float) -
 
 
 def hash_inputs(cfg: Config, samples, weights: bytes, settings) -> str:
-    """Of all that a result follows from: the weights, the videos, the keys `settings` of the config; hex."""
-    others = json.dumps([hash_videos(samples), *(getattr(cfg, key) for key in settings)])
-    return blake2b(weights + others.encode(), digest_size=16).hexdigest()
-
-
-def hash_videos(samples: datasets.Samples) -> str:
-    """Of a list's paths and labels, of size and time of each file, and of the contents that a manifest knows; hex."""
-    state = blake2b(f"{samples.manifest_hash}".encode(), digest_size=16)
+    """Of all that a result follows from: the weights, the keys `settings` of the config, and of each video its path,
+    label, size and time, and the contents that a manifest knows; hex."""
+    state = blake2b(weights, digest_size=16)
+    state.update(json.dumps([samples.manifest_hash, *(getattr(cfg, key) for key in settings)]).encode())
     for i, path in enumerate(samples.paths.tolist()):
         stat = os.stat(samples.path(i)) if os.path.exists(samples.path(i)) else None
         known = b" %d %d" % (stat.st_size, stat.st_mtime_ns) if stat else b""
@@ -267,22 +262,11 @@ def hash_videos(samples: datasets.Samples) -> str:
     return state.hexdigest()
 
 
-def known_result(cfg: Config, subset: str, inputs: str) -> dict | None:
+def known_result(path, subset: str, inputs: str) -> dict | None:
     """The content of result-SUBSET.json, if it is of these inputs and nothing of it is missing."""
-    path = run_dir(cfg, "finetune") / f"result-{subset}.json"
-    there = path.exists() and path.with_name(f"probabilities-{subset}.safetensors").exists()
-    result = json.loads(path.read_text(encoding="utf-8")) if there else {}
+    there = [file.exists() for file in (path / f"result-{subset}.json", path / f"probabilities-{subset}.safetensors")]
+    result = json.loads((path / f"result-{subset}.json").read_text(encoding="utf-8")) if all(there) else {}
     return result if result.get("inputs") == inputs else None
-
-
-def save(cfg: Config, subset: str, probabilities, label, ok, about: dict):
-    """result-SUBSET.json and probabilities-SUBSET.safetensors in the run's directory, and one line for the person."""
-    path = run_dir(cfg, "finetune")
-    result = {**accuracy(probabilities, label, ok), "test_clips": cfg.test_clips, "select": cfg.select, **about}
-    write_aside(path / f"probabilities-{subset}.safetensors",
-                lambda aside: save_file({"probabilities": probabilities, "label": label, "ok": ok}, aside))
-    write_text(path / f"result-{subset}.json", json.dumps(result, indent=1) + "\n")
-    print(format_result(result))
 
 
 def format_result(result: dict) -> str:

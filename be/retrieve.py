@@ -4,8 +4,7 @@
     search     for each query the k rows of the gallery of the largest cosine: exact, by blocks
     recall     R@k, the share of queries that have their class among the k nearest
 
-The paper's features have 100,352 numbers a clip, and HMDB51 has about 20,000 gallery clips and 8,500 queries. These
-6 GB stay on disk; the search holds `memory_gb` of them at a time.
+The paper's features of HMDB51 take 6 GB, which stay on disk; the search holds `memory_gb` of them at a time.
 """
 
 import json
@@ -25,7 +24,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from be import datasets
 from be.config import Config, ConfigError
 from be.evaluate import about_result, clip_features, each_video, hash_inputs, load_backbone
-from be.runs import RunError, make_accelerator, progress, run_dir, unwritten, write_text
+from be.runs import RunError, make_accelerator, progress, run_dir, write_text, writing
 from be.video import even_clips
 
 KS = (1, 5, 10, 20, 50)
@@ -38,11 +37,11 @@ class Protocol(NamedTuple):
 
 
 def consecutive_clips(n, rng=None, *, T, stride):
-    """A video of n frames cut into clips one after the other; what is left at its end is left out.
+    """A video of n frames cut into clips one after the other, without the rest at its end. -> int64 (K, T)
 
         n = 11, T = 3, stride = 1      o o o x x x o o o . .       0 1 2   3 4 5   6 7 8
 
-    In a video shorter than a clip the only one wraps around. -> int64 (K, T)
+    In a video shorter than a clip the only one wraps around.
     """
     starts = np.arange(max(1, n // (T * stride))) * T * stride
     return (starts[:, None] + stride * np.arange(T)) % n
@@ -70,7 +69,7 @@ class Features:
     file: Path
     D: int
     video: np.ndarray  # (R,) int64, the place in the list of the video that a row comes from
-    clip: np.ndarray  # (R,) int64, which clip of it; 0 if a row is a video
+    clip: np.ndarray  # (R,) int64, which clip of it; 0 if a row is the mean over its clips
 
     def __len__(self):
         return len(self.video)
@@ -98,20 +97,19 @@ def stored(path: Path, inputs: str) -> Features | None:
 def extract(path: Path, backbone, samples, cfg: Config, accelerator: Accelerator) -> Features:
     """Features of all readable videos of a list, in PATH.f16; PATH.json says what each row is of.
 
-    Those of the same weights, videos and settings are used again. Raises RunError where a file cannot be written, or a
-    feature is not finite: it would be near to everything or to nothing.
+    Those of the same weights, videos and settings are used again. RunError where a feature is not finite.
     """
     protocol, file, index = PROTOCOLS[cfg.protocol], Path(f"{path}.f16"), Path(f"{path}.json")
     weights = b"".join(tensor.cpu().numpy().tobytes() for tensor in backbone.state_dict().values())
     settings = ("frames", "stride", "short_side", "size", "protocol")
     inputs = hash_inputs(cfg, samples, weights + accelerator.mixed_precision.encode(), settings)
-    # The first process decides: on other machines the files may have other times
-    if known := broadcast_object_list([stored(path, inputs)])[0]:
+    if known := broadcast_object_list([stored(path, inputs)])[0]:  # elsewhere files may have other times
         accelerator.print(f"{path.name}: taken from {path.parent}")
         return known
     if accelerator.is_main_process:
         index.unlink(missing_ok=True)
-        append(file, b"", "wb")
+        with writing(file):
+            file.write_bytes(b"")
 
     def compute(clips, i):
         z = clip_features(backbone, protocol.pool, clips)  # (K, D)
@@ -119,14 +117,15 @@ def extract(path: Path, backbone, samples, cfg: Config, accelerator: Accelerator
 
     rows, D, sampler = [], 0, partial(protocol.sampler, T=cfg.frames, stride=cfg.stride)
     for i, z in enumerate(each_video(compute, samples, sampler, cfg, accelerator, path.name)):
-        if z is not None:
-            if not z.isfinite().all():
-                raise RunError(f"the features of {samples.path(i)} are not finite: the weights are not, or the "
-                               f"precision {cfg.precision} does not hold them")
-            if accelerator.is_main_process:
-                append(file, z.numpy().tobytes())
-            rows += [(i, k) for k in range(len(z))]
-            D = z.shape[1]
+        if z is None:
+            continue
+        if not z.isfinite().all():
+            raise RunError(f"the features of {samples.path(i)} are not finite in precision={cfg.precision}")
+        if accelerator.is_main_process:
+            with writing(file), open(file, "ab") as end:  # closed each time: a full disk may show only then
+                end.write(z.numpy().tobytes())
+        rows += [(i, k) for k in range(len(z))]
+        D = z.shape[1]
     video, clip = np.array(rows, int).reshape(-1, 2).T
     if accelerator.is_main_process:
         write_text(index, json.dumps({"inputs": inputs, "D": D, "video": video.tolist(), "clip": clip.tolist()}))
@@ -134,25 +133,13 @@ def extract(path: Path, backbone, samples, cfg: Config, accelerator: Accelerator
     return Features(file, D, video, clip)
 
 
-def append(file: Path, data: bytes, mode: str = "ab"):
-    """Appends to a file, or writes it anew. It is closed each time: a full disk may show only then."""
-    try:
-        with open(file, mode) as end:
-            end.write(data)
-    except OSError as error:
-        raise unwritten(file, error) from None
-
-
 @torch.no_grad()
 def search(queries: Features, gallery: Features, k: int, memory_gb: float, device="cpu", rank: int = 0, world: int = 1):
     """The k rows of the gallery of the largest inner product with each query: scores, rows, both (Q, k).
 
-    k is cut to the size of the gallery. Exact up to the rounding of float32 sums; among equal scores the row that comes
-    first in the gallery wins, however the blocks are cut.
-
-    memory_gb: GiB for a block of each and what is computed from them; more means fewer passes over the gallery. Raises
-        ConfigError if it is too little for one row of each.
-    rank, world: searches for the rank-th of `world` equal parts of the queries alone.
+    k is cut to the size of the gallery. Exact up to the rounding of float32 sums; of equal scores the first in the
+    gallery wins. memory_gb: GiB for a block of each and what is computed from them; ConfigError if it is too little for
+    one row of each. rank, world: searches for the rank-th of `world` equal parts of the queries alone.
     """
     begin, end = (part * len(queries) // world for part in (rank, rank + 1))
     G, k = len(gallery), min(k, len(gallery))
@@ -173,10 +160,8 @@ def search(queries: Features, gallery: Features, k: int, memory_gb: float, devic
 
 
 def block_sizes(Q, G, D, k, memory_gb) -> tuple[int, int]:
-    """Rows of a block of queries and of a block of the gallery that fit into memory_gb GiB.
-
-    A row takes 4 D bytes. A pair of both takes 36: cosines and row numbers, side by side with the best, and sorted.
-    """
+    """Rows of a block of queries and of a block of the gallery that fit into memory_gb GiB. A row takes 4 D bytes, a
+    pair of both takes 36: cosines and row numbers, side by side with the best, and sorted."""
     room = memory_gb * 2**30
     rows_g = min(G, 1024, int(room / 16 / D))
     rows_q = int((room - 4 * D * rows_g) / (4 * D + 36 * (rows_g + k)))
@@ -197,8 +182,7 @@ def retrieve(cfg: Config):
 
     The backbone is that of `pretrained`, the gallery the train list, the queries the list `subset`; several are asked
     one after the other with subset=test,swapped. `protocol` says what a row is. A test video that cannot be read is
-    one query missed, a train video that cannot be read is left out. Recall and a sheet of examples go to
-    OUT/NAME/retrieve-...; the features stay there too and are used again.
+    one query missed, a train video is left out. Features, recall and a sheet of examples go to OUT/NAME/retrieve-...
     """
     accelerator, path = make_accelerator(cfg), run_dir(cfg, "retrieve")
     path.mkdir(parents=True, exist_ok=True)
@@ -214,27 +198,25 @@ def retrieve(cfg: Config):
         if not len(queries) or not len(gallery):
             raise RunError(f"{cfg.dataset}: {len(queries)} rows of {subset}, {len(gallery)} of train: no search")
         began = time.perf_counter()
-        rows = search(queries, gallery, max(KS), cfg.memory_gb, accelerator.device, accelerator.process_index,
-                      accelerator.num_processes)[1]
-        rows = torch.cat(gather_object([rows]))
+        rows = torch.cat(gather_object([search(queries, gallery, max(KS), cfg.memory_gb, accelerator.device,
+                                               accelerator.process_index, accelerator.num_processes)[1]]))
         if accelerator.is_main_process:
             missed = len(asked) - len(np.unique(queries.video))
-            found = recall(rows.numpy(), asked.labels[queries.video], shown.labels[gallery.video], missed)
-            result = {**found, "n_scored": len(queries), "n_expected": len(queries) + missed, "gallery": len(gallery),
+            result = {**recall(rows.numpy(), asked.labels[queries.video], shown.labels[gallery.video], missed),
+                      "n_scored": len(queries), "n_expected": len(queries) + missed, "gallery": len(gallery),
                       "numbers": gallery.D, "protocol": cfg.protocol,
                       **about_result(cfg, subset, asked, accelerator, began)}
             write_text(path / f"recall-{cfg.protocol}-{subset}.json", json.dumps(result, indent=1) + "\n")
-            print(("{experiment} on {dataset} {subset}, split {split}, protocol {protocol}: R@1 {R@1:.1f}, R@5 "
-                   "{R@5:.1f}, R@10 {R@10:.1f}, R@20 {R@20:.1f}, R@50 {R@50:.1f}; {n_scored} of {n_expected} queries, "
-                   "{gallery} rows of {numbers} numbers in the gallery").format(**result))
+            print(("{experiment} on {dataset} {subset}, split {split}, protocol {protocol}: R@1 {R@1:.1f}, "
+                   "R@10 {R@10:.1f}, R@50 {R@50:.1f}; {n_scored} of {n_expected} queries").format(**result))
             sheet(path / f"nearest-{cfg.protocol}-{subset}.png", cfg, asked, queries, shown, gallery, rows)
 
 
 def sheet(path, cfg, asked, queries, shown, gallery, rows):
     """A picture: queries of six classes (left) before their five nearest rows; names of the query's class are bold."""
     from matplotlib.figure import Figure
-    protocol, label = PROTOCOLS[cfg.protocol], asked.labels[queries.video]
-    sampler = partial(protocol.sampler, T=cfg.frames, stride=cfg.stride)
+    label = asked.labels[queries.video]
+    sampler = partial(PROTOCOLS[cfg.protocol].sampler, T=cfg.frames, stride=cfg.stride)
     firsts = np.unique(label, return_index=True)[1]  # the first query of every class
     chosen = firsts[np.linspace(0, len(firsts) - 1, min(6, len(firsts))).astype(int)].tolist()
     figure = Figure(figsize=(9.3, 1.45 * len(chosen)), layout="constrained")
@@ -242,8 +224,7 @@ def sheet(path, cfg, asked, queries, shown, gallery, rows):
         nearest = [(shown, gallery, row) for row in rows[query, :5].tolist()]
         for axis, (samples, features, row) in zip(line, [(asked, queries, query), *nearest], strict=False):
             item = datasets.Clips(samples, sampler, cfg.short_side, 0, train=False)[0, int(features.video[row])]
-            axis.imshow(item.clips[len(item.clips) // 2 if protocol.mean else features.clip[row], cfg.frames // 2])
-            weight = "bold" if item.label == label[query] else "normal"
-            axis.set_title(samples.classes[item.label], fontsize=8, fontweight=weight)
+            axis.imshow(item.clips[features.clip[row], cfg.frames // 2])
+            axis.set_title(samples.classes[item.label], fontsize=8, weight=700 if item.label == label[query] else 400)
             axis.set_axis_off()
     figure.savefig(path, dpi=130)

@@ -15,7 +15,7 @@
 
 Every file is written aside and renamed, so a crash leaves the old one or the new one, never half. A checkpoint holds
 the objective (teacher and queue are its buffers), the optimizer, the loss scaler, the step, and which list of videos it
-is of. It holds no random state because there is none: every draw is a function of (seed, step, sample).
+is of. There is no random state: every draw is a function of (seed, step, sample).
 """
 
 import contextlib
@@ -57,28 +57,30 @@ def make_accelerator(cfg: Config) -> Accelerator:
     """Device and processes as `accelerate launch` set them up, precision from the config."""
     # Buffers are not broadcast in each step: BatchNorm statistics are a device's own, queues are equal on all anyway
     kwargs = DistributedDataParallelKwargs(broadcast_buffers=False)
-    precision = cfg.precision
+    precision = "no" if cfg.precision == "fp32" else cfg.precision
     found = torch.accelerator.current_accelerator(check_available=True)
     cpu = found is None or found.type == "mps" or parse_flag_from_env("ACCELERATE_USE_CPU")  # Apple's lacks kernels
     state = PartialState(cpu=cpu)
-    if precision != "fp32" and state.device.type == "cpu":
-        # oneDNN's bfloat16 weight gradients of Conv3d are wrong, some write out of bounds: docs/BENCHMARKS.md
+    if precision != "no" and state.device.type == "cpu":  # docs/BENCHMARKS.md
         state.print(f"precision={precision} is for GPUs (on CPUs Conv3d's gradients are wrong): using fp32")
-        precision = "fp32"
+        precision = "no"
     if cfg.tracker != "none" and cfg.tracker not in map(str, get_available_trackers()):
         raise RunError(f"tracker={cfg.tracker} needs a package that is not installed: pip install {cfg.tracker}")
-    return Accelerator(mixed_precision="no" if precision == "fp32" else precision, kwargs_handlers=[kwargs],
-                       log_with=None if cfg.tracker == "none" else cfg.tracker, project_dir=cfg.out)
+    return Accelerator(mixed_precision=precision, kwargs_handlers=[kwargs], project_dir=cfg.out,
+                       log_with=None if cfg.tracker == "none" else cfg.tracker)
 
 
 @contextlib.contextmanager
 def tracking(accelerator: Accelerator, run: "Run"):
     """Yields log(step=, **metrics), which writes a line of metrics.jsonl and tells the tracker, if there is one."""
     if run.cfg.tracker != "none":
-        name = f"{run.path.parent.name}-{run.path.name}"
         accelerator.project_configuration.logging_dir = str(run.path)  # TensorBoard writes to RUN/be
         plain = {k: v if isinstance(v, int | float | str) else str(v) for k, v in dataclasses.asdict(run.cfg).items()}
-        wandb = {"name": name, "id": run.wandb_id(), "resume": "allow", "dir": str(run.path)}  # resumed: one curve
+        wandb = {"name": f"{run.path.parent.name}-{run.path.name}", "resume": "allow", "dir": str(run.path)}
+        if run.write:  # the one process that talks to the tracker; a run begun anew, or elsewhere, has another id
+            if not ((file := run.path / "wandb-id").exists() and run.checkpoints()):
+                write_text(file, uuid.uuid4().hex)
+            wandb["id"] = file.read_text()
         accelerator.init_trackers("be", plain, {"wandb": wandb})
 
     def log(step: int, **metrics):
@@ -123,15 +125,6 @@ class Run:
                            f"(name=...), or remove the folder to start over")
         write_text(self.path / "config.yaml", configs.as_text(cfg))
 
-    def wandb_id(self) -> str | None:
-        """Of this run from its beginning, and of no other: one begun anew, or elsewhere, may have the same name."""
-        path = self.path / "wandb-id"
-        if not self.write:
-            return None  # only the process that writes talks to the tracker
-        if not (path.exists() and self.checkpoints()):
-            write_text(path, uuid.uuid4().hex)
-        return path.read_text()
-
     def close(self):
         """Lets another process write here; the end of this process does so too."""
         if self.write:
@@ -141,18 +134,12 @@ class Run:
         """Appends one line to metrics.jsonl; scalars of any kind, tensors included (reading them syncs the device)."""
         if self.write:
             line = {k: round(float(v), 6) if not isinstance(v, int | str) else v for k, v in metrics.items()}
-            try:
-                with open(self.path / "metrics.jsonl", "a") as file:
-                    file.write(json.dumps(line) + "\n")
-            except OSError as error:
-                raise unwritten(self.path / "metrics.jsonl", error) from None
-
-    def metrics(self) -> list[dict]:
-        return read_metrics(self.path)
+            with writing(self.path / "metrics.jsonl"), open(self.path / "metrics.jsonl", "a") as file:
+                file.write(json.dumps(line) + "\n")
 
     def forget_metrics_after(self, step: int):
         """Drops lines newer than the checkpoint that a run goes on from, so the record has each step once."""
-        kept = [json.dumps(line) + "\n" for line in self.metrics() if line["step"] <= step]
+        kept = [json.dumps(line) + "\n" for line in read_metrics(self.path) if line["step"] <= step]
         if self.write and (self.path / "metrics.jsonl").exists():
             write_text(self.path / "metrics.jsonl", "".join(kept))
 
@@ -165,27 +152,19 @@ class Run:
         if not self.write:
             return
         aside = self.path / "checkpoint" / "aside.tmp"
-        try:
+        with writing(self.path / f"checkpoint/step-{step:08d}", aside):
             torch.save({"step": step, **state}, aside)
             with open(aside, "rb") as file:
                 os.fsync(file.fileno())
             new = aside.with_name(f"step-{step:08d}-{_crc(aside):08x}.pt")
             os.replace(aside, new)
-        except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-            aside.unlink(missing_ok=True)
-            last = self.checkpoints()[-1].name if self.checkpoints() else "none"
-            raise RunError(f"{self.path}: checkpoint of step {step} could not be written ({error}); the last good one "
-                           f"is {last}; make room and run the same command again") from None
         others = [path for path in self.checkpoints() if path != new]
         before = [path for path in others if path.name < f"step-{step:08d}"]  # others are damaged: `latest` passed them
         for path in {*others} - {*[*before, new][-self.cfg.keep :]}:
             path.unlink()
 
     def latest(self, map_location="cpu") -> dict | None:
-        """The newest intact checkpoint, or None where there is none at all; a damaged one is named and passed over.
-
-        Raises RunError if all are damaged: to start over is for a person to decide.
-        """
+        """The newest intact checkpoint, None where there is none; a damaged one is passed over. RunError if all are."""
         for path in reversed(self.checkpoints()):
             if f"{_crc(path):08x}" == path.stem.rsplit("-", 1)[1]:
                 return torch.load(path, map_location=map_location, weights_only=True)
@@ -205,11 +184,10 @@ class Run:
 
 def read_metrics(path: Path) -> list[dict]:
     """The lines of metrics.jsonl; a last line cut short by a crash is left out."""
-    lines = []
-    if (Path(path) / "metrics.jsonl").exists():
-        for text in (Path(path) / "metrics.jsonl").read_text().splitlines():
-            with contextlib.suppress(json.JSONDecodeError):
-                lines.append(json.loads(text))
+    lines, file = [], Path(path) / "metrics.jsonl"
+    for text in file.read_text().splitlines() if file.exists() else ():
+        with contextlib.suppress(json.JSONDecodeError):
+            lines.append(json.loads(text))
     return lines
 
 
@@ -227,12 +205,11 @@ def status(out: str = "runs", names: str = "*"):
 
     running: a process holds the run and writes; stale: one holds it and has written nothing for long (it hangs, waits
     for its data, or its machine is gone); stopped: none holds it, the same command goes on; done: nothing left to do.
-    All is read from the folder, so any machine that sees it can say.
     """
     found = sorted(path.parent for stage in END for path in Path(out).glob(f"*/{stage}-*/config.yaml"))
     rows = [run_state(path) for path in found if fnmatch.fnmatch(path.parent.name, names)]
     if not rows:
-        print(f"no runs in {out}" + (f" named {names}" if names != "*" else ""))
+        print(f"no runs in {out} named {names}")
         return
     rows.insert(0, ("experiment", "stage", "state", "step", "loss", "left", "last checkpoint"))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -267,7 +244,7 @@ def _alive(path: Path, lines: list[dict], now: float) -> str:
     except FileNotFoundError:
         pass
     except BlockingIOError:
-        written = max((path / n).stat().st_mtime for n in ("lock", "metrics.jsonl") if (path / n).exists())
+        written = max(file.stat().st_mtime for file in (path / "lock", path / "metrics.jsonl") if file.exists())
         usual = lines[-1]["seconds"] - lines[-2]["seconds"] if len(lines) > 1 else 0.0  # < 0: resumed in between
         return "stale" if now - written > max(PATIENCE, 10 * usual) else "running"
     return "stopped"
@@ -283,21 +260,19 @@ def duration(seconds: float) -> str:
 
 def git_sha() -> str:
     """The commit of the code, with `+` when the tree has changes; `unknown` outside a repository."""
-    def git(*args):
-        here = Path(__file__).resolve().parent
-        return subprocess.run(["git", "-C", here, *args], capture_output=True, text=True, check=True).stdout.strip()
+    command = ["git", "-C", Path(__file__).resolve().parent, "describe", "--always", "--dirty=+", "--abbrev=12"]
     try:
-        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
+        return subprocess.run([*command, "--exclude=*"], capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 
 
 def provenance(samples, accelerator: Accelerator) -> dict:
     """What a result comes from: videos (a `datasets.Samples`; null if nobody ran `prepare`), code and machine."""
-    cuda = accelerator.device.type == "cuda"
-    device = torch.cuda.get_device_name(accelerator.device) if cuda else accelerator.device.type
+    device = accelerator.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     return {"manifest_hash": samples.manifest_hash, "git_sha": git_sha(), "torch": torch.__version__,
-            "device": f"{accelerator.num_processes} x {device}"}
+            "device": f"{accelerator.num_processes} x {name}"}
 
 
 def write_text(path: Path, text: str):
@@ -307,18 +282,22 @@ def write_text(path: Path, text: str):
 def write_aside(path: Path, write):
     """Calls `write(aside)` and renames the file it wrote to `path`. RunError where that cannot be written."""
     aside = Path(path).with_name(f".{Path(path).name}.aside")
-    try:
+    with writing(path, aside):
         write(aside)
         os.replace(aside, path)
-    except (OSError, SafetensorError) as error:
+
+
+@contextlib.contextmanager
+def writing(path: Path, aside: Path | None = None):
+    """A failure in here to write `path` becomes a RunError; `aside`, half of a file by then, is removed."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch reports a full disk as RuntimeError
         with contextlib.suppress(OSError):
-            aside.unlink()
-        raise unwritten(path, error) from None
-
-
-def unwritten(path: Path, error: Exception) -> RunError:
-    return RunError(f"{path} could not be written ({getattr(error, 'strerror', None) or error}); what was there before "
-                    f"is untouched; make room and run the same command again")
+            if aside:
+                aside.unlink()
+        raise RunError(f"{path} could not be written ({getattr(error, 'strerror', None) or error}); what was there "
+                       f"before is untouched; make room and run the same command again") from None
 
 
 def _crc(path: Path) -> int:
@@ -342,29 +321,25 @@ def progress(work, total: int, what: str):
 
 
 class Clock:
-    """Shares of wall time: `with clock("data"): ...`; how many were done in it: `clock.count += 8`."""
+    """Shares of wall time: `with clock("data"): ...`; how many were done in it: `clock.count += 8`.
+
+    What is done in `with clock():` takes no time.
+    """
 
     def __init__(self):
         self.since, self.count = time.perf_counter(), 0
         self.spent: dict[str, float] = {}
 
     @contextlib.contextmanager
-    def __call__(self, name: str):
+    def __call__(self, name: str = ""):
         begin = time.perf_counter()
         yield
         self.spent[name] = self.spent.get(name, 0.0) + time.perf_counter() - begin
 
-    @contextlib.contextmanager
-    def pause(self):
-        """What is done in here takes no time."""
-        begin = time.perf_counter()
-        yield
-        self.since += time.perf_counter() - begin
-
     def lap(self) -> tuple[float, dict[str, float]]:
         """(count per second, share of each name in the time), both since the last lap."""
         now = time.perf_counter()
-        seconds, self.since = now - self.since, now
+        seconds, self.since = now - self.since - self.spent.pop("", 0.0), now
         rate, shares = self.count / seconds, {name: spent / seconds for name, spent in self.spent.items()}
         self.count, self.spent = 0, {}
         return rate, shares

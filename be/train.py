@@ -35,7 +35,7 @@ from be import backbones, datasets, objectives
 from be.augment import Draws, apply_view, draw_view
 from be.config import Config, ConfigError, choose, experiments
 from be.evaluate import Probe, accuracy, classify, load_backbone
-from be.runs import Clock, Run, RunError, duration, make_accelerator, provenance, run_dir, tracking
+from be.runs import Clock, Run, RunError, duration, make_accelerator, provenance, read_metrics, run_dir, tracking
 from be.video import static_clips
 from be.weights import load_weights
 
@@ -109,7 +109,7 @@ def fit(objective, samples: datasets.Samples, cfg: Config, run: Run, accelerator
                 log(step=done, epoch=done / per_epoch, **line)
                 show_line(accelerator, bar, done, total, line, state)
             if tests:  # before the checkpoint: what has one has its line, too
-                with state.clock.pause():
+                with state.clock():
                     share_statistics(objective)
                     if found := at_epoch(done // per_epoch):
                         log(step=done, epoch=done / per_epoch, **found)
@@ -468,7 +468,7 @@ class Best:
     def __call__(self, epoch: int) -> dict[str, float]:
         probabilities, ok = classify(self.objective, self.held, self.cfg, self.accelerator)
         top1 = accuracy(probabilities, torch.from_numpy(self.held.labels), ok)["top1"]
-        before = [line["holdout_top1"] for line in self.run.metrics() if "holdout_top1" in line]
+        before = [line["holdout_top1"] for line in read_metrics(self.run.path) if "holdout_top1" in line]
         if round(top1, 6) > max(before, default=-1):  # as rounded in the log; of equals, the first
             self.run.save_weights("best", self.objective, **self.about, epoch=epoch, holdout_top1=top1)
         return {"holdout_top1": top1}

@@ -1,7 +1,8 @@
-"""Classifiers without training, for tests of verbs that look at finished runs of `tiny`."""
+"""Networks without training: BatchNorms that are not the identity, classifiers for verbs that look at finished runs."""
 
 import torch
 from conftest import TINY
+from torch import nn
 from videos import decode
 
 from be import backbones, config, datasets, objectives
@@ -9,6 +10,18 @@ from be.augment import eval_view
 from be.evaluate import regress
 from be.runs import Run
 from be.video import even_clips
+
+
+def awake(network, seed=0):
+    """Eval mode, with BatchNorms that are not the identity they start as."""
+    generator = torch.Generator().manual_seed(seed)
+    for module in network.eval().modules():
+        if isinstance(module, nn.BatchNorm2d | nn.BatchNorm3d):
+            for tensor in (module.weight.data, module.running_var):
+                tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
+            for tensor in (module.bias.data, module.running_mean):
+                tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.1)
+    return network
 
 
 def tuned(tiny, out, seed=0, knows=None, **more):

@@ -2,7 +2,6 @@
 
 import copy
 import math
-import pickle
 import re
 import zlib
 
@@ -10,27 +9,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
+from networks import awake
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from be import backbones, objectives
 from be.augment import Draws
-from be.backbones import BACKBONES, Unit3D, he_init, same_max_pool, same_padding
+from be.backbones import BACKBONES, he_init
 from be.config import ConfigError
 
 STRIDES = {"c3d": (8, 16), "r3d18": (16, 32), "r3d34": (16, 32), "r3d18tv": (8, 16), "r2plus1d18": (8, 16),
            "i3d": (8, 32), "s3d": (8, 32)}
 NAMES = sorted(STRIDES)
 ALL = sorted(BACKBONES)  # one of a fork's owes the same, and is tested by the same
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Networks this narrow gain nothing from threads, and lose much on a machine whose cores are busy."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def build(name, width=8, seed=0):
@@ -40,18 +31,6 @@ def build(name, width=8, seed=0):
 
 def clips(*shape, seed=0, **kwargs):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), **kwargs)
-
-
-def awake(network):
-    """The network in float64 and eval mode, with BatchNorms that are not the identity they start as."""
-    generator = torch.Generator().manual_seed(1)
-    for module in network.double().eval().modules():
-        if isinstance(module, nn.BatchNorm3d):
-            for tensor in (module.weight, module.running_var):
-                tensor.data = torch.rand(tensor.shape, generator=generator, dtype=torch.float64) + 0.5
-            for tensor in (module.bias, module.running_mean):
-                tensor.data = torch.randn(tensor.shape, generator=generator, dtype=torch.float64) * 0.1
-    return network
 
 
 def count(network):
@@ -76,20 +55,21 @@ def published():
         return {name: BACKBONES[name]() for name in NAMES}
 
 
-def test_c3d_parameters_closed_form(published):
-    channels = [3, 64, 128, 256, 256, 512, 512, 512, 512]
-    expected = sum(27 * i * o + 2 * o for i, o in zip(channels, channels[1:], strict=False))
-    assert count(published["c3d"]) == expected == 27_658_688
-
-
-@pytest.mark.parametrize("name, blocks, expected", [("r3d18", 2222, 33_203_904), ("r3d34", 3463, 63_513_536)])
-def test_r3d_parameters_closed_form(published, name, blocks, expected):
+@pytest.mark.parametrize("name, blocks", [("r3d18", (2, 2, 2, 2)), ("r3d34", (3, 4, 6, 3))])
+def test_r3d_parameters_closed_form(published, name, blocks):
     total, c_in = 7**3 * 3 * 64 + 2 * 64, 64
-    for n, c in zip(map(int, str(blocks)), (64, 128, 256, 512), strict=True):
+    for n, c in zip(blocks, (64, 128, 256, 512), strict=True):
         total += 27 * c_in * c + (2 * n - 1) * 27 * c * c + 2 * n * 2 * c
         total += (c_in * c + 2 * c) * (c_in != c)  # the projection
         c_in = c
-    assert count(published[name]) == total == expected
+    assert count(published[name]) == total
+
+
+def test_parameters_are_those_of_the_table(published):
+    channels = [3, 64, 128, 256, 256, 512, 512, 512, 512]
+    assert count(published["c3d"]) == sum(27 * i * o + 2 * o for i, o in zip(channels, channels[1:], strict=False))
+    for name, network in published.items():
+        assert re.search(rf"{name} .* {count(network) / 1e6:.2f} M ", backbones.__doc__), name
 
 
 def test_i3d_is_googlenet_inflated(published):
@@ -100,7 +80,7 @@ def test_i3d_is_googlenet_inflated(published):
     assert count(published["i3d"]) == 12_287_264  # the port's 12,697,264 less its 400-way logits
 
 
-SIZES = [(16, 112), (16, 224), (32, 112), (64, 224), (16, 32), (8, 32), (48, 80), (17, 97), (5, 13), (1, 1)]
+SIZES = [(16, 112), (16, 224), (64, 224), (8, 32), (17, 97), (5, 13), (1, 1)]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -112,7 +92,7 @@ def test_sizes_round_up(published, name, frames, side):
     assert out.shape == (2, backbone.dim, *expected)
 
 
-@pytest.mark.parametrize("width", [1, 3, 8, 16, 48])
+@pytest.mark.parametrize("width", [3, 16])
 @pytest.mark.parametrize("name", NAMES)
 def test_width_scales_every_channel(published, name, width):
     with torch.device("meta"):
@@ -136,54 +116,10 @@ def same_before(n, k, s):
     return before, overhang[before]
 
 
-@pytest.mark.parametrize("k, s", [(1, 1), (3, 1), (7, 1), (1, 2), (2, 2), (3, 2), (7, 2)])
-def test_same_padding_by_search(k, s):
-    for n in range(1, 30):
-        before = same_before(n, k, s)[0]
-        ours = same_padding(n, k, s)
-        assert ours[0] == before
-        assert (n + sum(ours) - k) // s + 1 == math.ceil(n / s)
-    assert same_padding(224, 7, 2) == (2, 3)
-    assert same_padding(111, 7, 2) == (3, 3)
-
-
-POOLS = [((1, 3, 3), (1, 2, 2)), ((3, 3, 3), (2, 2, 2)), ((2, 2, 2), (2, 2, 2)), ((3, 3, 3), (1, 1, 1))]
-
-
-@pytest.mark.parametrize("size, stride", POOLS)
-@pytest.mark.parametrize("shape", [(4, 6, 7), (5, 1, 2)])
-def test_same_max_pool_cell_by_cell(size, stride, shape):
-    x = clips(1, 2, *shape)
-    out = same_max_pool(x, size, stride)
-    assert out.shape[2:] == tuple(math.ceil(n / s) for n, s in zip(shape, stride, strict=True))
-    for cell in torch.cartesian_prod(*(torch.arange(n) for n in out.shape[2:])).tolist():
-        axes = zip(cell, shape, size, stride, strict=True)
-        starts = [c * s - same_before(n, k, s)[0] for c, n, k, s in axes]
-        t, h, w = (slice(max(a, 0), a + k) for a, k in zip(starts, size, strict=True))
-        assert torch.equal(out[(..., *cell)], x[:, :, t, h, w].amax((2, 3, 4)))
-
-
-@pytest.mark.parametrize("size, stride", [(7, 2), (3, 1), (1, 1)])
-@pytest.mark.parametrize("shape", [(4, 6, 7), (3, 5, 8)])
-def test_unit3d_cell_by_cell(size, stride, shape):
-    torch.manual_seed(0)
-    unit = Unit3D(2, 3, size, stride).double().eval()  # a fresh BatchNorm only divides by sqrt(1 + eps)
-    x = clips(1, 2, *shape, dtype=torch.float64)
-    out = unit(x)
-    assert out.shape[2:] == tuple(math.ceil(n / stride) for n in shape)
-    padded = torch.zeros(2, *(n + 2 * size for n in shape), dtype=torch.float64)
-    padded[:, size:-size, size:-size, size:-size] = x[0]
-    for cell in torch.cartesian_prod(*(torch.arange(n) for n in out.shape[2:])).tolist():
-        starts = [c * stride - same_before(n, size, stride)[0] for c, n in zip(cell, shape, strict=True)]
-        t, h, w = (slice(size + a, size + a + size) for a in starts)
-        value = (unit.conv3d.weight * padded[:, t, h, w]).sum((1, 2, 3, 4)) / math.sqrt(1 + 1e-3)
-        torch.testing.assert_close(out[(0, slice(None), *cell)], value.clamp(min=0))
-
-
 @pytest.mark.parametrize("shape", [(8, 32, 32), (7, 21, 38)])
 def test_i3d_features_are_the_ports(shape):
     """Every convolution and pool on zero-padded copies, floor mode, read off the state dict by name."""
-    network = awake(build("i3d"))
+    network = awake(build("i3d").double())
     weights = network.state_dict()
     x = clips(1, 3, *shape, dtype=torch.float64)
 
@@ -227,7 +163,7 @@ def residual_block(x, weights, name, stride):
 
 @pytest.mark.parametrize("name, blocks", [("r3d18", (2, 2, 2, 2)), ("r3d34", (3, 4, 6, 3))])
 def test_r3d_features_by_hara_names(name, blocks):
-    network = awake(build(name))
+    network = awake(build(name).double())
     weights = network.state_dict()
     x = clips(1, 3, 9, 45, 32, dtype=torch.float64)
     y = F.conv3d(x, weights["conv1.weight"], stride=(1, 2, 2), padding=3)
@@ -241,7 +177,7 @@ def test_r3d_features_by_hara_names(name, blocks):
 @pytest.mark.parametrize("name, theirs, norm", [("r2plus1d18", "r2plus1d_18", 4), ("r3d18tv", "r3d_18", 1)])
 def test_residual_features_are_torchvisions(name, theirs, norm):
     torch.manual_seed(0)
-    theirs = awake(getattr(torchvision.models.video, theirs)())
+    theirs = awake(getattr(torchvision.models.video, theirs)().double())
     weights = {key: value for key, value in theirs.state_dict().items() if not key.startswith("fc.")}
     for old, new in {
         rf"^stem\.{norm}": "bn1",
@@ -266,7 +202,7 @@ def test_s3d_features_are_torchvisions(shape):
     torch.manual_seed(0)
     theirs = torchvision.models.video.s3d().features
     he_init(theirs)
-    for module in awake(theirs).modules():
+    for module in awake(theirs.double()).modules():
         if isinstance(module, nn.BatchNorm3d):
             module.eps = 1e-5
     if shape[0] % 8 or shape[1] % 32:
@@ -281,7 +217,7 @@ def test_s3d_features_are_torchvisions(shape):
 
 
 def test_c3d_features_in_plain_layers():
-    network = awake(build("c3d"))
+    network = awake(build("c3d").double())
     convs = [m for m in network.modules() if isinstance(m, nn.Conv3d)]
     norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm3d)]
     pools = {0: nn.MaxPool3d((1, 2, 2)), 1: nn.MaxPool3d(2), 3: nn.MaxPool3d(2), 5: nn.MaxPool3d(2)}
@@ -302,21 +238,6 @@ def test_gradients_reach_every_parameter(name):
     (features * clips(*features.shape, seed=1)).sum().backward()
     silent = [key for key, p in network.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
     assert silent == []
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_eval_is_deterministic_per_clip_and_train_moves_the_statistics(name):
-    network, twin, x = build(name), build(name), clips(3, 3, 8, 33, 40)
-    torch.testing.assert_close(network(x), twin(x), rtol=0, atol=0)
-    assert all(torch.equal(a, b) for a, b in zip(network.buffers(), twin.buffers(), strict=True))
-    assert not torch.equal(network(x[:2]), network(x)[:2])  # BatchNorm sees the batch
-
-    network.eval()
-    before = copy.deepcopy(network.state_dict())
-    with torch.no_grad():
-        torch.testing.assert_close(network(x)[1:2], network(x[1:2]), rtol=1e-3, atol=1e-4)
-        assert torch.equal(network(x), network(x))
-    assert all(torch.equal(before[key], value) for key, value in network.state_dict().items())
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -351,19 +272,11 @@ def test_channels_last_and_bfloat16_agree(name):
     assert F.cosine_similarity(half.float().flatten(), plain.flatten(), dim=0) > 0.99
 
 
-@pytest.mark.parametrize("name", ["r3d18", "i3d", "s3d"])
-def test_one_graph_under_compile(name):
-    network, x = build(name).eval(), clips(1, 3, 8, 33, 32)
+def test_one_graph_under_compile():
+    network, x = build("i3d").eval(), clips(1, 3, 8, 33, 32)
     compiled = torch.compile(network, fullgraph=True, backend="eager")
     with torch.no_grad():
         torch.testing.assert_close(compiled(x), network(x))
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_copies_and_pickles(name):
-    network, x = build(name).eval(), clips(1, 3, 4, 32, 32)
-    for other in (copy.deepcopy(network), pickle.loads(pickle.dumps(network))):
-        assert torch.equal(other(x), network(x))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -417,24 +330,17 @@ class NoDim(Own):
 
 
 def test_a_backbone_of_ones_own(monkeypatch):
-    for name, factory in {"own": Own, "flat": Flat, "no-dim": NoDim, "no-width": lambda: Own(),
-                          "fixed": lambda width: Own(24)}.items():
+    for name, factory in {"own": Own, "flat": Flat, "no-dim": NoDim, "fixed": lambda width: Own(24)}.items():
         monkeypatch.setitem(BACKBONES, name, factory)
     assert backbones.build("own", 6, checkpointing=True)(torch.randn(2, 3, 4, 8, 8)).shape == (2, 6, 2, 4, 4)
     assert backbones.build("fixed", 64).dim == backbones.build("flat", 24).dim == 24
     for name, args, said in [("flat", (8, True), "checkpointing=true, but none of its modules names its `pieces`"),
                              ("no-dim", (), "`dim` must be .*an int, got None"),
-                             ("no-width", (), r"factory\(width=64\) cannot be called .*'width'"),
                              ("fixed", (8,), "ignores `width`: dim=24 for width=8 as for 64")]:
         with pytest.raises(ConfigError, match=f"backbone={name}: .*{said}"):
             backbones.build(name, *args)
-
-
-def test_build_by_name_lists_the_choices():
-    assert backbones.build("c3d", width=4).dim == 32
-    with pytest.raises(ConfigError) as error:
+    with pytest.raises(ConfigError, match="resnet50.*" + ".*".join(STRIDES)):
         backbones.build("resnet50")
-    assert all(name in str(error.value) for name in ["resnet50", *NAMES])
 
 
 NAMES_AND_SHAPES = {"c3d": 0x0cc453d7, "i3d": 0x13029a97, "r2plus1d18": 0x637b6ac8, "r3d18": 0x16266580,

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from dataclasses import replace
 from functools import partial
@@ -10,7 +11,7 @@ import networks
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, run
+from conftest import TINY
 from safetensors.torch import load_file, save_file
 
 from be import config, datasets, evaluate, runs, train
@@ -40,13 +41,16 @@ def test_accuracy_by_a_slow_count():
     assert (result["n_scored"], result["n_expected"]) == (int(ok.sum()), 40)
 
 
-@pytest.fixture(scope="module")
-def tuned(tiny, tmp_path_factory):
-    """A fine-tuned model, and the words that test it."""
-    out = tmp_path_factory.mktemp("runs")
-    base = ["--cfg", "demo-random", f"out={out}", *TINY, "epochs=1"]
-    run("finetune", *base, f"data={tiny}")
-    return base, out / "demo-random/finetune-ucf101-split1-seed0"
+@pytest.fixture
+def tested(tiny, tmp_path):
+    """(path, words -> what it prints): tests a classifier of `networks.tuned` on a copy of the videos, in DATA."""
+    path, *_ = networks.tuned(tiny, tmp_path / "runs")
+    shutil.copytree(tiny, tmp_path / "data")
+
+    def verb(*words):
+        words = [f"out={tmp_path / 'runs'}", f"data={tmp_path / 'data'}", "cache_gb=0", *TINY, *words]  # files change
+        evaluate.evaluate(config.load("demo-random", words, "finetune"))
+    return path, verb
 
 
 def outcome(path, subset="test"):
@@ -54,75 +58,70 @@ def outcome(path, subset="test"):
     return result, load_file(path / f"probabilities-{subset}.safetensors")
 
 
-def test_nothing_is_tested_twice(tiny, tuned, tmp_path, monkeypatch):
+def listed(data, subset="test", line=0):
+    """A video of a list and its place there."""
+    words = (data / f"ucf101/ucfTrainTestlist/{subset}list01.txt").read_text().splitlines()[line]
+    return data / "ucf101/UCF-101" / words.split()[0]
+
+
+def test_nothing_is_tested_twice(tested, tmp_path, monkeypatch):
     """A result stands until the weights, the videos or a setting change; then it is made anew."""
-    base, path = tuned
-    shutil.copytree(tiny, data := tmp_path / "data")
-    shutil.copytree(path.parents[1], tmp_path / "runs")
-    path = tmp_path / "runs" / path.relative_to(path.parents[1])
-    tested = []
+    (path, verb), data, seen = tested, tmp_path / "data", []
     def classify(model, samples, cfg, accelerator, classify=evaluate.classify):
-        tested.append(len(samples))
+        seen.append(len(samples))
         return classify(model, samples, cfg, accelerator)
     monkeypatch.setattr(evaluate, "classify", classify)
     def again(*words):
-        words = [*base[2:], f"out={tmp_path / 'runs'}", f"data={data}", "cache_gb=0", *words]  # files change below
-        evaluate.evaluate(config.load("demo-random", words, "finetune"))
-        return tested.pop() if tested else None
+        verb(*words)
+        return seen.pop() if seen else None
 
     assert again("test_clips=2") == 16 and again("test_clips=2") is None
     one, _ = outcome(path)
     assert again("test_clips=2", "workers=1", "log_every=7") is None and outcome(path)[0] == one
-    assert again("test_clips=3") == 16 and again("test_clips=3") is None
+    assert again() == 16 and again() is None
     (path / "probabilities-test.safetensors").unlink()
     assert again() == 16 and again() is None
-
-    line = (data / "ucf101/ucfTrainTestlist/testlist01.txt").read_text().splitlines()[0]
-    video = data / "ucf101/UCF-101" / line
-    os.utime(video, (1, 1))
+    os.utime(listed(data), (1, 1))
     assert again() == 16 and again() is None
-    video.unlink()
+    listed(data).unlink()
     assert again() == 16 and outcome(path)[0]["n_scored"] == 15 and again() is None
     lists = data / "ucf101/ucfTrainTestlist/testlist01.txt"
     lists.write_text("".join(lists.read_text().splitlines(keepends=True)[1:]))
     assert again() == 15
-    weights = load_file(path / "model.safetensors")
-    about = read_about(path / "model.safetensors")
+    weights, about = load_file(path / "model.safetensors"), read_about(path / "model.safetensors")
     weights["head.bias"][0] += 1e-3
     save_file(weights, path / "model.safetensors", {"about": json.dumps(about)})
     assert again() == 15 and again() is None
 
 
-def test_what_was_trained_otherwise_is_not_tested(tiny, tuned, capsys):
+def test_what_was_trained_otherwise_is_not_tested(tested, tmp_path, capsys):
     """Clips, precision and the like may differ; what the network is and sees may not, and nothing is written."""
-    base, path = tuned
+    path, verb = tested
     before = {file: file.stat().st_mtime_ns for file in path.iterdir()}
-    said = run("evaluate", *base, f"data={tiny}", "pool=max", "frames=16", code=2).stderr
-    assert "(pool: avg -> max, frames: 8 -> 16)" in said and f"--cfg {path / 'config.yaml'}" in said
-    assert len(said.strip().splitlines()) == 1
-    for word in ("stride=1", "static=true", "size=24", "short_side=32", "width=8", "backbone=i3d", "select=holdout"):
-        cfg = config.load("demo-random", [*base[2:], f"data={tiny}", word], "finetune")
-        with pytest.raises(runs.RunError, match=f"{word.split('=')[0]}: .+ -> {cfg.__dict__[word.split('=')[0]]}"):
-            evaluate.evaluate(cfg)
+    for words, said in ((["pool=max", "frames=16"], "(pool: avg -> max, frames: 8 -> 16)"), (["stride=1"], "2 -> 1"),
+                        (["static=true"], "False -> True"), (["size=24"], "16 -> 24"), (["short_side=32"], "24 -> 32"),
+                        (["width=8"], "4 -> 8"), (["backbone=i3d"], "c3d -> i3d"), (["select=holdout"], "-> holdout")):
+        with pytest.raises(runs.RunError, match=f"{re.escape(said)}.*--cfg {path / 'config.yaml'}"):
+            verb(*words)
     assert before == {file: file.stat().st_mtime_ns for file in path.iterdir()}
-    words = [f"data={tiny}", "test_clips=1", "subset=swapped", "workers=1", "precision=fp32", "lr=1"]
+    words = [f"data={tmp_path / 'data'}", "test_clips=1", "subset=swapped", "workers=1", "precision=fp32", "lr=1"]
     evaluate.evaluate(config.load(path / "config.yaml", words, "finetune"))
     assert "16 of 16 videos" in capsys.readouterr().out
 
 
-def test_a_broken_video_counts_as_wrong(tiny, tuned, tmp_path):
-    base, path = tuned
-    shutil.copytree(tiny, tmp_path / "data")
-    run("evaluate", *base, f"data={tiny}")
+def test_a_broken_video_counts_as_wrong(tested, tmp_path, capsys):
+    (path, verb), data = tested, tmp_path / "data"
+    verb()
     whole, probabilities = outcome(path)
-    line = (tmp_path / "data/ucf101/ucfTrainTestlist/testlist01.txt").read_text().splitlines()[0]
-    (tmp_path / "data/ucf101/UCF-101" / line).write_bytes(b"no video")
-    prepare("ucf101", str(tmp_path / "data"), check="packets", accept_missing=1, workers=1)
-    said = run("evaluate", *base, f"data={tmp_path / 'data'}")
-    assert "15 of 16 videos" in said.stdout and line.split("/")[1] in said.stderr
+    listed(data).write_bytes(b"no video")
+    prepare("ucf101", str(data), check="packets", accept_missing=1, workers=1)
+    capsys.readouterr()
+    verb()
+    said = capsys.readouterr()
+    assert "15 of 16 videos" in said.out and listed(data).name in said.err
     result, broken = outcome(path)
     assert (result["n_scored"], result["n_expected"]) == (15, 16)
-    mark = datasets.load("ucf101", tmp_path / "data", "test").manifest_hash
+    mark = datasets.load("ucf101", data, "test").manifest_hash
     assert mark is not None and (result["manifest_hash"], whole["manifest_hash"]) == (mark, None)
     assert broken["ok"].tolist() == [False] + [True] * 15
     torch.testing.assert_close(broken["probabilities"][1:], probabilities["probabilities"][1:], rtol=0, atol=0)
@@ -130,22 +129,21 @@ def test_a_broken_video_counts_as_wrong(tiny, tuned, tmp_path):
     assert result["top1"] == pytest.approx(whole["top1"] - 100 / 16 * float(first))
 
 
-def test_training_names_and_counts_what_it_skips(tiny, tmp_path):
+def test_training_names_and_counts_what_it_skips(tiny, tmp_path, capsys):
     shutil.copytree(tiny, tmp_path / "data")
-    line = (tmp_path / "data/ucf101/ucfTrainTestlist/trainlist01.txt").read_text().splitlines()[3].split()[0]
-    (tmp_path / "data/ucf101/UCF-101" / line).write_bytes(b"no video")
-    said = run("finetune", "--cfg", "demo-random", f"data={tmp_path / 'data'}", f"out={tmp_path}", *TINY)
-    assert line in said.stderr
-    last = (tmp_path / "demo-random/finetune-ucf101-split1-seed0/metrics.jsonl").read_text().splitlines()[-1]
-    assert json.loads(last)["skipped"] == 2  # once in each of 2 epochs
+    (video := listed(tmp_path / "data", "train", 3)).write_bytes(b"no video")
+    words = [f"data={tmp_path / 'data'}", f"out={tmp_path}", *TINY]
+    train.finetune(config.load("demo-random", words, "finetune"))
+    assert video.name in capsys.readouterr().err
+    last = runs.read_metrics(tmp_path / "demo-random/finetune-ucf101-split1-seed0")[-1]
+    assert last["skipped"] == 2  # once in each of 2 epochs
 
 
-def test_another_list_of_classes_is_refused(tiny, tuned, tmp_path):
-    base, _ = tuned
-    shutil.copytree(tiny, tmp_path / "data")
-    file = tmp_path / "data/ucf101/ucfTrainTestlist/classInd.txt"
-    file.write_bytes(file.read_bytes() + b"9 NewClass\r\n")
-    assert "knows other classes" in run("evaluate", *base, f"data={tmp_path / 'data'}", code=2).stderr
+def test_another_list_of_classes_is_refused(tested, tmp_path):
+    with open(tmp_path / "data/ucf101/ucfTrainTestlist/classInd.txt", "ab") as file:
+        file.write(b"9 NewClass\r\n")
+    with pytest.raises(config.ConfigError, match="knows other classes"):
+        tested[1]()
 
 
 # ---- features

@@ -5,19 +5,19 @@ import shutil
 import subprocess
 import sys
 from functools import partial
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ROOT, TINY, run
+from conftest import ROOT, TINY
 from videos import decode
 
 from be import backbones, config, datasets, retrieve
 from be.augment import eval_view
 from be.config import ConfigError
 from be.prepare import prepare
-from be.report import report
 from be.retrieve import PROTOCOLS, Features, block_sizes, consecutive_clips, max_cells, recall, search
 from be.runs import RunError, make_accelerator
 
@@ -49,10 +49,13 @@ def test_search_is_brute_force(tmp_path, memory_gb):
     assert torch.equal(torch.cat(parts), row)  # as processes share it
 
 
-def test_blocks_are_cut_where_the_test_above_needs_it():
-    assert block_sizes(0, 143, 257, 20, 1) == block_sizes(1, 143, 257, 20, 1)  # a process that has no query
+def test_block_sizes():
+    """The test above cuts blocks of all kinds; a process may have no query; too little memory is an error."""
     sizes = [block_sizes(61, 143, 257, 20, gb) for gb in (1, 1e-4, 4e-5)]
     assert sizes[0] == (61, 143) and sizes[1][0] < 61 and sizes[1][1] < 143 and sizes[2][1] < 11
+    assert block_sizes(0, 143, 257, 20, 1) == block_sizes(1, 143, 257, 20, 1)
+    with pytest.raises(ConfigError, match="memory_gb=1e-06"):
+        block_sizes(10, 10, 100_352, 50, 1e-6)
 
 
 @pytest.mark.parametrize("memory_gb", [1, 2e-4, 3e-5])
@@ -68,11 +71,6 @@ def test_a_gallery_smaller_than_k(tmp_path):
     q, g = np.eye(3), np.eye(3)[:2]
     score, row = search(on_disk(tmp_path, "q", q), on_disk(tmp_path, "g", g), 50, 1)
     assert row.tolist() == [[0, 1], [1, 0], [0, 1]] and score.tolist() == [[1, 0], [1, 0], [0, 0]]
-
-
-def test_too_little_memory_is_an_error(tmp_path):
-    with pytest.raises(ConfigError, match="memory_gb=1e-06"):
-        block_sizes(10, 10, 100_352, 50, 1e-6)
 
 
 def test_memory_stays_within_the_budget(tmp_path):
@@ -134,14 +132,16 @@ def words(data, out, *more):
     return [f"data={data}", f"out={out}", *TINY, "backbone=r3d18", *more]
 
 
-def verb(*args):
-    retrieve.retrieve(config.load("demo-random", words(*args), "retrieve"))
+def verb(*args, sheet=lambda *_: None):
+    """The verb; without its picture, which takes a second."""
+    with mock.patch.object(retrieve, "sheet", sheet):
+        retrieve.retrieve(config.load("demo-random", words(*args), "retrieve"))
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_the_verb_end_to_end(tiny, tmp_path, protocol, capsys):
     """Its features are what the backbone says of the decoded clips; its recall is brute force on them."""
-    verb(tiny, tmp_path, f"protocol={protocol}", "subset=test,swapped")
+    verb(tiny, tmp_path, f"protocol={protocol}", "subset=test,swapped", sheet=retrieve.sheet)
     assert capsys.readouterr().out.count(" R@50 ") == 2
     path = tmp_path / "demo-random/retrieve-ucf101-split1-seed0"
     result = json.loads((path / f"recall-{protocol}-test.json").read_text())
@@ -171,10 +171,6 @@ def test_the_verb_end_to_end(tiny, tmp_path, protocol, capsys):
         hit = (label_g[order[:, :k]] == label_q[:, None]).any(1)
         assert result[f"R@{k}"] == pytest.approx(100 * hit.mean())
     assert (path / f"nearest-{protocol}-test.png").stat().st_size > 10_000
-    report(str(tmp_path), "demo-random")
-    lines = (tmp_path / "report.md").read_text().splitlines()
-    line = next(line for line in lines if f"ucf101 test, split 1, protocol {protocol} " in line and "| R@1 " in line)
-    assert line.split("|")[5].strip() == f"{result['R@1']:.1f}"
 
 
 def test_features_are_used_again_unless_what_made_them_is_another(tiny, tmp_path, capsys):
@@ -202,13 +198,6 @@ def test_features_are_used_again_unless_what_made_them_is_another(tiny, tmp_path
         assert reused() == 1 and len((path / file).read_bytes()) == len(whole)
 
 
-def test_a_file_of_features_that_ends_early_is_an_error(tmp_path):
-    features = on_disk(tmp_path, "z", np.eye(5))
-    features.file.write_bytes(features.file.read_bytes()[:-2])
-    with pytest.raises(RuntimeError, match="invalid for input of size 24"):
-        search(features, features, 2, 1)
-
-
 def test_a_full_disk_is_said_in_a_line(tiny, tmp_path, monkeypatch):
     """Of every write to /dev/full the kernel says that there is no room."""
     folder = tmp_path / "demo-random/retrieve-ucf101-split1-seed0"
@@ -220,18 +209,6 @@ def test_a_full_disk_is_said_in_a_line(tiny, tmp_path, monkeypatch):
     (folder / ".gap-train.json.aside").symlink_to("/dev/full")
     with pytest.raises(RunError, match=r"gap-train\.json could not be written \(No space left on device\)"):
         verb(tiny, tmp_path, "protocol=gap")
-
-
-def test_two_processes_equal_one(tiny, tmp_path):
-    results = []
-    verb(tiny, tmp_path / "one")
-    run("retrieve", "--cfg", "demo-random", *words(tiny, tmp_path / "two"), launch=2)
-    for out in ("one", "two"):
-        path = tmp_path / out / "demo-random/retrieve-ucf101-split1-seed0"
-        result = json.loads((path / "recall-paper-test.json").read_text())
-        results.append(((path / "paper-test.f16").read_bytes(), (path / "paper-train.f16").read_bytes(),
-                        json.loads((path / "paper-test.json").read_text()), {k: result[k] for k in result if "@" in k}))
-    assert results[0] == results[1]
 
 
 def test_an_unreadable_video_is_a_query_missed(tiny, tmp_path):

@@ -13,12 +13,13 @@ import torch
 from conftest import TINY
 from safetensors.torch import load_file
 
-from be import config, evaluate, runs, train
+from be import config, evaluate, retrieve, runs, train
 
 os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is loaded, which set_num_threads is too late for
 CONTEXT = multiprocessing.get_context("forkserver")  # processes that have imported everything when they begin
 CONTEXT.set_forkserver_preload(["be.train", "torch._dynamo"])
-STAGES = {"pretrain": train.pretrain, "finetune": train.finetune, "evaluate": evaluate.evaluate}
+STAGES = {"pretrain": train.pretrain, "finetune": train.finetune, "evaluate": evaluate.evaluate,
+          "retrieve": retrieve.retrieve}
 
 # MoCo and each pretext task, with BE
 FIRST = {"moco": "demo-moco-be", "rotnet": "table1-rotnet-be", "puzzles": "table1-puzzles-be",
@@ -32,6 +33,7 @@ def member(rank, world, port, work):
                    "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
     torch.set_num_threads(1)
     train.HELD_OUT = 0.2  # of 4 videos of a class, a tenth is none
+    retrieve.sheet = lambda *_: None
     sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (for the life of the process)
     for stage, cfg in work:
         STAGES[stage](cfg)
@@ -108,6 +110,20 @@ def test_exactly_the_same_result(spread, tiny):
     assert results[1][3:5] == [16, 16]
     for world in (3, 4):
         torch.testing.assert_close(results[world], results[1], rtol=0, atol=0)
+
+
+def test_exactly_the_same_retrieval(tiny, tmp_path):
+    """The features, in the order of the list, and the recall that follows from them."""
+    found = []
+    for world in (1, 3):
+        cfg = load(tiny, tmp_path / f"on{world}", "demo-random", "retrieve")
+        assert end(start(world, [("retrieve", cfg)])) == [0] * world
+        path = runs.run_dir(cfg, "retrieve")
+        result = json.loads((path / "recall-paper-test.json").read_text())
+        found.append([{key: value for key, value in result.items() if "@" in key}, path / "paper-test.json",
+                      *((path / f"paper-{subset}.f16").read_bytes() for subset in ("train", "test"))])
+    assert found[0][1].read_text() == found[1][1].read_text()
+    assert len(found[0][0]) == 5 and found[0][0] == found[1][0] and found[0][2:] == found[1][2:]
 
 
 def watched(cfg):

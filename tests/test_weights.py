@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 import warnings
-from collections import OrderedDict
 from pathlib import Path
 
 import pytest
@@ -15,26 +14,14 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from conftest import TINY
-from safetensors.torch import load_file
+from networks import awake
 from torch import nn
 
 from be import config, weights
 from be.augment import MEAN, STD, normalise
 from be.backbones import BACKBONES, Unit3D, build, he_init
 from be.train import finetune, pretrain
-from be.weights import NAMINGS, WeightsError, find, fold_pixels, from_pretrained, load, load_weights, save_pretrained
-
-
-def awake(network, seed=0):
-    """Eval mode, with BatchNorms that are not the identity they start as."""
-    generator = torch.Generator().manual_seed(seed)
-    for module in network.eval().modules():
-        if isinstance(module, nn.BatchNorm2d | nn.BatchNorm3d):
-            for tensor in (module.weight.data, module.running_var):
-                tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
-            for tensor in (module.bias.data, module.running_mean):
-                tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.1)
-    return network
+from be.weights import NAMINGS, WeightsError, find, fold_pixels, from_pretrained, load, load_weights
 
 
 def trained(name, width=4, seed=1):
@@ -210,9 +197,8 @@ def test_i3d_of_deepmind_sees_pixels_between_minus_one_and_one(tmp_path, naming)
                            outputs(theirs.Conv3d_1a_7x7, 2 * pixels - 1))
 
 
-@pytest.mark.parametrize("name", ["r3d18", "r3d34"])
-def test_hara(tmp_path, name):
-    theirs, ours = trained(name), fresh(name)
+def test_hara(tmp_path):
+    theirs, ours = trained("r3d18"), fresh("r3d18")
     state = {f"module.{key}": tensor for key, tensor in theirs.state_dict().items()}
     state |= {"module.fc.weight": torch.zeros(700, 32), "module.fc.bias": torch.zeros(700)}
     report = load(saved(tmp_path, {"epoch": 200, "arch": "resnet", "state_dict": state, "optimizer": {}}), ours)
@@ -252,110 +238,51 @@ def test_s3d_of_torchvision(tmp_path):
     torch.testing.assert_close(outputs(ours, normalise(pixels)), expected, rtol=1e-3, atol=1e-3)
 
 
-def chain(**layers):
-    return nn.Sequential(OrderedDict(layers))
+def encoder(seed, gates=()):
+    """The state of CoCLR's S3D, channels / 8, and projection: each layer by its own name and in one of five blocks."""
+    places = {"1a": "1.0", "2b": "2.1", "2c": "2.2", "3b": "3.1", "3c": "3.2", "4b": "4.1", "4c": "4.2", "4d": "4.3",
+              "4e": "4.4", "4f": "4.5", "5b": "5.1", "5c": "5.2"}  # behind the pools
+    state = trained("s3d", 8, seed).state_dict() | {name: torch.zeros(4, 4) for name in gates}
+    again = {re.sub(r"^\w+_(\d.)\.", lambda m: f"block{places[m[1]]}.", name): tensor for name, tensor in state.items()}
+    both = {f"0.{name}": tensor for name, tensor in (state | again).items()}
+    return both | {"2.weight": torch.zeros(128, 128, 1, 1, 1), "4.weight": torch.zeros(16, 128, 1, 1, 1)}
 
 
-def plain(c_in, c_out):
-    return chain(conv=nn.Conv3d(c_in, c_out, 1, bias=False), bn=nn.BatchNorm3d(c_out), relu=nn.ReLU())
-
-
-def separable(c_in, c_out, k, stride=1):
-    space = nn.Conv3d(c_in, c_out, (1, k, k), (1, stride, stride), (0, k // 2, k // 2), bias=False)
-    time = nn.Conv3d(c_out, c_out, (k, 1, 1), (stride, 1, 1), (k // 2, 0, 0), bias=False)
-    return chain(conv1=space, bn1=nn.BatchNorm3d(c_out), relu1=nn.ReLU(),
-                 conv2=time, bn2=nn.BatchNorm3d(c_out), relu2=nn.ReLU())
-
-
-class CoclrMixed(nn.Module):
-    def __init__(self, c_in, a, b, c, d, e, f, gating):
-        super().__init__()
-        self.branch0 = nn.Sequential(plain(c_in, a))
-        self.branch1 = nn.Sequential(plain(c_in, b), separable(b, c, 3))
-        self.branch2 = nn.Sequential(plain(c_in, d), separable(d, e, 3))
-        self.branch3 = nn.Sequential(nn.MaxPool3d(3, 1, 1), plain(c_in, f))
-        for i, channels in enumerate((a, c, e, f) if gating else ()):
-            self.add_module(f"gating_b{i}", chain(fc=nn.Linear(channels, channels)))
-
-    def forward(self, x):
-        return torch.cat([getattr(self, f"branch{i}")(x) for i in range(4)], 1)
-
-
-class CoclrS3D(nn.Module):
-    """CoCLR's S3D with channels / 8: every layer under its own name, and once more in one of five blocks."""
-
-    def __init__(self, c_in=3, gating=False):
-        super().__init__()
-        half = nn.MaxPool3d((1, 3, 3), (1, 2, 2), (0, 1, 1))
-        layers = [{"Conv_1a": separable(c_in, 8, 7, 2)},
-                  {"MaxPool_2a": half, "Conv_2b": plain(8, 8), "Conv_2c": separable(8, 24, 3)},
-                  {"MaxPool_3a": half}, {"MaxPool_4a": nn.MaxPool3d(3, 2, 1)}, {"MaxPool_5a": nn.MaxPool3d(2, 2)}]
-        channels = {"3b": (24, 8, 12, 16, 2, 4, 4), "3c": (32, 16, 16, 24, 4, 12, 8), "4b": (60, 24, 12, 26, 2, 6, 8),
-                    "4c": (64, 20, 14, 28, 3, 8, 8), "4d": (64, 16, 16, 32, 3, 8, 8), "4e": (64, 14, 18, 36, 4, 8, 8),
-                    "4f": (66, 32, 20, 40, 4, 16, 16), "5b": (104, 32, 20, 40, 4, 16, 16),
-                    "5c": (104, 48, 24, 48, 6, 16, 16)}  # fmt: skip
-        for name, numbers in channels.items():
-            layers[int(name[0]) - 1][f"Mixed_{name}"] = CoclrMixed(*numbers, gating)
-        for i, block in enumerate(layers, 1):
-            for name, layer in block.items():
-                self.add_module(name, layer)
-            self.add_module(f"block{i}", nn.Sequential(*block.values()))
-
-    def forward(self, x):
-        for i in range(1, 6):
-            x = getattr(self, f"block{i}")(x)
-        return x
-
-
-def encoder(seed, **options):
-    """A backbone with CoCLR's projection behind it."""
-    torch.manual_seed(seed)
-    s3d = CoclrS3D(**options)
-    he_init(s3d)
-    return awake(nn.Sequential(s3d, nn.AdaptiveAvgPool3d(1), nn.Conv3d(128, 128, 1), nn.ReLU(), nn.Conv3d(128, 16, 1)),
-                 seed)
-
-
-def coclr_file(tmp_path, networks, module=""):
-    """A checkpoint as its scripts write it, of {"encoder_q": network, ...}."""
+def coclr_file(tmp_path, states, module=""):
+    """A checkpoint as its scripts write it, of {"encoder_q": state, ...}."""
     state = {f"{module}queue": torch.zeros(16, 32), f"{module}queue_ptr": torch.zeros(1, dtype=torch.long)}
-    for name, network in networks.items():
-        state |= {f"{module}{name}.{key}": tensor for key, tensor in network.state_dict().items()}
+    state |= {f"{module}{name}.{key}": tensor for name, part in states.items() for key, tensor in part.items()}
     moments = {"step": 7, "exp_avg": torch.zeros(8, 3, 1, 7, 7), "exp_avg_sq": torch.zeros(8, 3, 1, 7, 7)}
     optimizer = {"state": {0: moments}, "param_groups": [{"lr": 1e-3, "betas": (0.9, 0.999), "params": [0]}]}
     return saved(tmp_path, {"epoch": 299, "state_dict": state, "best_acc": 0.5, "optimizer": optimizer, "iteration": 8})
 
 
-@pytest.mark.parametrize("module, c_in", [("", 3), ("module.", 2)])
-def test_coclr(tmp_path, module, c_in, capsys):
-    """The query encoder computes here what it does there, of three networks that hold each tensor twice."""
-    query = encoder(1)
-    networks = {"encoder_q": query, "encoder_k": encoder(2), "sampler": encoder(3, c_in=c_in)}
-    both = {"0.Mixed_3b.branch1.1.conv2.weight", "0.block3.1.branch1.1.conv2.weight", "0.block1.0.bn2.running_var",
-            "0.Conv_2b.conv.weight", "0.block2.1.conv.weight", "0.Mixed_5c.branch0.0.bn.bias"}
-    assert both <= query.state_dict().keys()
-    ours = fresh("s3d", 8)
-    report = load(coclr_file(tmp_path, networks, module), ours)
+@pytest.mark.parametrize("module", ["", "module."])
+def test_coclr(tmp_path, module, capsys):
+    """The query encoder, of three networks that hold each tensor twice."""
+    states, ours = {"encoder_q": encoder(1), "encoder_k": encoder(2), "sampler": encoder(3)}, fresh("s3d", 8)
+    assert {"0.Mixed_3b.branch1.1.conv2.weight", "0.block3.1.branch1.1.conv2.weight", "0.block1.0.bn2.running_var",
+            "0.Conv_2b.conv.weight", "0.block2.1.conv.weight", "0.Mixed_5c.branch0.0.bn.bias"} <= {*states["sampler"]}
+    report = load(coclr_file(tmp_path, states, module), ours)
     assert (report["prefix"], report["missing"]) == (f"state_dict.{module}encoder_q.0.", [])
     assert {name.split(".")[0] for name in report["left_out"]} == {f"block{i}" for i in range(1, 6)}
     said = capsys.readouterr().out
     assert "loaded 385 of 385 tensors" in said and "missing" not in said
-    clips = random(2, 3, 16, 64, 64)
-    expected = outputs(query[0], clips)
-    torch.testing.assert_close(outputs(ours, clips), expected)
-    for other in ("encoder_k", "sampler") if c_in == 3 else ("encoder_k",):
-        assert (outputs(networks[other][0], clips) - expected).abs().max() > 0.1
+    torch.testing.assert_close(ours.state_dict(), trained("s3d", 8, 1).state_dict(), rtol=0, atol=0)
 
 
 def test_s3d_elsewhere_and_s3d_with_gates_are_refused(tmp_path):
     """S3D-G has all tensors of S3D, and more: that they would all fit is no reason to take them."""
-    with pytest.raises(WeightsError, match=r"gating_b0\.fc\.weight.*fits no backbone here"):
-        load(coclr_file(tmp_path, {"encoder_q": encoder(1, gating=True)}), fresh("s3d", 8))
+    gates = encoder(1, gates=["Mixed_3b.gating_b0.fc.weight"])
+    with pytest.raises(WeightsError, match=r"385 of 385 tensors.*gating_b0\.fc\.weight"):
+        load(coclr_file(tmp_path, {"encoder_q": gates}), fresh("s3d", 8))
     with pytest.raises(WeightsError, match="only 0 of 285 tensors"):
         load(coclr_file(tmp_path, {"encoder_q": encoder(1)}), fresh("i3d", 8))
-    flow = r"Conv_1a.conv1.weight \(8, 2, 1, 7, 7\) for \(8, 3, 1, 7, 7\)"
-    with pytest.raises(WeightsError, match=f"only 384 of 385 tensors.*{flow}"):
-        load(coclr_file(tmp_path, {"encoder_q": encoder(1, c_in=2)}), fresh("s3d", 8))
+    flow = {name: x[:, :2] if name.endswith(("Conv_1a.conv1.weight", "block1.0.conv1.weight")) else x
+            for name, x in encoder(1).items()}
+    said = r"Conv_1a.conv1.weight \(8, 2, 1, 7, 7\) for \(8, 3, 1, 7, 7\)"
+    with pytest.raises(WeightsError, match=f"only 384 of 385 tensors.*{said}"):
+        load(coclr_file(tmp_path, {"encoder_q": flow}), fresh("s3d", 8))
 
 
 # ---- what is found, and what is refused
@@ -397,10 +324,11 @@ def test_too_little_is_refused_with_what_is_missing(tmp_path):
     first = {name: tensor for name, tensor in state.items() if name != "conv1.weight"}
     with pytest.raises(WeightsError, match=r"only 99 of 100 tensors.*1 missing: conv1.weight"):
         load(saved(tmp_path, first), fresh("r3d18"))
-    with pytest.raises(WeightsError, match=r"conv1.weight \(4, 3, 7, 7, 7\) for \(8, 3, 7, 7, 7\).*width 64"):
+    with pytest.raises(WeightsError, match=r"conv1.weight \(4, 3, 7, 7, 7\) for \(8, 3, 7, 7, 7\)"):
         load(saved(tmp_path, state), fresh("r3d18", 8))
     with pytest.raises(WeightsError, match="only 0 of 100 tensors"):
-        load(saved(tmp_path, {"w": torch.ones(2)}), fresh("r3d18"))
+        load(saved(tmp_path, {"w": torch.ones(2)}), ours := fresh("r3d18"))
+    torch.testing.assert_close(ours.state_dict(), fresh("r3d18").state_dict(), rtol=0, atol=0)  # as it was
 
 
 def test_a_deeper_network_is_refused_where_the_shallower_one_fits(tmp_path):
@@ -412,38 +340,13 @@ def test_a_deeper_network_is_refused_where_the_shallower_one_fits(tmp_path):
     assert load(saved(tmp_path, trained("r3d18").state_dict() | head), fresh("r3d18"))["left_out"] == list(head)
 
 
-def test_a_refused_file_leaves_the_backbone_as_it_was(tmp_path):
-    ours, before = fresh("r3d18"), fresh("r3d18").state_dict()
-    with pytest.raises(WeightsError):
-        load(saved(tmp_path, {k: v for k, v in trained("r3d18").state_dict().items() if k != "conv1.weight"}), ours)
-    assert all(torch.equal(before[name], tensor) for name, tensor in ours.state_dict().items())
-
-
-def test_a_refusal_names_the_backbones_that_would_take_the_file(tmp_path):
-    with torch.device("meta"):
-        models = torchvision.models
-        files = [("Of width 64 it fits backbone=r3d18tv", models.video.r3d_18(), "r3d18"),
-                 ("Of width 64 it fits backbone=r2plus1d18", models.video.r2plus1d_18(), "r3d18tv"),
-                 ("Of width 64 it fits backbone=s3d", models.video.s3d(), "i3d"),
-                 ("Of width 64 it fits backbone=i3d", models.googlenet(aux_logits=False, init_weights=False), "s3d"),
-                 ("Of width 64 it fits backbone=r3d34", build("r3d34"), "r3d18"),
-                 ("Of width 64 it fits no backbone here", models.video.mc3_18(), "r3d18tv"),
-                 ("Of width 64 it fits no backbone here", models.resnet18(), "r3d18")]
-    files = [(said, network.state_dict(), name) for said, network, name in files]
-    type_a = {key: tensor for key, tensor in files[4][1].items() if "downsample" not in key}  # 165 of 180 tensors
-    for said, state, name in [*files, ("15 missing: layer2.0.downsample.*it fits no backbone here", type_a, "r3d34")]:
-        file = saved(tmp_path, {key: torch.zeros(()).expand(tensor.shape) for key, tensor in state.items()})
-        with pytest.raises(WeightsError, match=f"{said}$"):
-            load(file, fresh(name, 64))
-
-
 class Trap:
     def __reduce__(self):
         return exec, ("raise SystemExit('the trap ran')",)
 
 
 def test_pickles_that_could_run_code_are_refused_and_the_way_out_works(tmp_path):
-    with pytest.raises(WeightsError, match="could run code of its author.*builtins.exec|could run code.*exec"):
+    with pytest.raises(WeightsError, match="could run code of its author.*exec"):
         load(saved(tmp_path, {"model": {}, "trap": Trap()}), fresh("r3d18"))
 
     theirs = trained("r3d18")
@@ -470,7 +373,7 @@ def test_where_weights_are_looked_for(tmp_path, monkeypatch):
     for source in (f"{tmp_path}/nothing", "nothing.pth"):
         with pytest.raises(WeightsError, match="nothing(.pth)? does not exist"):
             find(source)
-    with pytest.raises(WeightsError, match="no model 'googlnet'"):
+    with pytest.raises(WeightsError, match="torchvision:googlnet: torchvision has googlenet, .*Unknown model"):
         find("torchvision:googlnet")
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     (tmp_path / "checkpoints").mkdir()
@@ -481,7 +384,7 @@ def test_where_weights_are_looked_for(tmp_path, monkeypatch):
     def offline(*_, **__):
         raise OSError("no network")
     monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
-    with pytest.raises(WeightsError, match=f"no network.*put it at {cached}"):
+    with pytest.raises(WeightsError, match=f"put it at {cached}.*no network"):
         find("torchvision:googlenet")
 
 
@@ -507,17 +410,26 @@ def test_files_of_ours_load_strictly(tmp_path, capsys):
         load_weights(path, net)
 
 
+def finished(folder, name, width=4):
+    """A run directory of pre-training with nothing in it but what `export` reads. Returns the backbone, too."""
+    folder.mkdir()
+    (folder / "config.yaml").write_text("{method: moco, epochs: 3}")
+    weights.write(folder / "backbone.safetensors", network := trained(name, width), {"backbone": name, "width": width})
+    return folder, network
+
+
 def test_a_folder_and_back(tmp_path):
-    theirs, clips = trained("i3d"), random(1, 3, 8, 32, 32)
-    folder = save_pretrained(tmp_path / "out", theirs, {"backbone": "i3d", "width": 4, "method": "moco"})
+    (run, theirs), clips = finished(tmp_path / "run", "i3d"), random(1, 3, 8, 32, 32)
+    weights.export(str(run), str(folder := tmp_path / "out"))
     assert sorted(path.name for path in folder.iterdir()) == ["README.md", "backbone.safetensors", "config.json"]
     config = json.loads((folder / "config.json").read_text())
-    assert config["backbone"] == "i3d" and config["dim"] == 64 and config["pixels"]["mean"] == list(MEAN)
+    assert config.items() >= {"backbone": "i3d", "dim": 64, "method": "moco", "epochs": 3}.items()
+    assert config["pixels"] == {"order": "RGB", "mean": list(MEAN), "std": list(STD)}
     back = from_pretrained(folder)
     assert not back.training and back.config == config
     assert torch.equal(outputs(back, clips), outputs(theirs, clips))
     weights.write(folder / "backbone.safetensors", theirs, {})
-    with pytest.raises(WeightsError, match="does not say which `backbone`"):
+    with pytest.raises(WeightsError, match="does not say which backbone it is: 'backbone'"):
         from_pretrained(folder)
 
 
@@ -526,22 +438,18 @@ def test_the_hub(tmp_path, monkeypatch, capsys):
     import huggingface_hub as hub
 
     store = tmp_path / "store"
-    def create_repo(self, repo_id, private, exist_ok):
+    def create_repo(repo_id, private, exist_ok):
         assert repo_id == "me/mine" and private and exist_ok
         return f"https://hub/{repo_id}"
-    def upload_folder(self, repo_id, folder_path):
-        shutil.copytree(folder_path, store)
     def download(repo_id, filename):
         if repo_id != "me/mine":
             raise hub.errors.LocalEntryNotFoundError("cannot find the requested files")
         return str(store / filename)
-    monkeypatch.setattr(hub.HfApi, "create_repo", create_repo)
-    monkeypatch.setattr(hub.HfApi, "upload_folder", upload_folder)
+    monkeypatch.setattr(hub, "create_repo", create_repo)
+    monkeypatch.setattr(hub, "upload_folder", lambda repo_id, folder_path: shutil.copytree(folder_path, store))
     monkeypatch.setattr(hub, "hf_hub_download", download)
 
-    theirs = trained("r3d18")
-    run = save_pretrained(tmp_path / "run", theirs, {"backbone": "r3d18", "width": 4})
-    (run / "config.yaml").write_text("{method: moco}")
+    run, theirs = finished(tmp_path / "run", "r3d18")
     weights.export(str(run), "hf:me/mine")
     assert "written to https://hub/me/mine" in capsys.readouterr().out
     assert json.loads((store / "config.json").read_text())["method"] == "moco"
@@ -555,7 +463,7 @@ def test_the_hub(tmp_path, monkeypatch, capsys):
         """As HTTP libraries have it: no OSError."""
     def offline(*_, **__):
         raise ConnectError("Name or service not known")
-    monkeypatch.setattr(hub.HfApi, "create_repo", offline)
+    monkeypatch.setattr(hub, "create_repo", offline)
     monkeypatch.setattr(hub, "hf_hub_download", offline)
     with pytest.raises(WeightsError, match="hf:me/mine cannot be written .*: Name or service not known"):
         weights.export(str(run), "hf:me/mine")
@@ -569,14 +477,10 @@ def test_from_a_run_to_a_folder_to_another_run(tiny, tmp_path, capsys):
     pretrain(config.load("demo-moco-be", words))
     source = tmp_path / "demo-moco-be/pretrain-seed0"
     weights.export(str(source), str(tmp_path / "out"))
-    assert json.loads((tmp_path / "out/config.json").read_text())["erase"] == "intra-video-frame"
-    exported, original = (load_file(p / "backbone.safetensors") for p in (tmp_path / "out", source))
-    torch.testing.assert_close(exported, original, rtol=0, atol=0)
-
     capsys.readouterr()
     finetune(config.load("demo-moco-be", [*words, f"pretrained={tmp_path / 'out'}", "name=again"], "finetune"))
     assert re.search(rf"loaded (\d+) of \1 tensors from {tmp_path / 'out'} \(naming 'same'", capsys.readouterr().out)
     report = load(next((source / "checkpoint").glob("*.pt")), from_pretrained(tmp_path / "out"))
     assert report["missing"] == [] and report["prefix"].startswith("objective.") and "momentum" not in report["prefix"]
-    with pytest.raises(WeightsError, match="is not the directory of a finished run .*safetensors does not exist"):
+    with pytest.raises(WeightsError, match="is not the directory of a finished run: .*does not exist"):
         weights.export(str(tmp_path), "x")
