@@ -50,7 +50,7 @@ GROUPS = 16  # classes with a colour of their own in the picture of the features
 def show_batch(cfg: Config):
     """show-batch: draw OUT/what-the-network-sees.png: some training clips as they enter the network, and distracted
 
-    Of DRAWS distractions by `erase` the strongest is shown, since with most lam there is little to see.
+    Of DRAWS distractions by `erase` the strongest is shown: with most lam there is little to see.
     """
     samples = datasets.load(cfg.dataset, cfg.data, "train", cfg.split)
     sampler = partial(random_clips, K=1, T=cfg.frames, stride=cfg.stride)
@@ -64,8 +64,7 @@ def show_batch(cfg: Config):
     clips = map(pixels, torch.stack([x, strongest], 1).flatten(0, 1))  # (2B, 3, T, S, S)
     path = Path(cfg.out) / "what-the-network-sees.png"
     path.parent.mkdir(parents=True, exist_ok=True)
-    title = f"Clips, and the same distracted: {cfg.erase}, the strongest of {DRAWS} draws"
-    strip(path, [*zip(names, clips, strict=True)], title)
+    strip(path, [*zip(names, clips, strict=True)], f"Clips, and distracted by {cfg.erase}, strongest of {DRAWS} draws")
     print(f"written to {path}")
 
 
@@ -99,10 +98,8 @@ def activation(features, T: int, S: int):
 
 
 def moving_pixels(x):
-    """Where any colour differs from the frame before or after by more than THRESHOLD, of pixels in [0, 1].
-
-    Normalised clips (K, 3, T, S, S) -> bool (K, T, S, S).
-    """
+    """Where any colour, in [0, 1], differs from the frame before or after by more than THRESHOLD: normalised clips
+    (K, 3, T, S, S) -> bool (K, T, S, S)."""
     step = denormalise(x).diff(dim=2).abs().amax(1) > THRESHOLD  # (K, T - 1, S, S)
     return F.pad(step, (0, 0, 0, 0, 1, 0)) | F.pad(step, (0, 0, 0, 0, 0, 1))
 
@@ -117,9 +114,8 @@ def cam(*runs: tuple[Path, Config]):
     """cam: show where networks look, and measure how much of it is on what moves (Figures 6 and 7)
 
     Runs of pre-training or fine-tuning stand side by side, and see the clips that the first one's config describes:
-    size, frames, stride. The list is `subset` of `dataset`, which need not be the one they were trained on; several are
-    taken one after the other with subset=test,swapped. `scene` says how an actor is cut out. To OUT go
-    cam-DATASET-SUBSET.json, .md, .png and, in motion, .mp4 and .gif.
+    size, frames, stride. The lists are `subset`, such as test,swapped, of `dataset`, which need not be the one they
+    were trained on. `scene` says how an actor is cut out. To OUT go cam-DATASET-SUBSET.json, .md, .png, .mp4 and .gif.
     """
     cfg = runs[0][1]
     accelerator, networks, maps = make_accelerator(cfg), {}, {}

@@ -47,7 +47,7 @@ LISTS, SMALLEST, BATCH = "testTrainMulti_7030_splits", 32, 16  # of `actors`: px
 
 
 def median_masks(x, _=None) -> tuple[Tensor, Tensor]:
-    """The median over time of every pixel and colour is the scene, what differs by THRESHOLD or more is the actor."""
+    """The median over time of every pixel and colour is the scene, what differs by more than THRESHOLD the actor."""
     # Contiguous: of a tensor with strides of 0, a frozen clip, torch 2.15 computes a wrong median
     scene = x.contiguous().median(2, keepdim=True).values.expand_as(x)  # of an even number of frames: the lower one
     return scene, (denormalise(x) - denormalise(scene)).abs().amax(1, keepdim=True) > THRESHOLD
@@ -66,10 +66,8 @@ def rendered_masks(samples, sampler, cfg: Config):
 
 
 def true_masks(x, spec: synthetic.Spec, frames, short_side: int) -> tuple[Tensor, Tensor]:
-    """Scene and actor of the clips x (K, 3, T, S, S) of a video rendered from `spec`.
-
-    frames (K, T): the numbers of the frames of x. short_side: of the pictures x was cut from, px.
-    """
+    """Of a video rendered from `spec`. x: clips (K, 3, T, S, S) of its frames (K, T), cut from pictures of `short_side`
+    px. -> scene, actor, see MASKS"""
     _, mask, background = synthetic.render(spec)
     mask = np.uint8(255) * mask[frames, ..., None].repeat(3, -1)  # (K, T, H, W, 3)
     both = torch.from_numpy(np.concatenate([background[frames], mask]))  # (2K, T, H, W, 3)
@@ -79,9 +77,8 @@ def true_masks(x, spec: synthetic.Spec, frames, short_side: int) -> tuple[Tensor
     return normalise(scene), actor[:, :1] > 0.5
 
 
-# Key `scene` -> (samples, sampler, cfg) -> the masks of a list of videos, a function (x, i) -> scene, actor.
-# x: clips (K, 3, T, S, S) of video i, normalised, of the frames that `sampler` chose. scene: like x, the clips without
-# the actor. actor: bool (K, 1, T, S, S), true where he is.
+# Key `scene` -> (samples, sampler, cfg) -> (clips x (K, 3, T, S, S) of video i, of the frames that `sampler` chose, i)
+# -> scene, like x, without the actor; actor, bool (K, 1, T, S, S), true where he is.
 MASKS = {"median": lambda *_: median_masks, "rendered": rendered_masks}
 
 
@@ -114,7 +111,7 @@ def shuffled(shot: Shot):
 
 
 def erased(shot: Shot, lam: float):
-    """Eq. 1 with `lam` given, not drawn. The frame is drawn, the same for all lam."""
+    """Eq. 1 with `lam` given. The frame is drawn, the same for all lam."""
     return torch.lerp(shot.x, draw_frame(shot.x, Draws(*shot.key, device=shot.x.device)), lam)
 
 
@@ -201,8 +198,7 @@ def compare(verb: str, runs, one: Callable[..., dict]) -> Iterator[tuple[Path, d
     """Calls one(model, samples, cfg, accelerator, path, subset) -> numbers for each finished run and each list.
 
     For each list of the first run's `subset` the main process then gets where results go (no suffix), what they are of,
-    and a row for each run. Runs of one experiment have one name. Raises ConfigError where the data sets differ,
-    RunError and ConfigError where a run or its list does not fit.
+    and a row for each run. ConfigError where the data sets differ, RunError and ConfigError where a run does not fit.
     """
     first = runs[0][1]
     if len({cfg.dataset for _, cfg in runs}) > 1:
@@ -378,10 +374,8 @@ def batches(video: Reader) -> Iterator[np.ndarray]:
 
 
 def smallest_box(boxes, size: tuple[int, int]) -> list[int]:
-    """The smallest box of whole pixels that holds all boxes (n, 4), then made even: [left, top, right, bottom].
-
-    size: width and height of the picture. No side is less than SMALLEST, where the picture has that.
-    """
+    """The smallest box of whole pixels that holds all boxes (n, 4), then made even: [left, top, right, bottom]. size:
+    of the picture. No side is less than SMALLEST, where the picture has that."""
     size = np.array(size)
     low = np.floor(boxes[:, :2].min(0)).clip(0, size).astype(int)
     high = np.ceil(boxes[:, 2:].max(0)).clip(0, size).astype(int)
