@@ -1,50 +1,95 @@
-"""Class activation maps (verb `cam`, Figures 6 and 7) and error analysis of fine-tuned models (verb `errors`).
+"""What a network sees: `show-batch`, `cam` (activation maps, Figures 6 and 7), `errors` of fine-tuned models.
 
-The map needs no labels: the mean over the channels of the last feature map, resized to the clip in space and time
-(paper 4.7). All backbones end in a ReLU, so it is nowhere negative. Every network sees each clip as it is and in three
-ways that should not mislead one that looks at motion (be/bias.py; the paper's "static video" is `one frame`):
+The map is the mean over the channels of the last feature map, which is nowhere negative, resized to the clip in space
+and time (paper 4.7). Networks see each clip as it is and in ways that should not mislead one that looks at motion:
 
     one frame        nothing moves: the response should be low
     static body      the actor of another video stands in the picture, cut out of one frame: no response there
     foreign frame    a still frame of another video lies over all frames, weight 0.3: the response should stay
 
-and is measured by
+and the map is measured by
 
-    response         mean of the map, in % of that of the unchanged clip
-    on moving        share of the map's sum, in %, on the pixels that differ from the frame before or after
+    response         its mean, in % of that of the unchanged clip
+    on moving        share of its sum, in %, on the pixels that differ from the frame before or after
     on actor         the same for the true actor of synthetic videos
     on body          the same for the pasted one
 
-A share says nothing by itself: a map that is equal everywhere has the share of the area, which stands in the row
-`uniform`. What moves and where the actor is, is always taken from the unchanged clip, less what the body hides. A video
-without a moving pixel has the share 0. All are means over the videos that can be read, `test_clips` clips of each.
+The row `uniform`, of a map that is equal everywhere, has the share of the area. What moves and where the actor is, is
+taken from the unchanged clip, less what the body hides. All are means over the videos that can be read.
 """
 
-from contextlib import contextmanager
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from safetensors.torch import load_file
 
-from be import backbones, datasets, synthetic
-from be.augment import denormalise
-from be.bias import MANIPULATIONS, THRESHOLD, compare, masks, publish, scenes, short, shots
-from be.config import Config
+from be import backbones, datasets
+from be.augment import Draws, denormalise
+from be.bias import MANIPULATIONS, THRESHOLD, compare, publish, rendered_masks, short, shots
+from be.config import Config, choose
+from be.erase import ERASE
 from be.evaluate import features, over_videos, views
-from be.report import COLOURS, confusion, per_class, plot_confusion, plot_gain, pyplot, save
+from be.report import COLOURS, answers, confusion, panels, per_class, plot_confusion, plot_gain, pyplot, save
 from be.runs import RunError, make_accelerator, provenance
-from be.video import encode, even_clips
+from be.train import make_views
+from be.video import encode, even_clips, random_clips
 from be.weights import load_weights
 
 INPUTS = ("original", "one frame", "static body", "foreign frame")
 MEASURES = ("response", "on moving", "on actor", "on body")
 SHOWN = 4  # videos in the picture, the first of them also manipulated
-COLUMNS = 8  # frames of a clip in the picture
+DRAWS = 8  # of `show-batch`
+COLUMNS = 8  # frames of a clip in a picture
 GROUPS = 16  # classes with a colour of their own in the picture of the features
+
+
+def show_batch(cfg: Config):
+    """show-batch: draw OUT/what-the-network-sees.png: some training clips as they enter the network, and distracted
+
+    Of DRAWS distractions by `erase` the strongest is shown: with most lam there is little to see.
+    """
+    samples = datasets.load(cfg.dataset, cfg.data, "train", cfg.split)
+    sampler = partial(random_clips, K=1, T=cfg.frames, stride=cfg.stride)
+    clips = datasets.Clips(samples, sampler, cfg.short_side, cfg.seed, train=True)
+    batch = datasets.collate([clips[0, i] for i in range(0, len(clips), max(1, len(clips) // 3))][:3])
+    (x,) = make_views(batch, ((0, 0),), Draws(cfg.seed, 0), cfg)  # (B, 3, T, S, S)
+    erase = choose(ERASE, cfg.erase, "erase")
+    distracted = [erase(x, Draws(cfg.seed, draw), cfg.gamma) for draw in range(DRAWS)]
+    strongest = max(distracted, key=lambda x_d: (x_d - x).square().mean())
+    names = [f"{what}\n{samples.classes[label]}" for label in batch.label for what in ("original", "distracted")]
+    clips = map(pixels, torch.stack([x, strongest], 1).flatten(0, 1))  # (2B, 3, T, S, S)
+    path = Path(cfg.out) / "what-the-network-sees.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    strip(path, [*zip(names, clips, strict=True)], f"Clips, and distracted by {cfg.erase}, strongest of {DRAWS} draws")
+    print(f"written to {path}")
+
+
+def pixels(clip):
+    """A normalised clip (3, T, S, S) as pictures in [0, 1], (T, S, S, 3), on the CPU."""
+    return denormalise(clip[None])[0].clamp(0, 1).permute(1, 2, 3, 0).cpu()
+
+
+def strip(path: Path, rows: list[tuple], title: str, bar: str = ""):
+    """COLUMNS frames of each clip side by side. rows: (name, clip (T, S, S, 3) in [0, 1]). bar: what colours mean."""
+    T = len(rows[0][1])
+    shown = np.linspace(0, T - 1, min(COLUMNS, T)).round().astype(int)
+    figure, axes = panels(len(rows), len(shown), 1.05 + 2.6 / len(shown), 1.1, title)
+    for axis, ((name, clip), t) in zip(axes, product(rows, shown), strict=True):
+        axis.imshow(clip[t].numpy())
+        axis.set(xticks=[], yticks=[])
+        if t == 0:
+            axis.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
+    if bar:
+        scale = figure.colorbar(pyplot().cm.ScalarMappable(cmap="inferno"), ax=axes, shrink=0.5, aspect=30, pad=0.01)
+        scale.set_label(bar, fontsize=7)
+    save(figure, path)
+
+
+# ---- activation maps
 
 
 def activation(features, T: int, S: int):
@@ -53,10 +98,8 @@ def activation(features, T: int, S: int):
 
 
 def moving_pixels(x):
-    """Where any colour differs from the frame before or after by more than THRESHOLD, of pixels in [0, 1].
-
-    Normalised clips (K, 3, T, S, S) -> bool (K, T, S, S).
-    """
+    """Where any colour, in [0, 1], differs from the frame before or after by more than THRESHOLD: normalised clips
+    (K, 3, T, S, S) -> bool (K, T, S, S)."""
     step = denormalise(x).diff(dim=2).abs().amax(1) > THRESHOLD  # (K, T - 1, S, S)
     return F.pad(step, (0, 0, 0, 0, 1, 0)) | F.pad(step, (0, 0, 0, 0, 0, 1))
 
@@ -71,9 +114,8 @@ def cam(*runs: tuple[Path, Config]):
     """cam: show where networks look, and measure how much of it is on what moves (Figures 6 and 7)
 
     Runs of pre-training or fine-tuning stand side by side, and see the clips that the first one's config describes:
-    size, frames, stride. The list is `subset` of `dataset`, which need not be the one they were trained on; several are
-    taken one after the other with subset=test,swapped. `scene` says how an actor is cut out. To OUT go
-    cam-DATASET-SUBSET.json, .md, .png and, in motion, .mp4 and .gif.
+    size, frames, stride. The lists are `subset`, such as test,swapped, of `dataset`, which need not be the one they
+    were trained on. `scene` says how an actor is cut out. To OUT go cam-DATASET-SUBSET.json, .md, .png, .mp4 and .gif.
     """
     cfg = runs[0][1]
     accelerator, networks, maps = make_accelerator(cfg), {}, {}
@@ -92,25 +134,22 @@ def cam(*runs: tuple[Path, Config]):
         shot, _ = shots(samples, sampler, cfg, accelerator)
         found, ok = measure(networks.values(), samples, shot, sampler, cfg, accelerator)
         if accelerator.is_main_process:
-            names, means = ["uniform", *networks], (100 * found[ok].nanmean(0)).tolist()
+            means = (100 * found[ok].nanmean(0)).tolist()
             rows = [{"network": network, "input": name, **dict(zip(MEASURES, numbers, strict=True))}
-                    for network, inputs in zip(names, means, strict=True)
+                    for network, inputs in zip(["uniform", *networks], means, strict=True)
                     for name, numbers in zip(INPUTS, inputs, strict=True)]
-            head = f"Response of the last feature map in %, {cfg.dataset} {subset}, {int(ok.sum())} of {len(ok)} videos"
-            keys = ("dataset", "split", "seed", "size", "test_clips", "scene")
-            about = {"subset": subset, **{key: getattr(cfg, key) for key in keys}, "maps": maps,
-                     "runs": [str(path) for path, _ in runs], "n_scored": int(ok.sum()), "n_expected": len(ok)}
+            about = {key: getattr(cfg, key) for key in ("dataset", "split", "seed", "size", "test_clips", "scene")}
+            about |= {"subset": subset, "maps": maps, "runs": [str(path) for path, _ in runs],
+                      "n_scored": int(ok.sum()), "n_expected": len(ok), **provenance(samples, accelerator)}
             out = Path(cfg.out) / f"cam-{cfg.dataset}-{subset}"
-            publish(out, head, {**about, **provenance(samples, accelerator)}, rows)
+            publish(out, "Response of the last feature map in %", about, rows)
             draw(out, networks, samples, ok, shot, sampler, cfg, accelerator)
 
 
 def measure(networks, samples, shot, sampler, cfg: Config, accelerator):
-    """MEASURES of each video, in [0, 1], NaN where there is none: (N, 1 + networks, inputs, measures), ok (N,).
-
-    The first `network` is a map that is equal everywhere.
-    """
-    actors = None if scenes(samples) is None else masks(samples, sampler, cfg, "rendered")
+    """MEASURES of each video, in [0, 1], NaN where there is none: (N, 1 + networks, inputs, measures), ok (N,). First
+    come those of a map that is equal everywhere."""
+    actors = rendered_masks(samples, sampler, cfg) if samples.scenes else None
 
     def compute(x, i):
         whole, (K, _, T, S, _) = shot(x, i), x.shape
@@ -119,7 +158,7 @@ def measure(networks, samples, shot, sampler, cfg: Config, accelerator):
             where["on actor"] = actors(x, i)[1][:, 0]
         found = x.new_full((1 + len(networks), len(INPUTS), len(MEASURES)), np.nan)
         for n, name in enumerate(INPUTS):
-            y, lies = MANIPULATIONS[name].change(whole), {} if name == "one frame" else where
+            y, lies = MANIPULATIONS[name](whole), {} if name == "one frame" else where
             if name == "static body":
                 body = whole.other_actor.expand(K, T, S, S)
                 lies = {what: mask & ~body for what, mask in where.items()} | {"on body": body}
@@ -133,58 +172,35 @@ def measure(networks, samples, shot, sampler, cfg: Config, accelerator):
     return over_videos(compute, samples, sampler, cfg, accelerator, "cam")
 
 
-# ---- pictures of maps
-
-
 def draw(out: Path, networks, samples, ok, shot, sampler, cfg: Config, accelerator):
     """SHOWN videos as they are, the first of them also manipulated: a strip, OUT.png, and a film, OUT.mp4 and .gif."""
-    readable, pictures = np.flatnonzero(ok), {}
+    readable, rows, film = np.flatnonzero(ok), [], []
     chosen = np.unique(readable[np.linspace(0, len(readable) - 1, SHOWN).astype(int)]).tolist()
     for i, x in views(samples, sampler, cfg, accelerator, "pictures", chosen):
         whole, reference = shot(x, i), None
         for name in INPUTS if i == chosen[0] else INPUTS[:1]:
-            y = MANIPULATIONS[name].change(whole)[:1]
-            pixels = denormalise(y)[0].clamp(0, 1).permute(1, 2, 3, 0).cpu()  # (T, S, S, 3)
+            y = MANIPULATIONS[name](whole)[:1]
             heats = [activation(network(y), *y.shape[2:4])[0].cpu() for network in networks.values()]
-            reference = reference or heats
-            row = f"{samples.classes[samples.labels[i]]}, {name}"
-            maps = [overlaid(pixels, heat, before) for heat, before in zip(heats, reference, strict=True)]
-            pictures[row] = [panel.numpy() for panel in (pixels, *maps)]
-    strip(out.with_suffix(".png"), pictures, ["clip", *networks], f"Where networks look, {cfg.dataset}")
-    film = np.concatenate([np.concatenate(panels, 2) for panels in pictures.values()], 1)  # (T, H, W, 3)
-    film = (255 * film.repeat(2, 1).repeat(2, 2)).astype(np.uint8)  # twice the size: sides are even, too
+            reference, clip = reference or heats, pixels(y[0])
+            clips = [clip, *(overlaid(clip, *maps) for maps in zip(heats, reference, strict=True))]
+            rows += zip([f"{samples.classes[samples.labels[i]]}, {name}\nclip", *networks], clips, strict=True)
+            film.append(torch.cat(clips, 2))
+    strip(out.with_suffix(".png"), rows, f"Where networks look, {cfg.dataset}",
+          "response: 0 and 1 are the least and\nthe largest in the unchanged clip")
+    film = torch.cat(film, 1).repeat_interleave(2, 1).repeat_interleave(2, 2)  # twice the size: sides are even, too
+    film = (255 * film).byte().numpy()  # (T, H, W, 3)
     encode(out.with_suffix(".mp4"), film, 8)
     first, *rest = map(Image.fromarray, film)
     first.save(out.with_suffix(".gif"), save_all=True, append_images=rest, duration=125, loop=0)
 
 
 def overlaid(pixels, heat, reference):
-    """The clip in grey under its map. pixels (T, S, S, 3) in [0, 1]; heat (T, S, S); -> like pixels.
-
-    From black to yellow stand the least and the largest of `reference`, the map of the unchanged clip.
-    """
+    """A clip (T, S, S, 3) in [0, 1], grey, under its map `heat` (T, S, S), from black to yellow, which stand for the
+    least and the largest of `reference`, the map of the unchanged clip. -> like pixels"""
     low, high = reference.min(), reference.max()
     level = ((heat - low) / (high - low).clamp(min=1e-12)).clamp(0, 1)
     colour = torch.from_numpy(pyplot().get_cmap("inferno")(level.numpy())[..., :3]).float()
     return torch.lerp(pixels.mean(-1, keepdim=True), colour, 0.25 + 0.4 * level[..., None])
-
-
-def strip(path: Path, pictures: dict[str, list], panels: list[str], title: str):
-    """COLUMNS frames side by side. pictures: for each row its panels, each (T, S, S, 3) in [0, 1]."""
-    plt, lines = pyplot(), [(row, *one) for row, clips in pictures.items() for one in zip(panels, clips, strict=True)]
-    T = len(lines[0][2])
-    shown = np.linspace(0, T - 1, min(COLUMNS, T)).round().astype(int)
-    figure, axes = plt.subplots(len(lines), len(shown), squeeze=False, layout="constrained",
-                                figsize=(1.05 * len(shown) + 2.6, 1.05 * len(lines) + 0.6))
-    for line, (row, panel, clip) in zip(axes, lines, strict=True):
-        for axis, t in zip(line, shown, strict=True):
-            axis.imshow(clip[t])
-            axis.set(xticks=[], yticks=[])
-        line[0].set_ylabel(f"{row}\n" if panel == panels[0] else panel, rotation=0, ha="right", va="center", fontsize=8)
-    bar = figure.colorbar(plt.cm.ScalarMappable(cmap="inferno"), ax=axes, shrink=0.5, aspect=30, pad=0.01)
-    bar.set_label("response: 0 and 1 are the least and\nthe largest in the unchanged clip", fontsize=7)
-    figure.suptitle(title, fontsize=9)
-    save(figure, path)
 
 
 # ---- error analysis
@@ -193,29 +209,28 @@ def strip(path: Path, pictures: dict[str, list], panels: list[str], title: str):
 def errors(*runs: tuple[Path, Config]):
     """errors: what fine-tuned models confuse, whether they know when they are wrong, and how their features lie
 
-    They must have been tested on `subset` (evaluate). Into each run's directory go confusion-SUBSET.png,
-    classes-SUBSET.png (accuracy of each class), calibration-SUBSET.png and features-SUBSET.png: the two principal
-    components of the pooled features of each video's central clip, coloured by class and, of synthetic videos, by
-    scene. The numbers of all go to OUT/errors-DATASET-SUBSET.json and .md: the expected calibration error, and how much
-    of the variance of the features, in all dimensions, lies between classes and between scenes.
+    They must have been tested on `subset` (evaluate). Into each run's directory go confusion-, classes- (accuracy of
+    each), calibration- and features-SUBSET.png: the two principal components of the pooled features of each video's
+    central clip, by class and, of synthetic videos, by scene. To OUT/errors-DATASET-SUBSET.json and .md go the expected
+    calibration error, and how much of the variance of the features lies between classes and between scenes.
     """
-    for out, head, about, rows in compare("errors", runs, analyse):
-        publish(out, f"Error analysis in %, {head}", about, rows)
+    for out, about, rows in compare("errors", runs, analyse):
+        publish(out, "Error analysis in %", about, rows)
 
 
 def analyse(model, samples, cfg: Config, accelerator, path: Path, subset: str) -> dict:
     """Draws the pictures of one run, which lies in `path`. -> its numbers, in %."""
-    kept = path / f"probabilities-{subset}.safetensors"
-    if not kept.exists():
-        raise RunError(f"{kept} does not exist: evaluate this run on {subset} first")
+    tested = [{"path": str(path), "subset": subset}]
+    if (kept := answers(tested)) is None:
+        raise RunError(f"{path} has no probabilities-{subset}.safetensors: evaluate this run on {subset} first")
     z, ok = features(model.backbone, model.pool, samples, cfg, accelerator)
-    bins, error = calibration(**load_file(kept))
+    bins, error = calibration(**kept)
     labels = {"class": (torch.from_numpy(samples.labels)[ok], samples.classes)}
-    if (scene := scenes(samples)) is not None:
-        labels["scene"] = scene[ok], list(synthetic.SCENES)
+    if samples.scenes:
+        labels["scene"] = torch.from_numpy(samples.scene)[ok], samples.scenes
     if accelerator.is_main_process:
         title = f"{cfg.name}, {cfg.dataset} {subset}, split {cfg.split}, seed {cfg.seed}"
-        matrix, classes = confusion([{"path": str(path), "subset": subset}])
+        matrix, classes = confusion(tested)
         names = [f"{name} ({n})" for name, n in zip(classes, matrix.sum(1).tolist(), strict=True)]
         plot_confusion(path / f"confusion-{subset}.png", matrix, classes, title)
         plot_gain(path / f"classes-{subset}.png", per_class(matrix), names, f"{title}: top-1 (of so many videos)")
@@ -228,9 +243,8 @@ def analyse(model, samples, cfg: Config, accelerator, path: Path, subset: str) -
 def calibration(probabilities, label, ok, bins: int = 10) -> tuple[np.ndarray, float]:
     """Confidence against accuracy. -> (3, bins): videos, mean confidence, accuracy, NaN in empty ones; the error in %
 
-    Videos that were read are put into `bins` equal ranges of their largest probability. The expected calibration error
-    is the mean over videos of |accuracy - mean confidence| of their range (Naeini et al. 2015). probabilities (N, C),
-    label (N,), ok (N,) bool.
+    Videos that were read are put into `bins` equal ranges of their largest probability. The error is the mean over
+    videos of |accuracy - mean confidence| of their range (Naeini et al. 2015). probabilities (N, C), label, ok (N,)
     """
     confidence, answer = probabilities[ok].double().max(1)
     right = (answer == label[ok]).double()
@@ -255,41 +269,32 @@ def components(z) -> tuple[torch.Tensor, torch.Tensor]:
     return z @ axes[:2].T, (100 * scale.square() / scale.square().sum())[:2]
 
 
-@contextmanager
-def chart(path: Path, title: str, width: float, height: float, columns: int = 1):
-    """Yields the axes of a picture, a row of them, and saves it."""
-    figure, axes = pyplot().subplots(1, columns, squeeze=False, figsize=(width, height), layout="constrained")
-    yield axes[0]
-    figure.suptitle(title, fontsize=9)
-    save(figure, path)
-
-
 def plot_calibration(path, bins, title):
     """Left, accuracy over confidence; right, how many videos have it. bins: see `calibration`."""
     count, confidence, accuracy = bins
-    place = (np.arange(len(count)) + 0.5) / len(count)
-    with chart(path, title, 8, 4, columns=2) as (left, right):
-        left.plot([0, 1], [0, 1], color="0.4", lw=1, ls="--", label="calibrated")
-        left.plot(confidence, accuracy, "o-", color=COLOURS[0], label="at the mean confidence of a range")
-        left.set(xlabel="confidence: the largest probability", ylabel="share of right answers", ylim=(0, 1))
-        left.legend(fontsize=8)
-        right.bar(place, count, 0.9 / len(count), color="0.6")
-        right.set(xlabel="confidence", ylabel="videos", xlim=(0, 1))
+    figure, (left, right) = panels(1, 2, 4, 4, title)
+    left.plot([0, 1], [0, 1], color="0.4", lw=1, ls="--", label="calibrated")
+    left.plot(confidence, accuracy, "o-", color=COLOURS[0], label="at the mean confidence of a range")
+    left.set(xlabel="confidence: the largest probability", ylabel="share of right answers", ylim=(0, 1))
+    left.legend(fontsize=8)
+    right.stairs(count, np.linspace(0, 1, len(count) + 1), fill=True, color="0.6")
+    right.set(xlabel="confidence", ylabel="videos", xlim=(0, 1))
+    save(figure, path)
 
 
 def plot_features(path, z, labels, title):
     """A panel for each of `labels` {what: (label (N,), names)}; beyond GROUPS, the rarer groups are grey."""
     points, explained = components(z)
-    with chart(path, title, 5.6 * len(labels), 4.5, len(labels)) as axes:
-        for axis, (what, (label, names)) in zip(axes, labels.items(), strict=True):
-            axis.scatter(*points.T, s=8, color="0.85")
-            common = torch.bincount(label).argsort(descending=True, stable=True)[:GROUPS].sort().values
-            for n, c in enumerate(common.tolist()):
-                axis.scatter(*points[label == c].T, s=14, color=COLOURS[n % len(COLOURS)],
-                             marker="osD^vP*X"[n % 8], label=names[c])
-            axis.set(xlabel=f"component 1 ({explained[0]:.0f} % of the variance)",
-                     ylabel=f"component 2 ({explained[1]:.0f} %)")
-            chance = 100 * (len(label.unique()) - 1) / max(1, len(label) - 1)  # of groups that mean nothing
-            axis.set_title(f"by {what}, which explains {between(z, label):.0f} % of all variance "
-                           f"(chance {chance:.0f} %)", fontsize=9)
-            axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+    figure, axes = panels(1, len(labels), 5.6, 4.5, title)
+    for axis, (what, (label, names)) in zip(axes, labels.items(), strict=True):
+        axis.scatter(*points.T, s=8, color="0.85")
+        common = torch.bincount(label).argsort(descending=True, stable=True)[:GROUPS].sort().values
+        for n, c in enumerate(common.tolist()):
+            axis.scatter(*points[label == c].T, s=14, color=COLOURS[n % len(COLOURS)], marker="osD^vP*X"[n % 8],
+                         label=names[c])
+        chance = 100 * (len(label.unique()) - 1) / max(1, len(label) - 1)  # of groups that mean nothing
+        axis.set(title=f"by {what}: {between(z, label):.0f} % of all variance (chance {chance:.0f} %)",
+                 xlabel=f"component 1 ({explained[0]:.0f} % of the variance)",
+                 ylabel=f"component 2 ({explained[1]:.0f} %)")
+        axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+    save(figure, path)

@@ -1,19 +1,12 @@
-"""Background bias: masks of actors, manipulations at test time, and the verbs `robustness` and `actors`.
+"""Background bias: test-time manipulations (verb `robustness`), masks of actors, Actor-HMDB51 (verb `actors`).
 
     shot, partner = shots(samples, sampler, cfg, accelerator)
-    y = MANIPULATIONS["actor elsewhere"].change(shot(x, i))  # x: clips (K, 3, T, S, S) of video i; y: of the same shape
+    y = MANIPULATIONS["actor elsewhere"](shot(x, i))  # clips x (K, 3, T, S, S) of video i -> y, of the same shape
 
-A manipulation is an entry of MANIPULATIONS. Masks, which tell the actor from the scene, come from an entry of MASKS,
-the config key `scene`:
-
-    median      The scene is the median of every pixel over the frames of a clip, the actor all that differs from it. It
-                needs no labels, but a still camera: a pan of the clip's own length smears the scene and takes its edges
-                for actors. An actor who stays in place becomes part of the scene, in part.
-    rendered    The truth of synthetic videos.
-
-tests/test_bias.py compares them. With a still camera the median scene is 1.5 levels of 255 from the true one, on
-average, and the actors overlap by 0.7 (intersection over union), 0.8 to 0.9 where he moves about, 0.3 where he pulses
-in place. With the demo's camera, which pans by up to a third of the picture during a clip: 12 levels and 0.4.
+The masks of actors are one of MASKS, by the config key `scene`. `rendered` is the truth of synthetic videos. `median`
+needs no labels, but a still camera and an actor who leaves his place: its scene is then 1.5 levels of 255 from the true
+one, and the actors overlap by 0.8 to 0.9 (intersection over union). They overlap by 0.3 where he pulses in place. With
+the demo's camera, which pans, it is 12 levels and 0.4 (tests/test_bias.py).
 """
 
 import json
@@ -22,7 +15,8 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import timedelta
-from functools import cache, lru_cache, partial
+from functools import cache, partial
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,7 +25,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor
-from torchvision.models import detection, get_model, get_model_weights, list_models
+from torchvision.models import detection, get_model, list_models
 from torchvision.ops import masks_to_boxes
 
 from be import datasets, synthetic
@@ -39,36 +33,28 @@ from be.augment import Draws, crop, denormalise, normalise
 from be.config import Config, ConfigError, choose
 from be.erase import draw_frame
 from be.evaluate import features, linear, load_classifier, load_list, over_videos, spread_clips
-from be.report import COLOURS, markdown, number, pyplot, save, spread
+from be.report import COLOURS, page, panels, save, spread
 from be.runs import RunError, make_accelerator, progress, provenance, write_text
 from be.video import Reader, VideoError, encode, even_clips
-from be.weights import find, read
+from be.weights import find, load
 
 THRESHOLD = 0.15  # difference in any colour, of pixels in [0, 1], above which a pixel counts as moving
 DONORS = 256  # videos of a list, drawn at random, whose scenes and actors are pasted into all videos of it
 LAMBDAS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
+LISTS, SMALLEST, BATCH = "testTrainMulti_7030_splits", 32, 16  # of `actors`: px; frames that the detector gets at once
 
 # ---- masks
 
 
-def masks(samples, sampler, cfg: Config, source: str | None = None) -> Callable[[Tensor, int], tuple[Tensor, Tensor]]:
-    """The masks of a list of videos: a function (x, i) -> scene, actor.
-
-    x: clips (K, 3, T, S, S) of video i, normalised, of the frames that `sampler` chose. scene: like x, the clips
-    without the actor. actor: bool (K, 1, T, S, S), true where he is. source: a key of MASKS, by default `cfg.scene`.
-    Raises ConfigError if that is unknown, or does not know these videos.
-    """
-    return choose(MASKS, source or cfg.scene, "scene")(samples, sampler, cfg)
-
-
-def median_masks(x) -> tuple[Tensor, Tensor]:
-    """The median over time of every pixel and colour is the scene, what differs by THRESHOLD or more is the actor."""
+def median_masks(x, _=None) -> tuple[Tensor, Tensor]:
+    """The median over time of every pixel and colour is the scene, what differs by more than THRESHOLD the actor."""
     # Contiguous: of a tensor with strides of 0, a frozen clip, torch 2.15 computes a wrong median
     scene = x.contiguous().median(2, keepdim=True).values.expand_as(x)  # of an even number of frames: the lower one
     return scene, (denormalise(x) - denormalise(scene)).abs().amax(1, keepdim=True) > THRESHOLD
 
 
 def rendered_masks(samples, sampler, cfg: Config):
+    """The true masks of synthetic videos. Raises ConfigError of others."""
     known = specs(samples.root, "scene=rendered")
 
     def masks_of(x, i):
@@ -80,40 +66,28 @@ def rendered_masks(samples, sampler, cfg: Config):
 
 
 def true_masks(x, spec: synthetic.Spec, frames, short_side: int) -> tuple[Tensor, Tensor]:
-    """Scene and actor of the clips x (K, 3, T, S, S) of a video rendered from `spec`.
-
-    frames (K, T): the numbers of the frames of x. short_side: of the pictures x was cut from, px.
-    """
+    """Of a video rendered from `spec`. x: clips (K, 3, T, S, S) of its frames (K, T), cut from pictures of `short_side`
+    px. -> scene, actor, see MASKS"""
     _, mask, background = synthetic.render(spec)
     mask = np.uint8(255) * mask[frames, ..., None].repeat(3, -1)  # (K, T, H, W, 3)
     both = torch.from_numpy(np.concatenate([background[frames], mask]))  # (2K, T, H, W, 3)
-    size, half = torch.tensor([[spec.height, spec.width]]), torch.full((len(both), 2), 0.5)
-    side = half[:, 0] * 2 * x.shape[-1] * spec.short / short_side  # px, of the square that `eval_view` shows
-    both = crop(both, size.expand(half.shape), half, side, 0 * side, x.shape[-1]).to(x.device)
-    scene, actor = both.chunk(2)
+    size, half = torch.tensor([[spec.height, spec.width]] * len(both)), torch.full((len(both), 2), 0.5)
+    side = torch.full_like(half[:, 0], x.shape[-1] * spec.short / short_side)  # px, of the square `eval_view` shows
+    scene, actor = crop(both, size, half, side, 0 * side, x.shape[-1]).to(x.device).chunk(2)
     return normalise(scene), actor[:, :1] > 0.5
 
 
-MASKS = {"median": lambda samples, sampler, cfg: lambda x, i: median_masks(x), "rendered": rendered_masks}
+# Key `scene` -> (samples, sampler, cfg) -> (clips x (K, 3, T, S, S) of video i, of the frames that `sampler` chose, i)
+# -> scene, like x, without the actor; actor, bool (K, 1, T, S, S), true where he is.
+MASKS = {"median": lambda *_: median_masks, "rendered": rendered_masks}
 
 
 @cache
-def specs(root: str, asked: str = "") -> dict[bytes, synthetic.Spec]:
-    """Path below root -> what the video is made of; empty where the videos are not synthetic.
-
-    Raises ConfigError in place of that if somebody `asked` for the truth: the words he did it with.
-    """
-    if os.path.exists(os.path.join(root, "synthetic.jsonl")):
-        return {os.fsencode(video.path): video.spec for video in synthetic.load(root)}
-    if asked:
+def specs(root: str, asked: str) -> dict[bytes, synthetic.Spec]:
+    """Path below root -> what the video is made of. ConfigError, with the words `asked`, of videos not synthetic."""
+    if not os.path.exists(os.path.join(root, datasets.DRAWN)):
         raise ConfigError(f"{asked} is for synthetic videos, which those in {root} are not")
-    return {}
-
-
-def scenes(samples) -> Tensor | None:
-    """The number of the class whose own family of scenes each video has, int64 (N,); None if they are not synthetic."""
-    known, family = specs(samples.root), list(synthetic.SCENES)
-    return torch.tensor([family.index(known[path].scene) for path in samples.paths]) if known else None
+    return {os.fsencode(video.path): video.spec for video in synthetic.load(root)}
 
 
 # ---- manipulations
@@ -130,42 +104,26 @@ class Shot(NamedTuple):
     other_actor: Tensor  # (1, 1, S, S) bool
     key: tuple[int, int]  # seed, place of the video in the list
 
-    def draws(self) -> Draws:
-        """Random numbers, for every manipulation from the beginning: none depends on which others there are."""
-        return Draws(*self.key, device=self.x.device)
-
 
 def shuffled(shot: Shot):
-    K, _, T = shot.x.shape[:3]
-    order = shot.draws().rand(K, T).argsort(1)  # (K, T)
-    return shot.x[torch.arange(K, device=shot.x.device)[:, None], :, order].transpose(1, 2)  # (K, T, 3, ..) -> like x
+    order = Draws(*shot.key, device=shot.x.device).rand(len(shot.x), shot.x.shape[2]).argsort(1)  # (K, T)
+    return torch.stack([clip[:, frames] for clip, frames in zip(shot.x, order, strict=True)])
 
 
 def erased(shot: Shot, lam: float):
-    """Eq. 1 with `lam` given, not drawn. The frame is drawn, the same for all lam."""
-    return torch.lerp(shot.x, draw_frame(shot.x, shot.draws()), lam)
+    """Eq. 1 with `lam` given. The frame is drawn, the same for all lam."""
+    return torch.lerp(shot.x, draw_frame(shot.x, Draws(*shot.key, device=shot.x.device)), lam)
 
 
-class Manipulation(NamedTuple):
-    """One way to change a clip."""
-
-    change: Callable[[Shot], Tensor]  # -> like Shot.x
-    source: str  # who asks this
-    better: str  # where the top-1 of a model of motion goes, beside that of a model of scenes: ↑ | ↓ | "", neither
-
-
-MANIPULATIONS = {
-    "original": Manipulation(lambda shot: shot.x, "", "↑"),
-    "one frame": Manipulation(lambda shot: shot.x[:, :, shot.x.shape[2] // 2, None].expand_as(shot.x),
-                              "paper 4.7: static video", "↓"),
-    "shuffled": Manipulation(shuffled, "", ""),
-    "scene only": Manipulation(lambda shot: shot.scene, "HAT (NeurIPS 2022): Scene-Only", "↓"),
-    "actor elsewhere": Manipulation(lambda shot: torch.where(shot.actor, shot.x, shot.other_scene),
-                                    "HAT: Action-Swap", "↑"),
-    "static body": Manipulation(lambda shot: torch.where(shot.other_actor, shot.other_frame, shot.x),
-                                "paper 4.7", "↑"),
-    "foreign frame": Manipulation(lambda shot: torch.lerp(shot.x, shot.other_frame, 0.3), "paper 4.7", "↑"),
-    **{f"BE, {lam}": Manipulation(partial(erased, lam=lam), "paper, Eq. 1", "↑") for lam in LAMBDAS},
+MANIPULATIONS: dict[str, Callable[[Shot], Tensor]] = {  # -> like Shot.x
+    "original": lambda shot: shot.x,
+    "one frame": lambda shot: shot.x[:, :, shot.x.shape[2] // 2, None].expand_as(shot.x),
+    "shuffled": shuffled,
+    "scene only": lambda shot: shot.scene,
+    "actor elsewhere": lambda shot: torch.where(shot.actor, shot.x, shot.other_scene),
+    "static body": lambda shot: torch.where(shot.other_actor, shot.other_frame, shot.x),
+    "foreign frame": lambda shot: torch.lerp(shot.x, shot.other_frame, 0.3),
+    **{f"BE, {lam}": partial(erased, lam=lam) for lam in LAMBDAS},
 }
 
 
@@ -175,10 +133,9 @@ def shots(samples, sampler, cfg: Config, accelerator) -> tuple[Callable[[Tensor,
     shot(x, i): the Shot of video i, whose clips x `sampler` chose. partner[i]: the place of the video of another class
     that lends it its scene and actor. Decodes up to DONORS videos. Raises RunError if they are all of one class.
     """
-    sampler_of_one = partial(even_clips, K=1, T=cfg.frames, stride=cfg.stride)
     some = np.sort(np.random.default_rng((cfg.seed, 0)).permutation(len(samples))[:DONORS])
-    chosen = samples.take(some)
-    masks_of, masks_of_chosen = masks(samples, sampler, cfg), masks(chosen, sampler_of_one, cfg)
+    chosen, sampler_of_one = samples.take(some), partial(even_clips, K=1, T=cfg.frames, stride=cfg.stride)
+    masks_of, masks_of_chosen = (MASKS[cfg.scene](*of, cfg) for of in ((samples, sampler), (chosen, sampler_of_one)))
 
     def still(x, i):
         return torch.cat([part[0, :, cfg.frames // 2] for part in (x, *masks_of_chosen(x, i))])
@@ -199,11 +156,15 @@ def shots(samples, sampler, cfg: Config, accelerator) -> tuple[Callable[[Tensor,
 
 # ---- robustness
 
-QUESTIONS = {  # what is asked: who asks so, and which answer speaks for motion
-    **{name: one[1:] for name, one in MANIPULATIONS.items()},
-    "fooled": ("HAT: SBErr", "↓"),
+# What is asked: who asks it; which answer, beside a model of scenes, speaks for a model of motion: ↑ | ↓ | "", neither
+QUESTIONS = dict.fromkeys(MANIPULATIONS, ("paper, Eq. 1", "↑")) | {
+    "original": ("", "↑"),
+    "one frame": ("paper 4.7: static video", "↓"), "shuffled": ("", ""),
+    "scene only": ("HAT (NeurIPS 2022): Scene-Only", "↓"),
+    "actor elsewhere": ("HAT: Action-Swap", "↑"), "fooled": ("HAT: SBErr", "↓"),
+    "static body": ("paper 4.7", "↑"), "foreign frame": ("paper 4.7", "↑"),
     "conflict: motion": ("", "↑"), "conflict: scene": ("", "↓"), "probe: motion": ("", "↑"), "probe: scene": ("", ""),
-}  # fmt: skip
+}
 
 
 def robustness(*runs: tuple[Path, Config]):
@@ -211,7 +172,8 @@ def robustness(*runs: tuple[Path, Config]):
 
     The list is `subset`; several are tested one after the other with subset=test,swapped. Every video is shown whole
     and manipulated, with the same `test_clips` clips each time; `scene` says how scene and actor are told apart. Runs
-    of one experiment (seeds, splits) are averaged. To OUT go robustness-DATASET-SUBSET.json, .md and .png:
+    of one experiment (seeds, splits) are averaged. To OUT go robustness-DATASET-SUBSET.json, .md and .png, in % of the
+    videos of the list; one that cannot be read is wrong everywhere:
 
         original           the accuracy as `evaluate` has it (with `static`: of one frame)
         one frame          the frame in the middle of each clip, repeated: what looks alone are good for
@@ -222,26 +184,21 @@ def robustness(*runs: tuple[Path, Config]):
         static body        the actor of the other video stands in the picture, cut out of one frame
         foreign frame      a frame of the other video lies over all frames with weight 0.3
         BE, lam            Eq. 1 at test time: a random frame of the clip is mixed into all of it with weight lam
-
-    All in % of the videos of the list; one that cannot be read is wrong everywhere. For synthetic videos there are also
-
-        conflict           where the scene is of the family of another class, as all over the list `swapped`: share of
-                           the answers that name the class of the motion, and of the scene
-        probe              accuracy of a linear classifier of the frozen features, taught motion or family of scenes on
-                           the training list; what can be read off need not be what is answered
+        conflict           of synthetic videos with scenes of another class: answers that name the motion's, the scene's
+        probe              of synthetic videos: a linear classifier of the frozen features, taught motion or family of
+                           scenes on the training list
     """
-    for out, head, about, rows in compare("robustness", runs, lambda *run: measure(*run[:4])):
-        head = f"Top-1 in %, {head}, {about['test_clips']} clips a video, scene: {about['scene']}"
-        publish(out, head, about, rows, table(rows))
-        plot(out.with_suffix(".png"), rows, head, about["classes"])
+    for out, about, rows in compare("robustness", runs, measure):
+        lines = table(rows)
+        what = f"Top-1 in %, {about['test_clips']} clips a video, scene: {about['scene']}"
+        plot(out.with_suffix(".png"), lines, publish(out, what, about, rows, lines), about["classes"])
 
 
-def compare(verb: str, runs, one: Callable[..., dict]) -> Iterator[tuple[Path, str, dict, list[dict]]]:
+def compare(verb: str, runs, one: Callable[..., dict]) -> Iterator[tuple[Path, dict, list[dict]]]:
     """Calls one(model, samples, cfg, accelerator, path, subset) -> numbers for each finished run and each list.
 
-    For each list of the first run's `subset` the main process then gets where results go (no suffix), of what they are
-    in words and as a dict, and a row for each run. Runs of one experiment have one name. Raises ConfigError where the
-    data sets differ, RunError and ConfigError where a run or its list does not fit.
+    For each list of the first run's `subset` the main process then gets where results go (no suffix), what they are of,
+    and a row for each run. ConfigError where the data sets differ, RunError and ConfigError where a run does not fit.
     """
     first = runs[0][1]
     if len({cfg.dataset for _, cfg in runs}) > 1:
@@ -255,33 +212,30 @@ def compare(verb: str, runs, one: Callable[..., dict]) -> Iterator[tuple[Path, s
             numbers = one(model.to(accelerator.device), samples, cfg, accelerator, path, subset)
             rows.append({"experiment": name, "run": str(path), "split": cfg.split, "seed": cfg.seed, **numbers})
         if accelerator.is_main_process:
-            scored, expected = (sum(row[key] for row in rows) for key in ("n_scored", "n_expected"))
             about = {"dataset": first.dataset, "subset": subset, "test_clips": first.test_clips, "scene": first.scene,
                      "classes": len(classes), **provenance(samples, accelerator)}
-            yield (Path(first.out) / f"{verb}-{first.dataset}-{subset}",
-                   f"{first.dataset} {subset}, {scored} of {expected} videos scored", about, rows)
+            about |= {key: sum(row[key] for row in rows) for key in ("n_scored", "n_expected")}
+            yield Path(first.out) / f"{verb}-{first.dataset}-{subset}", about, rows
 
 
 def short(paths: list[Path]) -> list[str]:
     """The paths without the folders that all of them lie in."""
-    root = os.path.commonpath([path.parent for path in paths])
-    return [os.path.relpath(path, root) for path in paths]
+    return [os.path.relpath(path, os.path.commonpath([other.parent for other in paths])) for path in paths]
 
 
-def publish(out: Path, head: str, about: dict, rows: list[dict], shown: list[dict] | None = None):
-    """Writes OUT.json, with all rows, and OUT.md, a table of those `shown` or of all; prints that. NaN becomes null."""
-    rows = [{key: None if value != value else value for key, value in row.items()} for row in rows]
-    shown = shown or rows
-    cells = [["-" if v is None else f"{v:.1f}" if isinstance(v, float) else str(v) for v in row.values()]
-             for row in shown]
-    text = "\n".join([head, "", *markdown(list(shown[0]), cells)])
+def publish(out: Path, what: str, about: dict, rows: list[dict], shown: list[dict] | None = None) -> str:
+    """Writes OUT.json, with all rows, and OUT.md, a table of those `shown` or of all; prints that. -> its title"""
+    head = "{}, {dataset} {subset}, {n_scored} of {n_expected} videos scored".format(what, **about)
+    text = page([("text", head), ("table", shown or rows)], out.parent)
+    rows = [{key: None if value != value else value for key, value in row.items()} for row in rows]  # NaN: null
     out.parent.mkdir(parents=True, exist_ok=True)
     write_text(out.with_suffix(".json"), json.dumps({**about, "rows": rows}, indent=1) + "\n")
     write_text(out.with_suffix(".md"), text + "\n")
     print(f"{text}\n\nwritten to {out}.*")
+    return head
 
 
-def measure(model, samples, cfg: Config, accelerator) -> dict[str, float]:
+def measure(model, samples, cfg: Config, accelerator, *_) -> dict[str, float]:
     """All numbers of one model on one list, in %; NaN where there is no video to ask about."""
     model.eval()
     sampler = spread_clips(cfg, cfg.test_clips)
@@ -289,73 +243,55 @@ def measure(model, samples, cfg: Config, accelerator) -> dict[str, float]:
 
     def compute(x, i):
         whole = shot(x, i)
-        answers = [model.logits(one.change(whole)).float().softmax(1).mean(0) for one in MANIPULATIONS.values()]
+        answers = [model.logits(change(whole)).float().softmax(1).mean(0) for change in MANIPULATIONS.values()]
         return torch.stack(answers)  # (M, classes)
 
     probabilities, ok = over_videos(compute, samples, sampler, cfg, accelerator, "robustness")  # (N, M, classes)
     label, answer = torch.from_numpy(samples.labels), dict(zip(MANIPULATIONS, probabilities.argmax(2).T, strict=True))
-    result = {name: percent((of == label) & ok) for name, of in answer.items()}
-    result["fooled"] = percent((answer["actor elsewhere"] == label[partner]) & ok)
-    if (scene := scenes(samples)) is not None:
-        plain, conflict = answer["original"], ok & (scene != label)
-        result["conflict: motion"] = percent((plain == label)[conflict])
-        result["conflict: scene"] = percent((plain == scene)[conflict])
+    right = {name: (of == label) & ok for name, of in answer.items()}
+    right["fooled"] = (answer["actor elsewhere"] == label[partner]) & ok
+    if samples.scenes:
+        family = torch.tensor([list(synthetic.SCENES).index(name) for name in samples.scenes])
+        scene = family[samples.scene]  # (N,), the class whose own family it is
+        conflict = ok & (scene != label)
+        right["conflict: motion"] = (answer["original"] == label)[conflict]
+        right["conflict: scene"] = (answer["original"] == scene)[conflict]
         train = datasets.load(cfg.dataset, cfg.data, "train", cfg.split)
         (x, known), (y, there) = (features(model.backbone, model.pool, part, cfg, accelerator, "probe")
                                   for part in (train, samples))
-        for what, of, true in (("motion", torch.from_numpy(train.labels), label), ("scene", scenes(train), scene)):
-            result[f"probe: {what}"] = percent((linear(x[known], of[known], y) == true) & there)
-    return {**result, "n_scored": int(ok.sum()), "n_expected": len(samples)}
-
-
-def percent(true) -> float:
-    """NaN of none."""
-    return 100 * true.float().mean().item()
-
-
-def grouped(rows) -> dict[str, np.ndarray]:
-    """experiment -> the numbers of its runs in the order of QUESTIONS (runs, questions), NaN where there is none."""
-    numbers = {row["experiment"]: [] for row in rows}
-    for row in rows:
-        numbers[row["experiment"]].append([row.get(what, np.nan) for what in QUESTIONS])
-    return {name: np.array(values) for name, values in numbers.items()}
+        for what, *columns in (("motion", train.labels, samples.labels), ("scene", train.scene, samples.scene)):
+            taught, true = map(torch.from_numpy, columns)
+            right[f"probe: {what}"] = (linear(x[known], taught[known], y) == true) & there
+    percent = {name: 100 * of.float().mean().item() for name, of in right.items()}
+    return {**percent, "n_scored": int(ok.sum()), "n_expected": len(samples)}
 
 
 def table(rows) -> list[dict]:
-    """Models side by side, a line for each question."""
-    cells = {name: [None if np.isnan(column).any() else number(spread(column.tolist())) for column in values.T]
-             for name, values in grouped(rows).items()}
-    return [{"": f"{what} {better}", **{name: cells[name][n] for name in cells}, "source": source}
-            for n, (what, (source, better)) in enumerate(QUESTIONS.items())]
+    """A line for each question: of each experiment mean and sd over its runs, None where one of them has no number."""
+    lines, names = [], dict.fromkeys(row["experiment"] for row in rows)
+    for what, (source, better) in QUESTIONS.items():
+        numbers = {name: [row.get(what, np.nan) for row in rows if row["experiment"] == name] for name in names}
+        cells = {name: None if np.isnan(values).any() else spread(values) for name, values in numbers.items()}
+        lines.append({"": f"{what} {better}", **cells, "source": source})
+    return lines
 
 
-def plot(path: Path, rows, head: str, classes: int):
-    """A line for each question, a dot for each experiment, with the sd over its runs."""
-    plt, groups, places = pyplot(), grouped(rows), np.arange(len(QUESTIONS))
-    figure, axis = plt.subplots(figsize=(7, 5 + 1.4 * len(groups)), layout="constrained")
-    for n, (name, values) in enumerate(groups.items()):
-        sd = values.std(0, ddof=1) if len(values) > 1 else None
-        axis.errorbar(values.mean(0), places + 0.6 * n / len(groups), xerr=sd, fmt="o", label=name,
+def plot(path: Path, lines, head: str, classes: int):
+    """The `table`: a dot for each experiment, with the sd over its runs."""
+    names = list(lines[0])[1:-1]
+    figure, (axis,) = panels(1, 1, 7, 5 + 1.4 * len(names), head)
+    for n, name in enumerate(names):
+        mean, sd = np.array([[(line[name] or {}).get(key) for line in lines] for key in ("mean", "sd")], float)
+        axis.errorbar(mean, np.arange(len(lines)) + 0.6 * n / len(names), xerr=sd, fmt="o", label=name,
                       color=COLOURS[n % len(COLOURS)])
     axis.axvline(100 / classes, color="0.4", lw=1, ls="--", label="chance")
-    axis.set_yticks(places, QUESTIONS, fontsize=8)
-    axis.set(xlim=(0, 100), xlabel="top-1, or share of answers, %")
-    axis.invert_yaxis()
-    axis.grid(alpha=0.25)
-    axis.set_title(head, fontsize=9)
+    axis.set_yticks(range(len(lines)), [line[""] for line in lines])
+    axis.set(xlim=(0, 100), ylim=(len(lines), -0.5), xlabel="top-1, or share of answers, %")
     figure.legend(loc="outside lower center", ncols=2, fontsize=8)
     save(figure, path)
 
 
 # ---- Actor-HMDB51 (paper 4.6, Figure 5)
-
-LISTS, SMALLEST = "testTrainMulti_7030_splits", 32
-BATCH = 16  # frames that the detector gets at once
-
-# (path of a video below its root, numbers of frames (N,), these frames uint8 (N, H, W, 3)) -> for each frame the boxes
-# of its persons, float (n, 4): left, top, right, bottom in px
-Detector = Callable[[bytes, np.ndarray, np.ndarray], list[np.ndarray]]
-
 
 def actors(data: str = "data", detector: str = "fasterrcnn_resnet50_fpn_v2", weights: str | None = None,
            score: float = 0.8):
@@ -365,30 +301,22 @@ def actors(data: str = "data", detector: str = "fasterrcnn_resnet50_fpn_v2", wei
     weights    a file of its weights; default: torchvision's own, downloaded once
     score      the least confidence, 0 to 1, of what is taken for a person
 
-    The authors did not publish theirs. It is made as they say (paper 4.6): the detector looks at every frame, and the
-    video is cropped to the smallest box that holds all persons of all its frames. DATA/actor_hmdb51 then has HMDB51's
-    lists and, under the same names, the cropped videos; use it as dataset=actor_hmdb51. Beside each, NAME.json says its
-    size, frames, box, in how many frames a person was seen, how many persons in all, and what was done:
-
-        cropped        to the box, with even sides of at least 32 px, as far as the picture goes
-        kept whole     no person was seen in any frame: the video stays as it is
-        unreadable     there is no copy: a test counts the video as wrong, here as in HMDB51
-
-    After a crash the same command goes on where it stopped. Under `accelerate launch` each process takes its share.
+    The authors did not publish theirs. As they say (paper 4.6), the detector looks at every frame, and the video is
+    cropped to the smallest box that holds all persons of all its frames, with even sides of at least 32 px, as far as
+    the picture goes. Use DATA/actor_hmdb51, with HMDB51's lists and names, as dataset=actor_hmdb51. Beside each video,
+    NAME.json says its size, frames, box, in how many frames a person was seen, how many persons in all, and what was
+    done: `cropped`; `kept whole`, as no person was seen; or `unreadable`: there is no copy, and a test counts the video
+    as wrong, here as in HMDB51. After a crash the same command goes on where it stopped. Under `accelerate launch` each
+    process takes its share.
     """
     # Who has done his share waits for the others, as long as it takes
     accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=2))])
-    root = Path(data) / "hmdb51"
+    root, target = Path(data) / "hmdb51", Path(data) / "actor_hmdb51"
     lists = [datasets.load("hmdb51", data, *which) for which in datasets.DATASETS["hmdb51"].subsets(root)]
     paths = sorted({path for samples in lists for path in samples.paths.tolist()})
     detect = (rendered_boxes(lists[0].root) if detector == "rendered"
               else torchvision_detector(detector, weights, score, accelerator.device))
     how = {"detector": detector, "weights": weights, "score": score}
-    crop_all(root, Path(data) / "actor_hmdb51", paths, detect, how, accelerator)
-
-
-def crop_all(root: Path, target: Path, paths: list[bytes], detect: Detector, how: dict, accelerator: Accelerator):
-    """Crops the videos PATHS below ROOT into TARGET. RunError if TARGET was made in another way than `how`."""
     if accelerator.is_main_process:
         shutil.copytree(root / LISTS, target / LISTS, dirs_exist_ok=True)
         note = target / "actors-how.json"
@@ -396,16 +324,14 @@ def crop_all(root: Path, target: Path, paths: list[bytes], detect: Detector, how
             raise RunError(f"{target} was made with {held}, not {how}: ask for the same, or remove it")
         write_text(note, json.dumps(how))
     accelerator.wait_for_everyone()
-    copies = {path: Path(target, "actor-hmdb51", *os.fsdecode(path).split("/")[-2:]) for path in paths}  # CLASS/NAME
-    logs = {path: copy.with_suffix(".json") for path, copy in copies.items()}
-    mine = paths[accelerator.process_index :: accelerator.num_processes]
-    for path in progress(mine, len(mine), "cropping") if accelerator.is_main_process else mine:
-        if not logs[path].exists():
-            line = crop_video(root / os.fsdecode(path), copies[path], partial(detect, path))
-            write_text(logs[path], json.dumps(line))
+    copies = [Path(target, "actor-hmdb51", *os.fsdecode(path).split("/")[-2:]) for path in paths]  # CLASS/NAME
+    mine = list(zip(paths, copies, strict=True))[accelerator.process_index :: accelerator.num_processes]
+    for path, copy in progress(mine, len(mine), "cropping") if accelerator.is_main_process else mine:
+        if not (log := copy.with_suffix(".json")).exists():
+            write_text(log, json.dumps(crop_video(root / os.fsdecode(path), copy, partial(detect, path))))
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        lines = [json.loads(log.read_text()) for log in logs.values()]
+        lines = [json.loads(copy.with_suffix(".json").read_text()) for copy in copies]
         kept = [line["area_kept"] for line in lines if line["done"] == "cropped"]
         summary = {**how, "videos": len(lines), **Counter(line["done"] for line in lines),
                    "area_kept": float(np.mean(kept)) if kept else None}
@@ -414,27 +340,25 @@ def crop_all(root: Path, target: Path, paths: list[bytes], detect: Detector, how
 
 
 def crop_video(source: Path, copy: Path, detect) -> dict:
-    """Makes the copy of one video. -> what there is to say of it in the log. RunError if it cannot be written."""
+    """Makes the copy of one video. -> its log. Raises RunError if the copy cannot be written."""
     copy.parent.mkdir(parents=True, exist_ok=True)
     try:
         with Reader(source) as video:
-            boxes = [found for numbers in batches(video) for found in detect(numbers, video.decode(numbers))]
-            width, height = video.info.width, video.info.height
+            boxes, info = detect(batches(video)), video.info
     except VideoError as error:
         return {"done": "unreadable", "problem": str(error)}
-    persons = [len(found) for found in boxes]
-    line = {"done": "kept whole", "width": width, "height": height, "frames": len(boxes),
-            "frames_with_persons": sum(n > 0 for n in persons), "persons": sum(persons)}
-    aside = copy.with_name(f".{copy.name}")
+    persons, aside = np.concatenate(boxes), copy.with_name(f".{copy.name}")
+    line = {"done": "kept whole", "width": info.width, "height": info.height, "frames": len(boxes),
+            "frames_with_persons": sum(len(found) > 0 for found in boxes), "persons": len(persons)}
     try:
-        if any(persons):
-            left, top, right, bottom = box = smallest_box(np.concatenate(boxes), (width, height))
-            area = 100 * (right - left) * (bottom - top) / (width * height)
+        if len(persons):
+            left, top, right, bottom = box = smallest_box(persons, (info.width, info.height))
+            area = 100 * (right - left) * (bottom - top) / (info.width * info.height)
             line |= {"done": "cropped", "box": box, "area_kept": area}
             with Reader(source) as video:
-                frames = (frame[top:bottom, left:right] for n in batches(video) for frame in video.decode(n))
+                pictures = (frame[top:bottom, left:right] for frames in batches(video) for frame in frames)
                 # The codec of HMDB51 at a fixed fine quantiser: what it loses once more cannot be seen
-                encode(aside, frames, video.info.fps, codec="mpeg4", options={"qmin": "2", "qmax": "2"})
+                encode(aside, pictures, info.fps, codec="mpeg4", options={"qmin": "2", "qmax": "2"})
         else:
             shutil.copyfile(source, aside)
         aside.replace(copy)
@@ -444,16 +368,14 @@ def crop_video(source: Path, copy: Path, detect) -> dict:
     return line
 
 
-def batches(video: Reader) -> list[np.ndarray]:
-    """The numbers of all frames of a video, BATCH at a time."""
-    return np.split(np.arange(video.frames), range(BATCH, video.frames, BATCH))
+def batches(video: Reader) -> Iterator[np.ndarray]:
+    """All frames of a video, BATCH at a time."""
+    return map(video.decode, np.split(np.arange(video.frames), range(BATCH, video.frames, BATCH)))
 
 
 def smallest_box(boxes, size: tuple[int, int]) -> list[int]:
-    """The smallest box of whole pixels that holds all boxes (n, 4), then made even: [left, top, right, bottom].
-
-    size: width and height of the picture. No side is less than SMALLEST, where the picture has that.
-    """
+    """The smallest box of whole pixels that holds all boxes (n, 4), then made even: [left, top, right, bottom]. size:
+    of the picture. No side is less than SMALLEST, where the picture has that."""
     size = np.array(size)
     low = np.floor(boxes[:, :2].min(0)).clip(0, size).astype(int)
     high = np.ceil(boxes[:, 2:].max(0)).clip(0, size).astype(int)
@@ -462,17 +384,14 @@ def smallest_box(boxes, size: tuple[int, int]) -> list[int]:
     return [*low.tolist(), *(low + side).tolist()]
 
 
-def torchvision_detector(name: str, weights: str | None, score: float, device) -> Detector:
-    """One of torchvision's detectors for COCO. Raises ConfigError for an unknown name or weights that do not fit."""
+def torchvision_detector(name: str, weights: str | None, score: float, device):
+    """One of torchvision's for COCO. Raises ConfigError for an unknown name, WeightsError for the file.
+
+    -> detect(path, batches of frames, uint8 (N, H, W, 3)): the boxes of the persons of each frame, float (n, 4) in px
+    """
     choose(dict.fromkeys([*list_models(module=detection), "rendered"]), name, "detector")
-    categories = get_model_weights(name).DEFAULT.meta["categories"]
-    person = categories.index("person")
-    model = get_model(name, weights=None, weights_backbone=None, num_classes=len(categories))
-    file = find(weights or f"torchvision:{name}") or weights
-    try:
-        model.load_state_dict(read(file))
-    except RuntimeError as error:
-        raise ConfigError(f"{file} does not fit {name}: {str(error)[:400]} ...") from None
+    model = get_model(name, weights=None, weights_backbone=None)
+    load(find(weights or f"torchvision:{name}") or weights, model, strict=True)
     if name.endswith(("rcnn_resnet50_fpn", "retinanet_resnet50_fpn")):  # as torchvision does for its weights of these
         for module in model.modules():
             if isinstance(module, torch.nn.BatchNorm2d):
@@ -480,20 +399,22 @@ def torchvision_detector(name: str, weights: str | None, score: float, device) -
     model.to(device).eval()
 
     @torch.inference_mode()
-    def detect(path, numbers, frames):
-        found = model(list(torch.from_numpy(frames).to(device).permute(0, 3, 1, 2) / 255))  # of (3, H, W)
-        return [one["boxes"][(one["labels"] == person) & (one["scores"] >= score)].cpu().numpy() for one in found]
+    def detect(path, batches):
+        pictures = (list(torch.from_numpy(frames).to(device).permute(0, 3, 1, 2) / 255) for frames in batches)
+        return [one["boxes"][(one["labels"] == 1) & (one["scores"] >= score)].cpu().numpy()
+                for batch in pictures for one in model(batch)]  # of all of them, label 1 is a person
 
     return detect
 
 
-def rendered_boxes(root: str) -> Detector:
-    """The true actors of the synthetic videos below ROOT. Raises ConfigError where those are not synthetic."""
+def rendered_boxes(root: str):
+    """A detector of the true actors of the synthetic videos below ROOT. Raises ConfigError of others."""
     known = specs(root, "detector=rendered")
-    masks_of = lru_cache(1)(lambda path: torch.from_numpy(synthetic.render(known[path])[1]))  # bool (T, H, W)
 
-    def detect(path, numbers, frames):
+    def detect(path, batches):
         outer = torch.tensor([0, 0, 1, 1])  # masks_to_boxes ends at the last pixel, not behind it
-        return [(masks_to_boxes(mask[None][mask.any()[None]]) + outer).numpy() for mask in masks_of(path)[numbers]]
+        masks = torch.from_numpy(synthetic.render(known[path])[1])  # bool (T, H, W)
+        return [(masks_to_boxes(mask[None][mask.any()[None]]) + outer).numpy()
+                for mask, _ in zip(masks, chain.from_iterable(batches), strict=True)]
 
     return detect

@@ -12,7 +12,6 @@ import math
 import os
 import re
 from collections import defaultdict
-from functools import partial
 from itertools import cycle, pairwise, product
 from pathlib import Path
 from statistics import mean, stdev
@@ -25,13 +24,8 @@ from matplotlib import pyplot as plt
 from safetensors.torch import load_file
 from scipy import stats
 
-from be import datasets
-from be.augment import Draws, denormalise
-from be.config import STAGES, Config, choose, experiments, paper_numbers
-from be.erase import ERASE
+from be.config import STAGES, experiments, paper_numbers
 from be.runs import RunError, duration, git_sha, read_metrics, read_results, write_text
-from be.train import make_views
-from be.video import random_clips
 from be.weights import read_about
 
 SECTIONS = yaml.safe_load(Path(__file__).with_name("quoted.yaml").read_text(encoding="utf-8"))
@@ -42,7 +36,6 @@ THREE_SPLITS = ("ucf101", "hmdb51", "actor_hmdb51")
 SYNTHETIC = "synthetic videos"  # a note: what ran on them is not compared with the paper
 FORMATS = {"delta": "+.1f", "gain": "+.1f", "gain, % of base": "+.1f", "r": ".2f", "p": ".2g", "p of t": ".3f",
            "p of signs": ".3f"}  # of columns, other numbers have one digit
-DRAWS = 8  # of `show-batch`
 
 
 def report(out: str = "runs", names: str = "*"):
@@ -431,7 +424,7 @@ def pictures(out: Path, names: list[str]) -> list[tuple]:
     return blocks
 
 
-# ---- Figures 4 and 5, and what the network sees
+# ---- Figures 4 and 5
 
 
 def figure4(out: str = "runs", dataset: str = "hmdb51", static: str = "figure4-static", base: str = "table1-moco",
@@ -529,32 +522,3 @@ def figure5(names: str = "figure5-*", out: str = "runs"):
     path = Path(out) / f"bars-{names.strip('*').strip('-') or 'all'}.png"
     save(figure, path)
     print(f"{page([('table', rows)], path.parent)}\n\nwritten to {path}")
-
-
-def show_batch(cfg: Config):
-    """show-batch: draw OUT/what-the-network-sees.png: some training clips as they enter the network, and distracted
-
-    Of DRAWS distractions by `erase` the strongest is shown, since with most lam there is little to see.
-    """
-    samples = datasets.load(cfg.dataset, cfg.data, "train", cfg.split)
-    sampler = partial(random_clips, K=1, T=cfg.frames, stride=cfg.stride)
-    clips = datasets.Clips(samples, sampler, cfg.short_side, cfg.seed, train=True)
-    batch = datasets.collate([clips[0, i] for i in range(0, len(clips), max(1, len(clips) // 3))][:3])
-    (x,) = make_views(batch, ((0, 0),), Draws(cfg.seed, 0), cfg)  # (B, 3, T, S, S)
-    erase = choose(ERASE, cfg.erase, "erase")
-    distracted = [erase(x, Draws(cfg.seed, draw), cfg.gamma) for draw in range(DRAWS)]
-    strongest = max(distracted, key=lambda x_d: (x_d - x).square().mean())
-    frames = torch.stack([x, strongest], 1).flatten(0, 1)[:, :, :: max(1, cfg.frames // 8)]  # (2B, 3, F, S, S)
-    picture = denormalise(frames).clamp(0, 1).permute(0, 3, 2, 4, 1)  # (2B, S, F, S, 3)
-    rows, side, columns = picture.shape[:3]
-    title = f"Clips, and the same distracted: {cfg.erase}, the strongest of {DRAWS} draws"
-    figure, (axis,) = panels(1, 1, 1.1 * columns + 1, 1.15 * rows, title)
-    axis.imshow(picture.reshape(rows * side, columns * side, 3).numpy())
-    names = [f"{kind}\n{samples.classes[label]}" for label in batch.label for kind in ("original", "distracted")]
-    axis.set_yticks([side * (row + 0.5) for row in range(rows)], names)
-    axis.set_xticks([])
-    axis.grid(False)
-    path = Path(cfg.out) / "what-the-network-sees.png"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save(figure, path)
-    print(f"written to {path}")

@@ -455,20 +455,3 @@ def test_figure5_of_rows_that_are_other_rows_runs(tmp_path, capsys):
     assert (tmp_path / "bars-figure5.png").stat().st_size > 10_000
     with pytest.raises(RunError, match="no test of any"):
         report.figure5(out=str(tmp_path), names="figure4-*")
-
-
-def test_a_batch_and_the_same_distracted(tiny, tmp_path, monkeypatch):
-    shown = []
-    monkeypatch.setattr(report, "save", lambda figure, path: shown.append((figure, path)))
-    cfg = config.load("demo-moco-be", [*TINY, f"data={tiny}", f"out={tmp_path}"])
-    report.show_batch(cfg)
-    ((figure, path),) = shown
-    (axis,) = figure.axes
-    picture = axis.images[0].get_array()
-    assert picture.shape == (6 * 16, 8 * 16, 3) and path == tmp_path / "what-the-network-sees.png"
-    names = [label.get_text() for label in axis.get_yticklabels()]
-    assert [name.split("\n")[0] for name in names] == ["original", "distracted"] * 3 and len({*names}) == 6
-    rows = np.asarray(picture).reshape(6, 16, 8, 16, 3).astype(float)
-    assert all(0.005 < np.abs(rows[i] - rows[i + 1]).mean() < 0.3 for i in (0, 2, 4))
-    moves = np.abs(np.diff(rows, axis=2)).mean((1, 2, 3, 4))
-    assert all(moves[i + 1] < moves[i] for i in (0, 2, 4))  # (1 - lam) of the motion stays
