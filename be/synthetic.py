@@ -389,7 +389,7 @@ def claim(root, values):
 
 
 def write(path, content):
-    """A text, or the film of a Spec, finely quantised, or MPEG-4 smears the actor. It gets its name once all is there."""
+    """A text, or the film of a Spec, finely quantised, or MPEG-4 smears the actor. Named once all of it is there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}")
     if isinstance(content, Spec):
