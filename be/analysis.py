@@ -88,7 +88,7 @@ def cam(*runs: tuple[Path, Config]):
                               f"nothing of where; choose a larger size= and short_side=")
     sampler = partial(even_clips, K=cfg.test_clips, T=cfg.frames, stride=cfg.stride)
     for subset in cfg.subset.split(","):
-        samples = datasets.load(cfg.dataset, cfg.data, subset, cfg.split)
+        samples = datasets.load_for(cfg, subset)
         shot, _ = shots(samples, sampler, cfg, accelerator)
         found, ok = measure(networks.values(), samples, shot, sampler, cfg, accelerator)
         if accelerator.is_main_process:

@@ -300,7 +300,7 @@ def measure(model, samples, cfg: Config, accelerator) -> dict[str, float]:
         plain, conflict = answer["original"], ok & (scene != label)
         result["conflict: motion"] = percent((plain == label)[conflict])
         result["conflict: scene"] = percent((plain == scene)[conflict])
-        train = datasets.load(cfg.dataset, cfg.data, "train", cfg.split)
+        train = datasets.load_for(cfg, "train")
         (x, known), (y, there) = (features(model.backbone, model.pool, part, cfg, accelerator, "probe")
                                   for part in (train, samples))
         for what, of, true in (("motion", torch.from_numpy(train.labels), label), ("scene", scenes(train), scene)):

@@ -536,7 +536,7 @@ def show_batch(cfg: Config):
 
     Of DRAWS distractions by `erase` the strongest is shown, since with most lam there is little to see.
     """
-    samples = datasets.load(cfg.dataset, cfg.data, "train", cfg.split)
+    samples = datasets.load_for(cfg, "train")
     sampler = partial(random_clips, K=1, T=cfg.frames, stride=cfg.stride)
     clips = datasets.Clips(samples, sampler, cfg.short_side, cfg.seed, train=True)
     batch = datasets.collate([clips[0, i] for i in range(0, len(clips), max(1, len(clips) // 3))][:3])
