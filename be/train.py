@@ -526,7 +526,7 @@ def count_videos(cfg: Config) -> tuple[int, int, str]:
         samples = datasets.load_for(cfg, "train")
         return len(samples), len(samples.classes), f"{cfg.dataset}, split {cfg.split} in {where}: {len(samples)} videos"
     except datasets.DatasetMissing:
-        if ("train", cfg.split) not in source.expected:
+        if cfg.classes or ("train", cfg.split) not in source.expected:
             raise
     n = source.expected["train", cfg.split]
     return n, source.classes, f"{cfg.dataset}, split {cfg.split}: MISSING in {where}; officially {n} videos"

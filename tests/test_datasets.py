@@ -83,11 +83,6 @@ def test_ucf101_official(official, capsys, split, train, test):
     for subset, n in ("train", train), ("test", test):
         samples = parse(official, "ucf101", subset, split)
         assert len(samples) == len(set(names(samples))) == n and len(samples.classes) == 101
-        kept = DATASETS["ucf101"](official, subset, split, ["TaiChi", "Archery", "YoYo"])
-        assert kept.classes == ["Archery", "TaiChi", "YoYo"] and len(kept) < n / 20
-        for label, name in enumerate(kept.classes):
-            known = samples.labels == samples.classes.index(name)
-            assert np.array_equal(kept.paths[kept.labels == label], samples.paths[known])
         for path, label in zip(names(samples), samples.labels, strict=True):  # a name has its class in it
             assert samples.classes[label].lower() == path.split("/")[2].split("_")[1].lower()
         sources.append({DATASETS["ucf101"].group(path) for path in names(samples)})
