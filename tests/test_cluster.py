@@ -80,7 +80,7 @@ def test_slurm_script_on_two_machines(tiny, tmp_path):
     done = subprocess.run(["bash", str(tmp_path / "slurm.sh"), *words(tiny, tmp_path)], cwd=ROOT, env={**CPU, **job},
                           capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "8 = 2 device(s) x 1 part(s) x 4\n" in done.stdout
+    assert "8 = 2 device(s) x 1 part(s) x 4" in done.stdout
     train.pretrain(config.load("demo-moco-be", words(tiny, tmp_path / "alone")[3:]))
     assert losses(tmp_path)[:5] == pytest.approx(losses(tmp_path / "alone")[:5], rel=1e-3)  # then rounding grows
     assert len(losses(tmp_path)) == 8
