@@ -52,7 +52,7 @@ def show_batch(cfg: Config):
 
     Of DRAWS distractions by `erase` the strongest is shown: with most lam there is little to see.
     """
-    samples = datasets.load(cfg.dataset, cfg.data, "train", cfg.split)
+    samples = datasets.load_for(cfg, "train")
     sampler = partial(random_clips, K=1, T=cfg.frames, stride=cfg.stride)
     clips = datasets.Clips(samples, sampler, cfg.short_side, cfg.seed, train=True)
     batch = datasets.collate([clips[0, i] for i in range(0, len(clips), max(1, len(clips) // 3))][:3])
@@ -130,7 +130,7 @@ def cam(*runs: tuple[Path, Config]):
                               f"nothing of where; choose a larger size= and short_side=")
     sampler = partial(even_clips, K=cfg.test_clips, T=cfg.frames, stride=cfg.stride)
     for subset in cfg.subset.split(","):
-        samples = datasets.load(cfg.dataset, cfg.data, subset, cfg.split)
+        samples = datasets.load_for(cfg, subset)
         shot, _ = shots(samples, sampler, cfg, accelerator)
         found, ok = measure(networks.values(), samples, shot, sampler, cfg, accelerator)
         if accelerator.is_main_process:

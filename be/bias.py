@@ -256,7 +256,7 @@ def measure(model, samples, cfg: Config, accelerator, *_) -> dict[str, float]:
         conflict = ok & (scene != label)
         right["conflict: motion"] = (answer["original"] == label)[conflict]
         right["conflict: scene"] = (answer["original"] == scene)[conflict]
-        train = datasets.load(cfg.dataset, cfg.data, "train", cfg.split)
+        train = datasets.load_for(cfg, "train")
         (x, known), (y, there) = (features(model.backbone, model.pool, part, cfg, accelerator, "probe")
                                   for part in (train, samples))
         for what, *columns in (("motion", train.labels, samples.labels), ("scene", train.scene, samples.scene)):

@@ -5,8 +5,8 @@
     for batch in loader(clips, epoch_batches(len(clips), 32, seed=0, epoch=0), workers=4): ...
 
 A data set is a parser of its official lists, registered with what is known of it; `plain` is a short one to copy.
-Lists and official numbers are read without torch. Every number of an item follows from (seed, epoch, index) and the
-files: a batch does not depend on how many workers or processes decode it, nor on what they decoded before.
+Lists are read without torch. Every number of an item follows from (seed, epoch, index) and the files: a batch does not
+depend on how many workers or processes decode it.
 """
 
 import atexit
@@ -37,7 +37,7 @@ from be.video import Index, Reader, VideoError
 
 MANIFEST = "manifest.npz"  # of a data set's folder
 DRAWN = "synthetic.jsonl"  # beside the lists of drawn videos: what each was made of
-TIME_LIMIT = 120  # seconds of a processor for the clips of one video, some thousand times what they take
+TIME_LIMIT = 120  # seconds of a processor for the clips of one video
 in_worker = False  # is this process one of a loader's?
 
 
@@ -45,14 +45,9 @@ class DatasetMissing(UserError, FileNotFoundError):
     """The videos or their lists are not where they were looked for; the message says what belongs there."""
 
 
-class NothingReadable(UserError, RuntimeError):
-    """Not one video of the list can be decoded."""
-
-
 @dataclass(frozen=True, eq=False)
 class Manifest:
-    """DATA/NAME/manifest.npz: what `prepare` found out about the videos, a row per file, so that training need not
-    look again. These are the columns that training reads; the file has more of them, for people."""
+    """What `prepare` found out about the videos, a row per file: the columns of manifest.npz that training reads."""
 
     path: np.ndarray  # (V,) bytes, relative to the root, sorted
     size: np.ndarray  # (V,) int64, bytes; -1: there is no such file
@@ -65,7 +60,7 @@ class Manifest:
 
     @classmethod
     def read(cls, root) -> "Manifest | None":
-        """The manifest of a data set's folder, if it has one. Raises UserError if it is of another version."""
+        """That of a data set's folder; None if it has none. Raises UserError if it is of another version."""
         file = Path(root, MANIFEST)
         try:
             with np.load(file, allow_pickle=False) as table:
@@ -78,8 +73,8 @@ class Manifest:
 
 @dataclass(frozen=True)
 class Samples:
-    """A list of labelled videos. Columns are arrays: of one Python object per video, every loader worker would
-    come to own a copy, as its reference counts are touched (pytorch/pytorch#13246)."""
+    """A list of labelled videos. Columns are arrays: of Python objects, every worker would come to own a copy, as it
+    counts references to them (pytorch/pytorch#13246)."""
 
     root: str  # absolute
     paths: np.ndarray  # (N,) bytes, relative to root, in the order of the list
@@ -128,11 +123,9 @@ class Samples:
         """Of all paths, contents and labels: the same wherever the same videos lie. None without a manifest."""
         if self.manifest is None:
             return None
-        state = blake2b(digest_size=8)
-        for path, label, row in zip(self.paths.tolist(), self.labels.tolist(), self.rows.tolist(), strict=True):
-            state.update(b"%d %b\0" % (label, path))
-            state.update(self.manifest.digest[row] if row >= 0 else bytes(16))
-        return state.hexdigest()
+        content = np.where(self.rows[:, None] < 0, np.uint8(0), self.manifest.digest[self.rows])
+        rows = zip(self.labels.tolist(), self.paths.tolist(), content, strict=True)
+        return blake2b(b"".join(b"%d %b\0%b" % (*row, content) for *row, content in rows), digest_size=8).hexdigest()
 
 
 # ---- the registry
@@ -160,65 +153,61 @@ class Source:
         """The numbers of its splits; (1,) if it has but one."""
         return tuple(sorted({1} | {split for _, split in self.expected}))
 
-    def __call__(self, root, subset: str, split: int = 1, classes: Iterable[str] = ()) -> Samples:
+    def __call__(self, root, subset: str, split: int = 1, classes=None) -> Samples:
         root = Path(root).expanduser().absolute()
         try:
             listed, there = self.read(root, subset, split, classes)
         except (FileNotFoundError, NotADirectoryError) as error:
             raise DatasetMissing(self.missing(root, error.filename)) from None
-        is_folder, places = cache(os.path.isdir), range(len(listed))
-        near = there if self.scattered else np.array([is_folder(os.path.dirname(listed.path(i))) for i in places])
-        some = np.flatnonzero(near)
-        if not any(os.path.exists(listed.path(i)) for i in some[:: len(some) // 10 + 1]):  # a wrong folder
+        if not there.any():
             raise DatasetMissing(self.missing(root, listed.path(0)))
-        warn = partial(print, f"warning: {self.name} {subset}, split {split}:", file=sys.stderr)
-        if not classes and not self.official(subset, split, listed):
-            warn(f"{len(listed)} videos; the official list has {self.expected[subset, split]}")
-        if len(np.setdiff1d(listed.labels, listed.labels[near])):
-            exist = near if self.scattered else np.array([os.path.exists(listed.path(i)) for i in places])
-            warn(partial_copy(listed, exist))
-        elif not there.all():
-            warn(f"{(~there).sum()} of {len(there)} listed videos are not in {root}/{subset}; they are left out")
-        samples = listed.take(there)
+        problems = [] if classes else [self.other_length(subset, split, listed)]
+        if len(np.setdiff1d(listed.labels, listed.labels[there])):
+            problems.append(partial_copy(listed, there))
+        elif self.scattered and not there.all():
+            problems.append(f"{(~there).sum()} of {len(there)} listed videos are not in {root}; they are left out")
+        for problem in filter(None, problems):
+            print(f"warning: {self.name} {subset}, split {split}: {problem}", file=sys.stderr)
+        samples = listed.take(there) if self.scattered else listed
         if (manifest := Manifest.read(root)) is not None:
             samples = samples.with_manifest(manifest)
         return with_scenes(samples) if (root / DRAWN).exists() else samples
 
-    def read(self, root, subset: str, split: int, classes: Iterable[str] = ()) -> tuple[Samples, np.ndarray]:
-        """The whole list, and which of its videos a `scattered` data set has: bool (N,), true for the others.
-        Lets the FileNotFoundError of a list pass; otherwise as `load`."""
+    def read(self, root: Path, subset: str, split: int, classes=None) -> tuple[Samples, np.ndarray]:
+        """The whole list, and which of its videos are there, bool (N,). As `load`, but lets FileNotFoundError pass."""
         if split not in self.splits:
             raise ConfigError(f"{self.name} has no split {split!r}; it has {', '.join(map(str, self.splits))}")
-        names, rows = self.parse(Path(root), subset, split)
+        names, rows = self.parse(root, subset, split)
         for name in classes or ():
             choose(dict.fromkeys(names), name, f"class of {self.name}")
         kept = [i for i, name in enumerate(names) if not classes or name in classes]
-        label_of = {name: i for i, name in enumerate(names)} | {i: i for i in range(len(names))}
         number = {i: n for n, i in enumerate(kept)}
+        label_of = {key: number.get(i) for i, name in enumerate(names) for key in (i, name)}  # None: not asked for
 
         places = files_below(root, subset) if self.scattered else {}
-        paths, labels, groups, there, sources = [], [], [], [], {}
+        paths, labels, groups, sources = [], [], [], {}
         for where, path, label in rows:
             if path.startswith("/") or ".." in path.split("/"):
                 raise ConfigError(f"{where}: {path!r} leaves the folder of the data")
             if label not in label_of:
                 raise ConfigError(f"{where}: {label!r} is none of the {len(names)} classes")
-            if label_of[label] in number:
-                place = places.get(path.rpartition("/")[2])
-                paths.append(os.fsencode(place or path))
-                labels.append(number[label_of[label]])
+            if label_of[label] is not None:
+                paths.append(places.get(os.path.basename(path), path))
+                labels.append(label_of[label])
                 groups.append(sources.setdefault(self.group(path), len(sources)))
-                there.append(place is not None or not self.scattered)
         if not paths:
-            of = f" of the classes {', '.join(classes)}" if classes else ""
-            raise ConfigError(f"{self.name}: the {subset!r} list of split {split} in {root} names no video{of}")
-        columns = (np.array(paths), np.array(labels, np.int64), np.array(groups, np.int64))
+            of = ", ".join(classes or ["any class"])
+            raise ConfigError(f"{self.name}: the {subset!r} list of split {split} in {root} names no video of {of}")
+        content = cache(lambda folder: set(os.listdir(root / folder)) if (root / folder).is_dir() else set())
+        there = [name in content(folder) for folder, name in map(os.path.split, paths)]
+        columns = np.array([*map(os.fsencode, paths)]), np.array(labels, np.int64), np.array(groups, np.int64)
         return Samples(str(root), *columns, [names[i] for i in kept]), np.array(there)
 
-    def official(self, subset: str, split: int, samples: Samples) -> bool:
-        """Whether a list that claims to be an official one, by its number of classes, has the number of videos."""
+    def other_length(self, subset: str, split: int, samples: Samples) -> str:
+        """What is odd about a list that has all the official classes, but not as many videos; else ""."""
         number = self.expected.get((subset, split), len(samples))
-        return len(samples.classes) != self.classes or len(samples) == number
+        odd = len(samples.classes) == self.classes and len(samples) != number
+        return f"{len(samples)} videos, the official list has {number}" if odd else ""
 
     def list_files(self, root) -> dict[str, re.Match]:
         """The lists and what belongs to them, {path relative to root: its match with `lists`}."""
@@ -232,19 +221,21 @@ class Source:
         return sorted(found | self.expected.keys(), key=lambda known: (known[1], known[0] != "train", known[0]))
 
     def missing(self, root, looked_for) -> str:
-        tree = self.layout.replace("\n", "\n    ")
-        return (f"{looked_for} does not exist.\ndocs/DATA.md says what {self.name} is and where from.\n"
-                f"It should stand like this:\n  {Path(root).expanduser().absolute()}\n    {tree}\n"
+        place = next(folder for folder in Path(looked_for).absolute().parents if folder.is_dir())
+        found, tree = sorted(os.listdir(place)), self.layout.replace("\n", "\n    ")
+        return (f"{looked_for} does not exist.\n"
+                f"{place} holds {', '.join(found[:10]) or 'nothing'}{' ...' if len(found) > 10 else ''}\n"
+                f"docs/DATA.md says what {self.name} is and where from. It should stand like this:\n  {root}\n    {tree}\n"
                 "To try the code without any data: make demo")
 
 
 DATASETS: dict[str, Source] = {}
 
 
-def load(dataset: str, data, subset: str, split: int = 1, classes: Iterable[str] = ()) -> Samples:
+def load(dataset: str, data, subset: str, split: int = 1, classes: Iterable[str] | None = None) -> Samples:
     """The videos of `subset` ('train', 'test' or any other that has a list) in DATA/DATASET, in the order of the list.
 
-    classes: names. Only their videos, with labels that number these classes in their official order. () or None: all.
+    classes: names. Only their videos, with labels that number these classes in their official order. None or (): all.
 
     Raises ConfigError for an unknown data set, split or class, and, with file and line, if a line is malformed,
     leaves the folder or names an unknown class; DatasetMissing if a list or all videos are absent. Warns if whole
@@ -252,16 +243,21 @@ def load(dataset: str, data, subset: str, split: int = 1, classes: Iterable[str]
     return choose(DATASETS, dataset, "dataset")(Path(data) / dataset, subset, split, classes)
 
 
+def load_for(cfg, subset: str, data: str | None = None) -> Samples:
+    """The list `subset` of a config's data set, split and classes, from its folder or from another one."""
+    return load(cfg.dataset, data or cfg.data, subset, cfg.split, cfg.classes)
+
+
 def register(**known):
     """Puts the decorated parser into DATASETS under its own name, with what is `known` of the data set."""
     return lambda parse: DATASETS.setdefault(parse.__name__, Source(parse.__name__, parse, **known))
 
 
-def partial_copy(listed: Samples, exist: np.ndarray, most: int = 20) -> str:
-    """What to say of a copy that lacks whole classes; exist: bool (N,), which videos it has."""
-    names = [listed.classes[label] for label in np.unique(listed.labels[exist])]
+def partial_copy(listed: Samples, there: np.ndarray, most: int = 20) -> str:
+    """What to say of a copy that lacks whole classes; there: bool (N,), which videos it has."""
+    names = [listed.classes[label] for label in np.unique(listed.labels[there])]
     fitting = json.dumps(names[:most], ensure_ascii=False)[:-1] + (", ...]" if len(names) > most else "]")
-    return (f"{exist.sum()} of {len(listed)} listed videos ({exist.mean():.1%}) are in {listed.root}, of {len(names)} "
+    return (f"{there.sum()} of {len(listed)} listed videos ({there.mean():.1%}) are in {listed.root}, of {len(names)} "
             f"of {len(listed.classes)} classes; for these alone: {shlex.quote(f'classes={fitting}')}")
 
 
@@ -292,8 +288,7 @@ def files_below(root, folder: str) -> dict[str, str]:
             folders.clear()
             continue
         seen.add(real)
-        place = os.path.relpath(top, root)
-        found |= {name: f"{place}/{name}" for name in names}
+        found |= {name: os.path.join(os.path.relpath(top, root), name) for name in names}
     return found
 
 
@@ -396,16 +391,13 @@ def kinetics400(root, subset, split):
     def listed(part):
         file, rows = root / "annotations" / f"{part}.csv", []
         with open(file, encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
-            reader, row = csv.reader(text), None
-            try:
-                row = next(reader)
-                at = [row.index(column) for column in header.split(",")]
-                for row in filter(None, reader):
-                    label, video, start, end = (row[i] for i in at)
+            for row in (table := csv.DictReader(text)):
+                try:
+                    label, video, start, end = map(row.__getitem__, header.split(","))
                     path = f"{part}/{video}_{int(start):06d}_{int(end):06d}.mp4"
-                    rows.append((f"{file}:{reader.line_num}", path, label))
-            except (StopIteration, IndexError, ValueError):
-                raise ConfigError(f"{file}:{reader.line_num}: expected {header}, got {row}") from None
+                except (KeyError, TypeError, ValueError):
+                    raise ConfigError(f"{file}:{table.line_num}: expected {header}, got {row}") from None
+                rows.append((f"{file}:{table.line_num}", path, label))
         return rows
 
     train = listed("train")
@@ -427,10 +419,8 @@ def plain(root, subset, split):
 def holdout(samples: Samples, fraction: float, seed: int) -> tuple[Samples, Samples]:
     """Splits a training list into (rest, held out), to choose a model without looking at the test list.
 
-    Clips of one source video are near copies of each other, so they stay together. The source videos come
-    in random order, and one is held out if that brings the classes nearer to `fraction` of their videos."""
-    if not 0 < fraction < 1:
-        raise ValueError(f"fraction must lie between 0 and 1, got {fraction}")
+    Clips of one source video are near copies of each other, so they stay together. The source videos come in random
+    order, and one is held out if that brings the classes nearer to `fraction` of their videos, which is in (0, 1)."""
     target = fraction * np.bincount(samples.labels, minlength=len(samples.classes))
     order = np.argsort(samples.groups, kind="stable")
     members = np.split(order, np.flatnonzero(np.diff(samples.groups[order])) + 1)
@@ -470,11 +460,6 @@ class VideoCache(OrderedDict):
     """Decoded videos, (path, short_side) -> uint8 (n, H, W, 3), the least recently used of which goes first."""
     bytes = 0
 
-    def find(self, key) -> np.ndarray | None:
-        if key in self:
-            self.move_to_end(key)
-        return self.get(key)
-
     def add(self, key, frames: np.ndarray, max_gb: float):
         self[key] = frames
         self.bytes += frames.nbytes
@@ -489,13 +474,11 @@ class Clips:
     """Clips of videos. An item's key is (epoch, i), and what is drawn for it follows from (seed, epoch, i).
 
     `sampler(n_frames, rng) -> (K, T)` says which frames, `short_side` in pixels how large they are decoded.
-    All K clips come from one opening of the file; with a manifest, without a pass over it.
     cache_gb: GiB of decoded videos that each process keeps, for lists that fit; a file is then taken for unchanged.
 
     A video that cannot be decoded is named on stderr, once per worker. With `train`, the next readable one of the
-    list takes its place, with its own label and index, and `skipped` counts those passed over; NothingReadable if
-    there is none. Without, it keeps its place, to be scored as a miss: zeros (K, T, short_side, short_side, 3), not ok.
-    """
+    list takes its place, with its own label and index; UserError if there is none. Without, it keeps its place, to be
+    scored as a miss: zeros (K, T, short_side, short_side, 3), not ok."""
 
     def __init__(self, samples: Samples, sampler: Callable, short_side: int, seed: int, train: bool, cache_gb=0.0):
         self.samples, self.sampler, self.short_side = samples, sampler, short_side
@@ -519,15 +502,16 @@ class Clips:
                     print(f"unreadable video: {error}", file=sys.stderr)
                     self.named.add(j)
         if self.train:
-            raise NothingReadable(f"none of the {len(self)} videos in {self.samples.root} can be decoded")
+            raise UserError(f"none of the {len(self)} videos in {self.samples.root} can be decoded")
         K, T = self.sampler(1, np.random.default_rng((self.seed, epoch, i))).shape
         black = np.zeros((K, T, self.short_side, self.short_side, 3), np.uint8)
         return Item(black, int(self.samples.labels[i]), i, False, 0)
 
     def decode(self, j: int, rng) -> np.ndarray:  # (K, T, H, W, 3)
         key = path, short_side = self.samples.path(j), self.short_side
-        if self.cache_gb and (frames := CACHE.find(key)) is not None:
-            return frames[self.sampler(len(frames), rng)]
+        if self.cache_gb and key in CACHE:
+            CACHE.move_to_end(key)
+            return CACHE[key][self.sampler(len(CACHE[key]), rng)]
         with time_limit(path), Reader(path, self.samples.index(j)) as video:
             indices = self.sampler(video.frames, rng)
             if self.cache_gb:
@@ -570,13 +554,9 @@ def epoch_batches(n: int, batch_size: int, seed: int, epoch: int, rank: int = 0,
                   start: int = 0) -> Iterator[list[tuple[int, int]]]:
     """The keys (epoch, i) of this rank's part of every training batch of an epoch, from batch `start` on.
 
-    A permutation of the n videos is cut into batches of `batch_size`, all processes together; rank r has the r-th of
-    `world` equal parts of each. An incomplete last batch is dropped. Raises ValueError if a batch does not divide by
-    `world` or exceeds n."""
-    if batch_size % world or not 0 < batch_size <= n:
-        raise ValueError(f"batch_size must be a multiple of world={world}, at most n={n}, got {batch_size}")
-    # Items draw from (seed, epoch, i) with i < n, so (seed, epoch, n) is a stream apart. (seed, epoch) is
-    # not: numpy pads seeds with zeros, which makes it that of item 0.
+    A permutation of the n videos is cut into batches of `batch_size`, of which rank r has the r-th of `world` equal
+    parts. An incomplete last one is dropped. `train.check_batch` sees to it that the numbers fit."""
+    # Items draw from (seed, epoch, i) with i < n. (seed, epoch) is that of item 0: numpy pads seeds with zeros.
     order = np.random.default_rng((seed, epoch, n)).permutation(n)
     part = batch_size // world
     for step in range(start, n // batch_size):
@@ -596,11 +576,11 @@ def loader(clips: Clips, batches: Iterable[list[tuple[int, int]]], workers: int 
 
 
 def init_worker(_):
-    """A worker lets Ctrl-C and a cluster's SIGTERM pass: the training process still needs batches to finish its step
-    and write a checkpoint. The worker ends when that process does."""
+    """A worker lets Ctrl-C and a cluster's SIGTERM pass: training still needs batches to finish its step. It ends when
+    that process does."""
     global in_worker
     in_worker = True
-    gc.freeze()  # what came with it stays: to look at that again and again takes a twentieth of the time, and memory
+    gc.freeze()  # what it was born with is not collected: looking for that takes a twentieth of the time, and memory
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 

@@ -211,7 +211,7 @@ def load_classifier(cfg: Config, run=None) -> tuple[Classify, list[str]]:
 
 def load_list(cfg: Config, subset: str, classes: list[str]) -> datasets.Samples:
     """The videos of `subset`. Raises ConfigError if their classes are not those the model knows."""
-    samples = datasets.load(cfg.dataset, cfg.test_data or cfg.data, subset, cfg.split)
+    samples = datasets.load_for(cfg, subset, cfg.test_data)
     if classes != samples.classes:
         raise ConfigError(f"the model knows other classes, {classes[:3]} ..., than the list {subset!r} of "
                           f"{cfg.dataset}, {samples.classes[:3]} ...")

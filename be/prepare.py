@@ -1,12 +1,10 @@
 """Before a run: check every video of a data set, note what is in it, copy it so that it decodes fast; and `make NAME`.
 
-In DATA/NAME, `prepare` leaves `manifest.npz`, which spares training a look at each file, `prepare-report.txt`, and
-`prepare-journal.jsonl`, a line per file. Stop it, kill it, add files: the next run reads what is new or changed.
+In DATA/NAME, `prepare` leaves `manifest.npz`, `prepare-report.txt`, and `prepare-journal.jsonl`, a line per file.
+Stop it, kill it, add files: the next run reads what is new or changed.
 
 A copy has the paths and lists of the original, and H.264 in MP4 behind every name. Nothing is predicted from its
-B-pictures, so a reader skips those it does not need. Of a clip of stride 4, most of the span is never decoded:
-
-    I b b b P b b b P b b b P b b P   I b b b P ...
+B-pictures, so a reader skips those it does not need: of I b b b P b b b P, three pictures are decoded at stride 4.
 
 At the end stands what the Makefile asks for: the commands that are left to do of an experiment, or of a group of them.
 """
@@ -35,13 +33,13 @@ from typing import Literal
 
 import numpy as np
 
-from be import datasets
 from be.config import ConfigError, UserError, changes, choose, experiments, load, paper_numbers, run_dir
+from be.datasets import DATASETS, MANIFEST, Manifest
 from be.video import Reader, VideoError, encode
 
-# torch takes seconds and 300 MB. Processes that read files do without it, so functions import what needs it
+# Processes that read files do without torch, which takes seconds and 300 MB
 REPORT, JOURNAL, NOTE, PART = "prepare-report.txt", "prepare-journal.jsonl", "transcode.json", ".part.mp4"
-# H.264's quantiser, lower is more faithful; films come out at about 39 dB. Key frames and B-pictures at fixed places.
+# H.264's quantiser: films come out at about 39 dB. Key frames and B-pictures at fixed places.
 QP, FIXED = 22, {"bf": "3", "b_strategy": "0", "b-pyramid": "none", "sc_threshold": "0", "tune": "fastdecode"}
 PSNR = 25  # dB, how well a frame has to agree with its source. Worst is noise in colours, which H.264 halves: 26 dB
 SAMPLE, BUFFER = 8, 2**27  # copies that tell how much room all will take; bytes of frames held in memory
@@ -60,8 +58,6 @@ def prepare(dataset: str, data: str = "data", check: Literal["decode", "packets"
         H.264 with a key frame at every `gop`th frame, the short side at `short_side` px unless it is smaller.
     workers: processes; by default one per core.
     """
-    from be.datasets import DATASETS
-
     source = choose(DATASETS, dataset, "dataset")
     root = Path(data).expanduser().absolute() / dataset
     try:
@@ -162,14 +158,12 @@ def agreement(a, b) -> float:
 
 
 def parallel(job, items, what, workers=None, limit=lambda item: 600):
-    """`job(item)` of every item, in `workers` processes (None: one per core), in the order they finish.
+    """Yields (item, job(item), None) of every item, from `workers` processes (None: one per core), as they finish.
 
-    Yields (item, result, None), behind a progress bar. Some files make FFmpeg crash or never return, and that must not
-    stop the others: if the process dies, or takes over `limit(item)` seconds and is killed, this yields (item, None,
-    what happened). An exception in a job is a bug: its traceback is printed, and RuntimeError raised. Closing the
-    generator kills the processes. They are spawned, as threads and GPUs of the caller do not survive a fork, so `job`
-    is a function of a module, or a partial of one.
-    """
+    Some files make FFmpeg crash or never return: if the process dies, or takes over `limit(item)` seconds and is
+    killed, this yields (item, None, what happened). An exception in a job is a bug: its traceback is printed, and
+    RuntimeError raised. Closing the generator kills the processes. They are spawned, as threads and GPUs of the caller
+    do not survive a fork, so `job` is a function of a module, or a partial of one."""
     from be.runs import progress
 
     context, own, started = multiprocessing.get_context("spawn"), threading.local(), []
@@ -184,7 +178,7 @@ def parallel(job, items, what, workers=None, limit=lambda item: 600):
         seconds = int(limit(item))
         try:
             own.pipe.send(item)
-            # Second by second: one in which all was suspended (Ctrl-Z, a closed lid) counts once, however long it was
+            # Second by second: one in which all was suspended counts once, however long it was
             if any(own.pipe.poll(1) for _ in range(seconds)):
                 return item, own.pipe.recv(), None
             own.process.kill()
@@ -216,12 +210,11 @@ def _serve(job, pipe):
 
 def inspect_files(root, paths, check, workers) -> list[Record]:
     """The records of all `paths`, in order. A file that the journal knows as it is now is not read again."""
-    known, records = {}, {}
-    for journal in sorted(root.glob(JOURNAL.replace(".", "*."))):
-        for line in journal.read_text().splitlines():
-            with suppress(json.JSONDecodeError, TypeError):  # a line cut by a kill, or of another version
-                old = Record(**json.loads(line))
-                known[old.path, old.size, old.mtime] = old
+    known, records, journal = {}, {}, root / JOURNAL
+    for line in journal.read_text().splitlines() if journal.exists() else ():
+        with suppress(json.JSONDecodeError, TypeError):  # a line cut by a kill, or of another version
+            old = Record(**json.loads(line))
+            known[old.path, old.size, old.mtime] = old
     for path in paths:
         try:
             stat = os.stat(root / path)
@@ -233,20 +226,18 @@ def inspect_files(root, paths, check, workers) -> list[Record]:
     todo = [record for record in records.values() if record.size >= 0 and not record.check]
     work = parallel(partial(inspect_file, root, check), todo, f"inspecting {root.name}", workers,
                     lambda record: 60 + record.size / 1e5)  # far more than any machine needs for a sound file
-    with open(root / JOURNAL, "a") as journal:
+    with open(journal, "a", buffering=1) as file:
         for old, new, problem in work:
             # What killed its reader keeps an empty `check`, so that the next run tries it again
             records[old.path] = new = new or replace(old, problem=problem, deadly=True)
-            journal.write("\n" + json.dumps(asdict(new)))  # the break first: it ends a line that was cut
-            journal.flush()
+            file.write(f"\n{json.dumps(asdict(new))}\n")  # the first break ends a line that was cut
     return list(records.values())
 
 
 def copy_dataset(root, copy, lists, paths, workers=None, *, short_side, gop):
     """Copies the `lists` below ROOT and transcodes the videos `paths` that COPY lacks yet.
 
-    Raises UserError if COPY holds copies made in another way or will not fit on the disk, OSError if it is full.
-    """
+    Raises UserError if COPY holds copies made in another way or will not fit on the disk, OSError if it is full."""
     copy.mkdir(parents=True, exist_ok=True)
     note, made = copy / NOTE, json.dumps(dict(short_side=short_side, gop=gop, qp=QP, bf=3))
     if note.exists() and note.read_text() != made:
@@ -281,19 +272,26 @@ def copy_dataset(root, copy, lists, paths, workers=None, *, short_side, gop):
 
 def survey(source, root, check, shortest, workers) -> tuple[list[Record], int]:
     """Inspects all files of all lists and writes manifest and report. Returns the records and how many problems."""
-    from be.datasets import DatasetMissing, Manifest
-
-    lists, notes, wrong = read_lists(source, root)
+    lists, notes, wrong = {}, [], []  # lists: {(subset, split): (samples, which are there)}
+    for subset, split in source.subsets(root):
+        try:
+            samples, _ = lists[subset, split] = source.read(root, subset, split)
+            odd = [source.other_length(subset, split, samples)] + [
+                f"{os.fsdecode(p)} is listed {n} times" for p, n in Counter(samples.paths.tolist()).items() if n > 1]
+            wrong += [f"{subset} {split}: {problem}" for problem in filter(None, odd)]
+        except (FileNotFoundError, NotADirectoryError) as error:
+            notes.append(f"  {subset} {split}: no list, {error.filename} does not exist")
+        except ValueError as error:
+            wrong.append(str(error))
+    if not any(there.any() for _, there in lists.values()):
+        source(root, "train")  # raises DatasetMissing, or says what is wrong with the list
     paths = sorted({path for samples, _ in lists.values() for path in samples.paths.tolist()})
-    if not any(os.path.exists(os.path.join(os.fsencode(root), path)) for path in paths):
-        looked_for = root / os.fsdecode(paths[0]) if paths else f"a list in {root}"
-        raise DatasetMissing("\n".join([*wrong, source.missing(root, looked_for)]))
     records = inspect_files(root, [os.fsdecode(path) for path in paths], check, workers)
     write_manifest(root, records)
     table = Manifest.read(root)
     for (subset, split), (samples, there) in lists.items():
-        mark = samples.take(there).with_manifest(table).manifest_hash
-        notes.append(f"  {subset} {split}: {len(samples)} videos, manifest_hash {mark}")
+        used = (samples.take(there) if source.scattered else samples).with_manifest(table)
+        notes.append(f"  {subset} {split}: {len(samples)} videos, manifest_hash {used.manifest_hash}")
     problems = {"wrong lists": wrong, "missing": [], "unreadable": [], "too short": [], **same_content(records, lists)}
     for r in records:
         kind = "missing" if r.size < 0 else "unreadable" if not r.frames else "too short"
@@ -303,43 +301,21 @@ def survey(source, root, check, shortest, workers) -> tuple[list[Record], int]:
     return records, sum(map(len, problems.values()))
 
 
-def read_lists(source, root) -> tuple[dict, list[str], list[str]]:
-    """{(subset, split): (Samples, which are there)}, which lists do not exist, what is wrong with the others."""
-    lists, absent, wrong = {}, [], []
-    for subset, split in source.subsets(root):
-        try:
-            samples, _ = lists[subset, split] = source.read(root, subset, split)
-            if not source.official(subset, split, samples):
-                official = source.expected[subset, split]
-                wrong.append(f"{subset} {split}: {len(samples)} videos, the official list has {official}")
-            wrong += [f"{subset} {split}: {os.fsdecode(path)} is listed {n} times"
-                      for path, n in Counter(samples.paths.tolist()).items() if n > 1]
-        except (FileNotFoundError, NotADirectoryError) as error:
-            absent.append(f"  {subset} {split}: no list, {error.filename} does not exist")
-        except ValueError as error:
-            wrong.append(str(error))
-    return lists, absent, wrong
-
-
 def same_content(records, lists) -> dict[str, list[str]]:
     """Files with equal content, and those among them that a split both trains and tests on."""
-    content, alike, leaks = {}, defaultdict(list), []
+    content, alike, leaks = {os.fsencode(r.path): r.digest or r.path for r in records}, defaultdict(list), []
     for r in records:
-        content[os.fsencode(r.path)] = r.digest or r.path
         alike[r.digest or r.path].append(r.path)
     for (subset, split), (samples, _) in lists.items():
         if subset != "train" and ("train", split) in lists:
             trained = {content[path]: path for path in lists["train", split][0].paths.tolist()}
-            pairs = [(path, trained.get(content[path])) for path in samples.paths.tolist()]
             leaks += [f"{os.fsdecode(path)} of {subset} {split} is {os.fsdecode(other)} of train {split}"
-                      for path, other in pairs if other]
+                      for path in samples.paths.tolist() if (other := trained.get(content[path]))]
     return {"both trained and tested on": leaks, "duplicates": [" = ".join(p) for p in alike.values() if len(p) > 1]}
 
 
 def write_manifest(root, records):
-    """The columns of `Manifest` and, for people, the rest of Record."""
-    from be.datasets import MANIFEST
-
+    """The columns of `Manifest` and, for people, the rest of `Record`."""
     names, packed = Record.__annotations__.keys() - {"index"}, [base64.b64decode(r.index) for r in records]
     columns = {name: np.array([getattr(r, name) for r in records]) for name in names}
     for name in ("path", "problem"):
@@ -485,9 +461,9 @@ def row(name: str, typed: list[str], splits, synth: bool, on: tuple[str, ...] = 
     """An entry: pre-training, then fine-tuning and test on the data sets `on`: those under `paper`, or its own."""
     paper = paper_numbers(name)
     for key in paper:
-        if key not in datasets.DATASETS and not re.fullmatch(r"R@\d+|pearson_r|p_value", key):
-            choose(datasets.DATASETS, key, f"data set under `paper` of {name}:")
-    on = on or tuple(key for key in paper if key in datasets.DATASETS) or (load(name, typed, "finetune").dataset,)
+        if key not in DATASETS and not re.fullmatch(r"R@\d+|pearson_r|p_value", key):
+            choose(DATASETS, key, f"data set under `paper` of {name}:")
+    on = on or tuple(key for key in paper if key in DATASETS) or (load(name, typed, "finetune").dataset,)
     name = experiments()[name].get("same_runs_as", name)
     yield from pretraining(name, typed, synth)
     if synth and ":" in load(name, typed).pretrained:
@@ -502,13 +478,13 @@ def row(name: str, typed: list[str], splits, synth: bool, on: tuple[str, ...] = 
             data = load(name, typed).data
             words = ("actors", f"data={data}", *(["detector=rendered"] if synth else ()))
             yield Step(words, Path(data) / "actor_hmdb51/actors.json", "hmdb51")
-        official = datasets.DATASETS[dataset].splits
+        official = DATASETS[dataset].splits
         for split in splits if len(official) > 1 else official:
             choose(dict.fromkeys(official), split, f"split of {dataset}:")  # not found out after the pre-training
             words = [*typed, f"dataset={dataset}", f"split={split}"]
             subset = load(name, words, "finetune").subset
-            if subset == "test" != datasets.DATASETS[dataset].test:
-                subset = datasets.DATASETS[dataset].test
+            if subset == "test" != DATASETS[dataset].test:
+                subset = DATASETS[dataset].test
                 words.append(f"subset={subset}")
             yield step("finetune", name, words, "model.safetensors")
             yield step("evaluate", name, words, f"result-{subset.split(',')[-1]}.json")
@@ -568,5 +544,5 @@ def stand_ins(todo: list[Step], data: str) -> Iterator[Step]:
     """Synthetic videos for every data set that is read; Actor-HMDB51 is made from HMDB51's."""
     for name in dict.fromkeys(step.dataset for step in todo):
         if name not in ("", "actor_hmdb51"):
-            root, seed = Path(data) / name, list(datasets.DATASETS).index(name)
+            root, seed = Path(data) / name, list(DATASETS).index(name)
             yield Step(("synth", f"root={root}", f"layout={name}", *STAND_IN, f"seed={seed}"), root / "synthetic.jsonl")

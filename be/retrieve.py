@@ -189,7 +189,7 @@ def retrieve(cfg: Config):
     backbone = load_backbone(cfg).to(accelerator.device).eval()
 
     def features_of(subset):
-        samples = datasets.load(cfg.dataset, cfg.data, subset, cfg.split)
+        samples = datasets.load_for(cfg, subset)
         return samples, extract(path / f"{cfg.protocol}-{subset}", backbone, samples, cfg, accelerator)
 
     shown, gallery = features_of("train")

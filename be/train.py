@@ -397,7 +397,7 @@ def pretrain(cfg: Config):
         there = f"run pretrain --cfg {cfg.pretrained}" if cfg.pretrained in experiments() else "go on with finetune"
         raise ConfigError(f"{cfg.name} pre-trains nothing, its backbone is pretrained={cfg.pretrained}; {there}")
     accelerator = make_accelerator(cfg)
-    samples = datasets.load(cfg.dataset, cfg.data, "train", cfg.split)
+    samples = datasets.load_for(cfg, "train")
     check_flip(cfg, samples)
     torch.manual_seed(cfg.seed)  # of the initial weights; all later draws have seeds of their own
     backbone = backbones.build(cfg.backbone, cfg.width, cfg.checkpointing)
@@ -429,7 +429,7 @@ def finetune(cfg: Config):
     whole source videos that are not trained on. The test list plays no part here.
     """
     accelerator = make_accelerator(cfg)
-    samples = datasets.load(cfg.dataset, cfg.data, "train", cfg.split)
+    samples = datasets.load_for(cfg, "train")
     check_flip(cfg, samples)
     run = Run(run_dir(cfg, "finetune"), cfg, write=accelerator.is_main_process)
     if (run.path / "model.safetensors").exists():
@@ -523,10 +523,10 @@ def count_videos(cfg: Config) -> tuple[int, int, str]:
     """(videos of the training list, classes, a line about them); the official numbers where the data are not there."""
     source, where = choose(datasets.DATASETS, cfg.dataset, "dataset"), Path(cfg.data) / cfg.dataset
     try:
-        samples = datasets.load(cfg.dataset, cfg.data, "train", cfg.split)
+        samples = datasets.load_for(cfg, "train")
         return len(samples), len(samples.classes), f"{cfg.dataset}, split {cfg.split} in {where}: {len(samples)} videos"
     except datasets.DatasetMissing:
-        if ("train", cfg.split) not in source.expected:
+        if cfg.classes or ("train", cfg.split) not in source.expected:
             raise
     n = source.expected["train", cfg.split]
     return n, source.classes, f"{cfg.dataset}, split {cfg.split}: MISSING in {where}; officially {n} videos"

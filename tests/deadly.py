@@ -8,14 +8,12 @@ import time
 def deadly(offset, item):
     if item == "crash":
         os.kill(os.getpid(), signal.SIGSEGV)
-    if item == "hang":
-        time.sleep(1000)
     if item == "bug":
         raise ValueError("a bug")
-    for _ in range(20 if item == "slow" else 0):
+    for _ in range({"slow": 20, "hang": 10_000, "wait": 10_000}.get(item, 0)):
         time.sleep(0.05)
     return len(str(item)) + offset, os.getpid()
 
 
 def limit(item):
-    return 1 if item == "hang" else 60
+    return {"hang": 1, "slow": 3}.get(item, 60)

@@ -33,6 +33,18 @@ def free_port():
         return found.getsockname()[1]
 
 
+def stop(process, step, path):
+    """Signals all of `step` once the run at `path` has trained; returns what it said, with one checkpoint written."""
+    deadline = time.monotonic() + 60
+    while not read_metrics(path) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    for one in step():
+        one.terminate()
+    said, _ = process.communicate(timeout=60)
+    assert "stopped by SIGTERM" in said and len(list((path / "checkpoint").glob("*.pt"))) == 1, said
+    return said
+
+
 def losses(out):
     return [line["loss"] for line in read_metrics(out / "demo-moco-be/pretrain-seed0")]
 
@@ -68,7 +80,7 @@ def test_slurm_script_on_two_machines(tiny, tmp_path):
     done = subprocess.run(["bash", str(tmp_path / "slurm.sh"), *words(tiny, tmp_path)], cwd=ROOT, env={**CPU, **job},
                           capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "8 = 2 device(s) x 1 part(s) x 4 clips" in done.stdout
+    assert "8 = 2 device(s) x 1 part(s) x 4" in done.stdout
     train.pretrain(config.load("demo-moco-be", words(tiny, tmp_path / "alone")[3:]))
     assert losses(tmp_path)[:5] == pytest.approx(losses(tmp_path / "alone")[:5], rel=1e-3)  # then rounding grows
     assert len(losses(tmp_path)) == 8
@@ -87,16 +99,13 @@ def test_a_job_that_is_told_to_stop_writes_a_checkpoint(tiny, tmp_path):
     """As SLURM does it: every process of the step is signalled, after which the launcher signals its groups again."""
     begin = command(*words(tiny, tmp_path), "epochs=1000", "save_every=100000", "log_every=100", "workers=1", launch=2)
     launcher = subprocess.Popen(**begin, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    path, deadline = tmp_path / "demo-moco-be/pretrain-seed0", time.monotonic() + 60
-    while not read_metrics(path) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    step = [*psutil.Process(launcher.pid).children(recursive=True), psutil.Process(launcher.pid)]
-    assert len(step) >= 5  # the launcher, two processes, a worker of each
-    for process in step:
-        process.terminate()
-    said, _ = launcher.communicate(timeout=60)
-    assert "stopped by SIGTERM" in said and "DataLoader worker" not in said, said
-    assert len(list((path / "checkpoint").glob("*.pt"))) == 1
+
+    def step():
+        found = [psutil.Process(launcher.pid), *psutil.Process(launcher.pid).children(recursive=True)]
+        assert len(found) >= 5  # the launcher, two processes, a worker of each
+        return found[::-1]
+
+    assert "DataLoader worker" not in stop(launcher, step, tmp_path / "demo-moco-be/pretrain-seed0")
 
 
 def test_a_row_of_the_paper_that_is_told_to_stop(tiny, tmp_path):
@@ -111,12 +120,7 @@ def test_a_row_of_the_paper_that_is_told_to_stop(tiny, tmp_path):
     row += "".join(f" {key}={value}" for key, value in typed.items())
     job = subprocess.Popen(["sh", "-c", row], cwd=ROOT, env={**CPU, "MAKEFLAGS": ""}, stdout=subprocess.PIPE,
                            stderr=subprocess.STDOUT, text=True)
-    path, deadline = tmp_path / "table1-moco-be/pretrain-seed0", time.monotonic() + 60
-    while not read_metrics(path) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    job.terminate()
-    said, _ = job.communicate(timeout=60)
-    assert "stopped by SIGTERM" in said and len(list((path / "checkpoint").glob("*.pt"))) == 1, said
+    stop(job, lambda: [job], tmp_path / "table1-moco-be/pretrain-seed0")
 
 
 @pytest.mark.parametrize("others, message", [([3, 0], "do not see the same checkpoints; out=... must be"),

@@ -1,4 +1,3 @@
-import gc
 import itertools
 import json
 import os
@@ -17,9 +16,10 @@ import numpy as np
 import pytest
 import torch
 import videos as files
-from conftest import ROOT
+from conftest import ROOT, TINY
+from safetensors.torch import load_file
 
-from be import datasets, prepare, video
+from be import config, datasets, evaluate, prepare, train, video
 from be.config import ConfigError, UserError, arguments
 from be.datasets import (
     DATASETS,
@@ -35,6 +35,7 @@ from be.datasets import (
     load,
     loader,
 )
+from be.weights import read_about
 
 OFFICIAL = Path(__file__).parents[2] / "shared" / "annotations"
 
@@ -82,11 +83,6 @@ def test_ucf101_official(official, capsys, split, train, test):
     for subset, n in ("train", train), ("test", test):
         samples = parse(official, "ucf101", subset, split)
         assert len(samples) == len(set(names(samples))) == n and len(samples.classes) == 101
-        kept = DATASETS["ucf101"](official, subset, split, ["TaiChi", "Archery", "YoYo"])
-        assert kept.classes == ["Archery", "TaiChi", "YoYo"] and len(kept) < n / 20
-        for label, name in enumerate(kept.classes):
-            known = samples.labels == samples.classes.index(name)
-            assert np.array_equal(kept.paths[kept.labels == label], samples.paths[known])
         for path, label in zip(names(samples), samples.labels, strict=True):  # a name has its class in it
             assert samples.classes[label].lower() == path.split("/")[2].split("_")[1].lower()
         sources.append({DATASETS["ucf101"].group(path) for path in names(samples)})
@@ -239,7 +235,7 @@ def test_kinetics400_format(tmp_path, capsys, folders):
     assert DATASETS["kinetics400"](tmp_path, "train", 1).labels.tolist() == [1, 0, 2]
     assert "1 of 4 listed videos are not in" in capsys.readouterr().err
     for text, line in (header + "riding a bike,vvvvvvvvvvv,x,13,validate\n", 2), (header + "\nyawning,v\n", 3), \
-            ("label,youtube_id,time_start\n", 1), ("", 0):
+            ("label,youtube_id,time_start\nyawning,v,1\n", 2):
         write(tmp_path / "annotations/val.csv", text)
         with pytest.raises(ConfigError, match=f"val.csv:{line}: expected label,youtube_id"):
             DATASETS["kinetics400"](tmp_path, "val", 1)
@@ -255,18 +251,13 @@ def test_plain_format(tmp_path):
 
 
 @pytest.mark.parametrize("dataset, file, line", [
-    ("ucf101", "ucfTrainTestlist/trainlist01.txt", "../../x.avi 1"),
     ("ucf101", "ucfTrainTestlist/trainlist01.txt", "../x.avi 1"),
-    ("ucf101", "ucfTrainTestlist/trainlist01.txt", "../x.avi"),
     ("ucf101", "ucfTrainTestlist/trainlist01.txt", "/etc/x.avi 1"),
-    ("ucf101", "ucfTrainTestlist/trainlist01.txt", "Run/x.avi 3"),
-    ("ucf101", "ucfTrainTestlist/trainlist01.txt", "Jump Rope/x.avi 0"),
     ("ucf101", "ucfTrainTestlist/trainlist01.txt", "Run/x.avi 2"),  # the label of another class
     ("ucf101", "ucfTrainTestlist/trainlist01.txt", "Run/x.avi one"),
     ("ucf101", "ucfTrainTestlist/testlist01.txt", "Walk/x.avi"),
     ("ucf101", "ucfTrainTestlist/classInd.txt", "Walk"),
     ("hmdb51", "testTrainMulti_7030_splits/clap_test_split2.txt", "x.avi 3"),
-    ("hmdb51", "testTrainMulti_7030_splits/clap_test_split2.txt", "x.avi"),
     ("hmdb51", "testTrainMulti_7030_splits/clap_test_split2.txt", "../x.avi 1"),
     ("plain", "train.txt", "/etc/x.avi 0"),
     ("plain", "train.txt", "a/../../x.avi 0"),
@@ -288,27 +279,28 @@ def test_bad_line_is_named(tmp_path, dataset, file, line):
 
 
 @pytest.mark.parametrize("dataset", sorted(DATASETS))
-def test_missing_root_is_explained(tmp_path, monkeypatch, dataset):
+def test_a_missing_data_set_is_explained(tmp_path, monkeypatch, dataset):
     monkeypatch.chdir(tmp_path)
+    touch(tmp_path, *(f"file {i:02}" for i in range(12)))
     with pytest.raises(DatasetMissing) as error:
         DATASETS[dataset]("nowhere", "train", 1)
-    first, text = str(error.value).splitlines()[0], str(error.value)
-    assert isinstance(error.value, FileNotFoundError) and first.startswith(str(tmp_path / "nowhere"))
+    text = str(error.value)
+    assert isinstance(error.value, FileNotFoundError) and text.startswith(str(tmp_path / "nowhere"))
+    assert f"{tmp_path} holds {', '.join(f'file {i:02}' for i in range(10))} ...\n" in text  # ten of twelve
     assert f"docs/DATA.md says what {dataset} is and where from" in text and "make demo" in text
-    assert all(line in text for line in DATASETS[dataset].layout.splitlines())
+    assert all(line in text for line in [str(tmp_path / "nowhere"), *DATASETS[dataset].layout.splitlines()])
 
 
 def test_missing_parts(tmp_path):
     make_ucf(tmp_path)
     make_hmdb(tmp_path, "hmdb51/")
     for dataset, subset, split, looked_for in [("ucf101", "train", 2, "ucfTrainTestlist/trainlist02.txt"),
-                                               ("ucf101", "val", 1, "ucfTrainTestlist/vallist01.txt"),
                                                ("hmdb51", "train", 1, "CLASS_test_split1.txt"),
                                                ("hmdb51", "val", 2, "CLASS_val_split2.txt")]:
-        with pytest.raises(DatasetMissing, match=looked_for):
+        with pytest.raises(DatasetMissing, match=f"{looked_for} does not exist.\n.* holds cl"):
             DATASETS[dataset](tmp_path, subset, split)
     (tmp_path / "UCF-101").rename(tmp_path / "UCF101")  # lists without their videos
-    with pytest.raises(DatasetMissing, match="UCF-101/Run/v_Run_g01_c01.avi does not exist"):
+    with pytest.raises(DatasetMissing, match="Run/v_Run_g01_c01.avi does not exist.\n.* holds UCF101, hmdb51, "):
         DATASETS["ucf101"](tmp_path, "train", 1)
     with pytest.raises(ValueError, match="no split 4; it has 1, 2, 3"):
         DATASETS["ucf101"](tmp_path, "train", 4)
@@ -322,18 +314,37 @@ def test_missing_parts(tmp_path):
 @pytest.mark.parametrize("classes", [101, 100])
 def test_other_counts_are_a_warning(tmp_path, capsys, classes):
     write(tmp_path / "ucfTrainTestlist/classInd.txt", "".join(f"{i + 1} C{i}\n" for i in range(classes)))
-    write(tmp_path / "ucfTrainTestlist/testlist02.txt", "C7/a.avi\nC9/b.avi\n")
-    touch(tmp_path, "UCF-101/C9/b.avi", "UCF-101/C7/other.avi")  # a lost file is Clips' to report
-    assert len(DATASETS["ucf101"](tmp_path, "test", 2)) == 2
+    write(tmp_path / "ucfTrainTestlist/testlist02.txt", "C7/a.avi\nC9/b.avi\nC9/lost.avi\n")
+    touch(tmp_path, "UCF-101/C9/b.avi", "UCF-101/C7/a.avi")  # a lost file is Clips' to report
+    assert len(DATASETS["ucf101"](tmp_path, "test", 2)) == 3
     err = capsys.readouterr().err
-    assert ("2 videos" in err and "3734" in err and err.count("\n") == 1) if classes == 101 else err == ""
+    assert ("3 videos" in err and "3734" in err and err.count("\n") == 1) if classes == 101 else err == ""
+
+
+def test_a_run_of_two_classes(tiny, tmp_path, capsys):
+    words = [*TINY, f"data={tiny}", f"out={tmp_path}"]
+    chosen = load("ucf101", tiny, "train").classes[2:7:4]
+    cfg = config.load("demo-random", [*words, f"classes={json.dumps(chosen)}"], "finetune")
+    train.finetune(cfg)
+    evaluate.evaluate(cfg)
+    path = config.run_dir(cfg, "finetune")
+    result = json.loads((path / "result-test.json").read_text())
+    said = load_file(path / "probabilities-test.safetensors")
+    listed = load("ucf101", tiny, "test")
+    mine = [listed.classes[label] for label in listed.labels if listed.classes[label] in chosen]
+    assert result["n_expected"] == result["n_scored"] == len(mine) == 4
+    assert said["probabilities"].shape == (4, 2) and [chosen[label] for label in said["label"]] == mine
+    assert read_about(path / "model.safetensors")["classes"] == chosen
+    assert "8 videos, 2 classes" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="the model knows other classes"):
+        evaluate.evaluate(config.load("demo-random", words, "finetune"))
 
 
 def test_chosen_classes(tmp_path, capsys):
     write(tmp_path / "plain/classes.txt", "walk\nrun\nsit\nstand\n")
     write(tmp_path / "plain/train.txt", "a/1 3\nb/2 1\na/3 0\nb/4 3\nc/5 2\n")
     write(tmp_path / "plain/test.txt", "a/1 3\nb/2 2\n")
-    touch(tmp_path / "plain", "a/1", "b/2", "c/5")
+    touch(tmp_path / "plain", "a/1", "b/2", "a/3", "b/4", "c/5")
     samples = load("plain", tmp_path, "train", classes=["stand", "walk", "stand"])
     assert samples.classes == ["walk", "stand"]  # in the official order, whatever the order asked for
     assert names(samples) == ["a/1", "a/3", "b/4"] and samples.labels.tolist() == [1, 0, 1]
@@ -343,15 +354,9 @@ def test_chosen_classes(tmp_path, capsys):
         assert load("plain", tmp_path, "train", classes=nothing).labels.tolist() == [3, 1, 0, 3, 2]
     with pytest.raises(ConfigError, match="unknown class of plain 'wlak'; nearest: walk"):
         load("plain", tmp_path, "train", classes=["run", "wlak"])
-    with pytest.raises(ConfigError, match="names no video of the classes run"):
+    with pytest.raises(ConfigError, match="names no video of run"):
         load("plain", tmp_path, "test", classes=["run"])
     assert capsys.readouterr().err == ""
-
-    write(tmp_path / "ucf101/ucfTrainTestlist/classInd.txt", "".join(f"{i + 1} C{i}\n" for i in range(202)))
-    write(tmp_path / "ucf101/ucfTrainTestlist/testlist01.txt", "".join(f"C{i}/a.avi\n" for i in range(202)))
-    touch(tmp_path / "ucf101", *(f"UCF-101/C{i}/a.avi" for i in range(101)))
-    half = load("ucf101", tmp_path, "test", classes=[f"C{i}" for i in range(101)])  # as many classes as officially
-    assert len(half) == len(half.classes) == 101 and capsys.readouterr().err == ""
 
 
 def test_a_partial_copy_is_named(tmp_path, capsys):
@@ -370,14 +375,9 @@ def test_a_partial_copy_is_named(tmp_path, capsys):
     fitting = load("ucf101", tmp_path, "test", classes=json.loads(word))
     assert fitting.classes == ["C05", "C39"] and fitting.labels.tolist() == [0, 0, 1, 1]
     assert capsys.readouterr().err == ""
-
     touch(tmp_path / "ucf101", *(f"UCF-101/C{i:02}/train{2 * i}.avi" for i in range(1, 25)))
     load("ucf101", tmp_path, "train")
-    named = re.findall(r"C\d\d|\.\.\.", capsys.readouterr().err)
-    assert named == [*(f"C{i:02}" for i in range(1, 21)), "..."]
-    (tmp_path / "ucf101/UCF-101").rename(tmp_path / "ucf101/elsewhere")
-    with pytest.raises(DatasetMissing, match="C00/train0.avi does not exist"):
-        load("ucf101", tmp_path, "train")
+    assert re.findall(r"C\d\d|\.\.\.", capsys.readouterr().err) == [*(f"C{i:02}" for i in range(1, 21)), "..."]
 
 
 def test_scenes_of_drawn_videos(tmp_path):
@@ -393,20 +393,6 @@ def test_scenes_of_drawn_videos(tmp_path):
     assert train.scene.tolist() == [-1, 2, 0] and test.scene.tolist() == [-1, 1]
     assert train.scene.dtype == np.int64 and train.take([2, 1]).scene.tolist() == [0, 2]
     assert DATASETS["ucf101"](tmp_path, "train", classes=["Jump Rope"]).scene.tolist() == [0]
-
-
-def test_official_numbers_need_no_files():
-    code = """
-import sys
-from be.datasets import DATASETS
-for name, source in DATASETS.items():
-    print(name, source.test, *source.splits, *(source.expected.get((s, 1)) for s in ("train", source.test)))
-assert "torch" not in sys.modules
-"""
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert sorted(done.stdout.splitlines()) == [
-        "actor_hmdb51 test 1 2 3 3570 1530", "diving48 test 1 15027 1970", "hmdb51 test 1 2 3 3570 1530",
-        "kinetics400 val 1 246534 19906", "plain test 1 None None", "ucf101 test 1 2 3 9537 3783"]
 
 
 # ---- the manifest
@@ -496,9 +482,6 @@ def test_holdout():
     assert names(holdout(samples, 0.25, seed=1)[1]) == names(held) != names(holdout(samples, 0.25, seed=2)[1])
     where = [names(samples).index(name) for name in names(held)]
     assert held.labels.tolist() == samples.labels[where].tolist()
-    for fraction in 0, 1, 1.5:
-        with pytest.raises(ValueError, match="between 0 and 1"):
-            holdout(samples, fraction, seed=0)
     with pytest.raises(ValueError, match="too long"):
         holdout(listing([0] * 9, [0] * 9, 1), 0.1, seed=0)
 
@@ -545,30 +528,6 @@ def test_item_is_the_decoded_video(videos, train):
         assert item[1:] == (videos.labels[i], i, True, 0)
 
 
-def test_draws_follow_seed_epoch_and_index(videos):
-    seen = []
-
-    def sampler(n, rng):
-        seen.append(rng.integers(1 << 60))
-        return SAMPLER(n, rng)
-
-    for seed, epoch, i in [(5, 0, 0), (5, 0, 1), (5, 1, 0), (6, 0, 0), (5, 0, 0)]:
-        make(videos, sampler, seed)[epoch, i]
-    assert seen[0] == seen[4] and len(set(seen[:4])) == 4
-
-
-class Frozen(Clips):
-    """Tells, in place of the label, how many objects its garbage collector passes over."""
-
-    def __getitem__(self, key):
-        return super().__getitem__(key)._replace(label=gc.get_freeze_count())
-
-
-def test_what_a_worker_was_born_with_is_not_collected(videos):
-    (batch,) = loader(Frozen(videos, SAMPLER, 16, 5, train=True), [[(0, 0)]], workers=1)
-    assert batch.label.item() > 1000 and gc.get_freeze_count() == 0
-
-
 @pytest.fixture
 def opened(monkeypatch):
     """The paths that are opened, one after the other."""
@@ -581,11 +540,6 @@ def opened(monkeypatch):
 
     monkeypatch.setattr(datasets, "Reader", Counting)
     return paths
-
-
-def test_a_video_is_opened_once(videos, opened):
-    make(videos)[0, 4]
-    assert opened == [videos.path(4)]
 
 
 def test_cached_videos_give_the_same_items_and_are_opened_once(videos, opened, monkeypatch):
@@ -604,7 +558,7 @@ def test_the_least_recently_used_video_leaves_the_cache():
     cache, frames = datasets.VideoCache(), np.zeros((4, 2, 3, 3), np.uint8)
     for name in "abc":
         cache.add((name, 16), frames, 3 * frames.nbytes / 2**30)
-    assert cache.find(("a", 16)) is frames and cache.find(("a", 32)) is None
+    cache.move_to_end(("a", 16))
     cache.add(("d", 16), frames, 3 * frames.nbytes / 2**30)
     assert [name for name, _ in cache] == ["c", "a", "d"] and cache.bytes == 3 * frames.nbytes
     cache.add(("e", 16), np.zeros((40, 2, 3, 3), np.uint8), 3 * frames.nbytes / 2**30)  # too large to be cached at all
@@ -654,36 +608,22 @@ def test_unreadable_in_evaluation(videos, capfd):
     assert capfd.readouterr().err.count("unreadable video: ") == 3
 
 
-def test_nothing_readable(videos):
-    with pytest.raises(RuntimeError, match="none of the 3 videos in .* can be decoded"):
+def test_what_ends_a_run(videos):
+    with pytest.raises(UserError, match="none of the 3 videos in .* can be decoded"):
         make(videos.take(BAD))[0, 1]
-
-
-def test_other_errors_are_not_hidden(videos):
-    def sampler(n, rng):
-        return np.array([[n]])  # past the end
-
-    for train in True, False:
+    for training in True, False:  # a bug of a sampler, or of whoever asks, does not pass for a bad video
         with pytest.raises(IndexError):
-            make(videos, sampler, train=train)[0, 0]
+            make(videos, lambda n, rng: np.array([[n]]), train=training)[0, 0]
+        for i in 7, -1:
+            with pytest.raises(IndexError, match=f"{i} of 7 videos"):
+                make(videos, train=training)[0, i]
 
 
-def test_dataset_is_small(videos):
-    def reachable(n):
-        """Python objects in the dataset, other than code and types."""
-        todo, seen = [make(listing(range(n), range(n), 3))], {}
-        while todo:
-            x = todo.pop()
-            if id(x) not in seen and not isinstance(x, type) and not callable(x):
-                seen[id(x)] = x
-                todo += gc.get_referents(x)
-        return len(seen)
-
+def test_what_a_worker_is_sent_is_small():
     n = 20_000
-    samples = make(listing(range(n), range(n), 3)).samples
+    samples = listing(range(n), range(n), 3)
     arrays = samples.paths.nbytes + samples.labels.nbytes + samples.groups.nbytes
     assert len(pickle.dumps(make(samples))) < arrays + 2000
-    assert reachable(n) == reachable(2)
 
 
 # ---- batches
@@ -722,14 +662,6 @@ def test_epoch_batches():
               for seed, epoch in [(1, 2), (1, 3), (2, 2)]}
     assert len(orders) == 3 and tuple(shown) in orders
     assert shown != np.random.default_rng((1, 2, 0)).permutation(50)[:48].tolist()  # the stream of item 0
-    for n, batch_size, world in [(50, 9, 2), (7, 8, 1), (50, 0, 1)]:
-        with pytest.raises(ValueError, match=f"got {batch_size}"):
-            next(epoch_batches(n, batch_size, 1, 2, 0, world))
-
-
-class Threads(Clips):
-    def decode(self, j, rng):
-        return np.full((1, 1, 2, 2, 3), torch.get_num_threads(), np.uint8)
 
 
 def test_loader_does_not_depend_on_workers(videos):
@@ -745,14 +677,6 @@ def test_loader_does_not_depend_on_workers(videos):
     assert torch.equal(torch.cat([part.index for part in parts]), batches[0][0].index)
     for part, rows in zip(parts, batches[0][0].clips.split(2), strict=True):
         assert torch.equal(part.clips, rows[:, :, :, : part.clips.shape[3], : part.clips.shape[4]])
-
-
-def test_loader_with_spawned_workers(videos):
-    spawned = loader(make(videos, train=False), [[(0, 0), (0, 2)]], workers=1)
-    spawned.multiprocessing_context = "spawn"
-    want = collate([make(videos, train=False)[0, i] for i in (0, 2)])
-    for _ in range(2):  # a list of batches can be gone through again, by the same workers
-        assert same(next(iter(spawned)), want)
 
 
 def test_a_worker_lets_requests_to_end_pass(videos):
@@ -785,17 +709,6 @@ raise MemoryError("out of memory")
     for pid in done.stdout.split():
         with pytest.raises(ProcessLookupError):
             os.kill(int(pid), 0)
-
-
-def test_workers_use_one_thread(videos):
-    (batch,) = loader(Threads(videos, SAMPLER, 16, 0, train=True), [[(0, 0)]], workers=1)
-    assert batch.clips.unique().tolist() == [1]
-
-
-@pytest.mark.parametrize("i", [7, -1])
-def test_bug_in_a_worker_propagates(videos, i):
-    with pytest.raises(IndexError, match=f"{i} of 7 videos"):
-        list(loader(make(videos), [[(0, i)]], workers=1))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="pinned memory needs CUDA")
