@@ -225,7 +225,8 @@ class Source:
         found, tree = sorted(os.listdir(place)), self.layout.replace("\n", "\n    ")
         return (f"{looked_for} does not exist.\n"
                 f"{place} holds {', '.join(found[:10]) or 'nothing'}{' ...' if len(found) > 10 else ''}\n"
-                f"docs/DATA.md says what {self.name} is and where from. It should stand like this:\n  {root}\n    {tree}\n"
+                f"docs/DATA.md says what {self.name} is and where from. It should stand like this:\n"
+                f"  {root}\n    {tree}\n"
                 "To try the code without any data: make demo")
 
 
