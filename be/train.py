@@ -533,18 +533,17 @@ def count_videos(cfg: Config) -> tuple[int, int, str]:
 
 
 def random_step(cfg: Config, classes: int, clips: int):
-    """The objective in groups that `clips` allow, and its arguments, made when called: random clips on the device."""
+    """The objective in groups that `clips` allow, and a function that makes its arguments of random clips."""
     group = cfg.bn_group if cfg.bn_group and clips % cfg.bn_group == 0 else 0
     backbone = backbones.build(cfg.backbone, cfg.width, cfg.checkpointing)
     options = {**dataclasses.asdict(cfg), "classes": classes, "bn_group": group}
     objective = objectives.build(cfg.method, backbone, options).train()
     K, T = objective.sampler(1000, np.random.default_rng(0)).shape
 
-    def arguments(device="cpu", step=0):
+    def arguments():
         H, W = max(cfg.short_side, cfg.size), max(cfg.short_side, cfg.size) * 4 // 3
-        frames = torch.randint(256, (clips, K, T, H, W, 3), dtype=torch.uint8, device=device)
-        size = torch.tensor([[H, W]], device=device).repeat(clips, 1)
-        index, draws = torch.arange(clips, device=device), Draws(cfg.seed, step, device=device)
+        frames = torch.randint(256, (clips, K, T, H, W, 3), dtype=torch.uint8)
+        size, index, draws = torch.tensor([[H, W]] * clips), torch.arange(clips), Draws(cfg.seed, 0)
         batch = datasets.Batch(frames, size, index % classes, index, None, None)
         views = make_views(batch, objective.views, draws, cfg, objective.flips_together)
         return views, batch.label, batch.index, draws
