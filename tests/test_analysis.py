@@ -21,12 +21,16 @@ from be.video import even_clips
 def test_a_batch_and_the_same_distracted(tiny, tmp_path, monkeypatch):
     shown = []
     monkeypatch.setattr(analysis, "save", lambda figure, path: shown.append((figure, path)))
-    analysis.show_batch(config.load("demo-moco-be", [*TINY, f"data={tiny}", f"out={tmp_path}"]))
-    ((figure, path),) = shown
+    for draws in (1, analysis.DRAWS):
+        monkeypatch.setattr(analysis, "DRAWS", draws)
+        analysis.show_batch(config.load("demo-moco-be", [*TINY, f"data={tiny}", f"out={tmp_path}"]))
+    (first, _), (figure, path) = shown
     assert path == tmp_path / "what-the-network-sees.png" and len(figure.axes) == 6 * 8
     names = [axis.get_ylabel() for axis in figure.axes[::8]]
     assert [name.split("\n")[0] for name in names] == ["original", "distracted"] * 3 and len({*names}) == 6
-    rows = np.reshape([axis.images[0].get_array() for axis in figure.axes], (6, 8, 16, 16, 3))
+    weak, rows = (np.reshape([axis.images[0].get_array() for axis in of.axes], (6, 8, 16, 16, 3))
+                  for of in (first, figure))
+    assert np.square(rows[::2] - rows[1::2]).mean() > np.square(weak[::2] - weak[1::2]).mean()  # the strongest of all
     assert all(0.005 < np.abs(rows[i] - rows[i + 1]).mean() < 0.3 for i in (0, 2, 4))
     moves = np.abs(np.diff(rows, axis=1)).mean((1, 2, 3, 4))
     assert all(moves[i + 1] < moves[i] for i in (0, 2, 4))  # (1 - lam) of the motion stays
