@@ -25,7 +25,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 
 from be import backbones, datasets
 from be.augment import Draws, denormalise
@@ -33,10 +32,10 @@ from be.bias import MANIPULATIONS, THRESHOLD, compare, publish, rendered_masks, 
 from be.config import Config, choose
 from be.erase import ERASE
 from be.evaluate import features, over_videos, views
-from be.report import COLOURS, answers, confusion, panels, per_class, plot_confusion, plot_gain, pyplot, save
+from be.report import answers, confusion, panels, per_class, plot_confusion, plot_gain, pyplot, save
 from be.runs import RunError, make_accelerator, provenance
 from be.train import make_views
-from be.video import encode, even_clips, random_clips
+from be.video import even_clips, random_clips
 from be.weights import load_weights
 
 INPUTS = ("original", "one frame", "static body", "foreign frame")
@@ -44,7 +43,6 @@ MEASURES = ("response", "on moving", "on actor", "on body")
 SHOWN = 4  # videos in the picture, the first of them also manipulated
 DRAWS = 8  # of `show-batch`
 COLUMNS = 8  # frames of a clip in a picture
-GROUPS = 16  # classes with a colour of their own in the picture of the features
 
 
 def show_batch(cfg: Config):
@@ -115,7 +113,7 @@ def cam(*runs: tuple[Path, Config]):
 
     Runs of pre-training or fine-tuning stand side by side, and see the clips that the first one's config describes:
     size, frames, stride. The lists are `subset`, such as test,swapped, of `dataset`, which need not be the one they
-    were trained on. `scene` says how an actor is cut out. To OUT go cam-DATASET-SUBSET.json, .md, .png, .mp4 and .gif.
+    were trained on. `scene` says how an actor is cut out. To OUT go cam-DATASET-SUBSET.json, .md and .png.
     """
     cfg = runs[0][1]
     accelerator, networks, maps = make_accelerator(cfg), {}, {}
@@ -143,7 +141,7 @@ def cam(*runs: tuple[Path, Config]):
                       "n_scored": int(ok.sum()), "n_expected": len(ok), **provenance(samples, accelerator)}
             out = Path(cfg.out) / f"cam-{cfg.dataset}-{subset}"
             publish(out, "Response of the last feature map in %", about, rows)
-            draw(out, networks, samples, ok, shot, sampler, cfg, accelerator)
+            draw(out.with_suffix(".png"), networks, samples, ok, shot, sampler, cfg, accelerator)
 
 
 def measure(networks, samples, shot, sampler, cfg: Config, accelerator):
@@ -172,9 +170,9 @@ def measure(networks, samples, shot, sampler, cfg: Config, accelerator):
     return over_videos(compute, samples, sampler, cfg, accelerator, "cam")
 
 
-def draw(out: Path, networks, samples, ok, shot, sampler, cfg: Config, accelerator):
-    """SHOWN videos as they are, the first of them also manipulated: a strip, OUT.png, and a film, OUT.mp4 and .gif."""
-    readable, rows, film = np.flatnonzero(ok), [], []
+def draw(path: Path, networks, samples, ok, shot, sampler, cfg: Config, accelerator):
+    """SHOWN videos as they are, the first of them also manipulated; below each the maps of the networks."""
+    readable, rows = np.flatnonzero(ok), []
     chosen = np.unique(readable[np.linspace(0, len(readable) - 1, SHOWN).astype(int)]).tolist()
     for i, x in views(samples, sampler, cfg, accelerator, "pictures", chosen):
         whole, reference = shot(x, i), None
@@ -182,16 +180,10 @@ def draw(out: Path, networks, samples, ok, shot, sampler, cfg: Config, accelerat
             y = MANIPULATIONS[name](whole)[:1]
             heats = [activation(network(y), *y.shape[2:4])[0].cpu() for network in networks.values()]
             reference, clip = reference or heats, pixels(y[0])
-            clips = [clip, *(overlaid(clip, *maps) for maps in zip(heats, reference, strict=True))]
+            clips = [clip, *map(partial(overlaid, clip), heats, reference)]
             rows += zip([f"{samples.classes[samples.labels[i]]}, {name}\nclip", *networks], clips, strict=True)
-            film.append(torch.cat(clips, 2))
-    strip(out.with_suffix(".png"), rows, f"Where networks look, {cfg.dataset}",
+    strip(path, rows, f"Where networks look, {cfg.dataset}",
           "response: 0 and 1 are the least and\nthe largest in the unchanged clip")
-    film = torch.cat(film, 1).repeat_interleave(2, 1).repeat_interleave(2, 2)  # twice the size: sides are even, too
-    film = (255 * film).byte().numpy()  # (T, H, W, 3)
-    encode(out.with_suffix(".mp4"), film, 8)
-    first, *rest = map(Image.fromarray, film)
-    first.save(out.with_suffix(".gif"), save_all=True, append_images=rest, duration=125, loop=0)
 
 
 def overlaid(pixels, heat, reference):
@@ -209,50 +201,42 @@ def overlaid(pixels, heat, reference):
 def errors(*runs: tuple[Path, Config]):
     """errors: what fine-tuned models confuse, whether they know when they are wrong, and how their features lie
 
-    They must have been tested on `subset` (evaluate). Into each run's directory go confusion-, classes- (accuracy of
-    each), calibration- and features-SUBSET.png: the two principal components of the pooled features of each video's
-    central clip, by class and, of synthetic videos, by scene. To OUT/errors-DATASET-SUBSET.json and .md go the expected
-    calibration error, and how much of the variance of the features lies between classes and between scenes.
+    They must have been tested on `subset` (evaluate). Into each run's directory go confusion- and classes-SUBSET.png,
+    the accuracy of each class. To OUT/errors-DATASET-SUBSET.json and .md go the expected calibration error, and how
+    much of the variance of the features (pooled, of each video's central clip) lies between classes and, of synthetic
+    videos, between scenes.
     """
     for out, about, rows in compare("errors", runs, analyse):
         publish(out, "Error analysis in %", about, rows)
 
 
 def analyse(model, samples, cfg: Config, accelerator, path: Path, subset: str) -> dict:
-    """Draws the pictures of one run, which lies in `path`. -> its numbers, in %."""
+    """Draws what one run, which lies in `path`, confuses. -> its numbers, in %."""
     tested = [{"path": str(path), "subset": subset}]
     if (kept := answers(tested)) is None:
         raise RunError(f"{path} has no probabilities-{subset}.safetensors: evaluate this run on {subset} first")
-    z, ok = features(model.backbone, model.pool, samples, cfg, accelerator)
-    bins, error = calibration(**kept)
-    labels = {"class": (torch.from_numpy(samples.labels)[ok], samples.classes)}
-    if samples.scenes:
-        labels["scene"] = torch.from_numpy(samples.scene)[ok], samples.scenes
     if accelerator.is_main_process:
         title = f"{cfg.name}, {cfg.dataset} {subset}, split {cfg.split}, seed {cfg.seed}"
         matrix, classes = confusion(tested)
         names = [f"{name} ({n})" for name, n in zip(classes, matrix.sum(1).tolist(), strict=True)]
         plot_confusion(path / f"confusion-{subset}.png", matrix, classes, title)
         plot_gain(path / f"classes-{subset}.png", per_class(matrix), names, f"{title}: top-1 (of so many videos)")
-        plot_calibration(path / f"calibration-{subset}.png", bins, f"{title}: expected calibration error {error:.1f} %")
-        plot_features(path / f"features-{subset}.png", z[ok], labels, title)
-    return {"calibration_error": error, "n_scored": int(ok.sum()), "n_expected": len(ok),
-            **{f"variance_between_{what}": between(z[ok], label) for what, (label, _) in labels.items()}}
+    z, ok = features(model.backbone, model.pool, samples, cfg, accelerator)
+    labels = {"class": samples.labels} | ({"scene": samples.scene} if samples.scenes else {})
+    lies = {f"variance_between_{what}": between(z[ok], torch.from_numpy(label)[ok]) for what, label in labels.items()}
+    return {"calibration_error": calibration(**kept), "n_scored": int(ok.sum()), "n_expected": len(ok), **lies}
 
 
-def calibration(probabilities, label, ok, bins: int = 10) -> tuple[np.ndarray, float]:
-    """Confidence against accuracy. -> (3, bins): videos, mean confidence, accuracy, NaN in empty ones; the error in %
+def calibration(probabilities, label, ok, bins: int = 10) -> float:
+    """The expected calibration error in % (Naeini et al. 2015). probabilities (N, C), label, ok (N,)
 
     Videos that were read are put into `bins` equal ranges of their largest probability. The error is the mean over
-    videos of |accuracy - mean confidence| of their range (Naeini et al. 2015). probabilities (N, C), label, ok (N,)
+    videos of |accuracy - mean confidence| of their range.
     """
     confidence, answer = probabilities[ok].double().max(1)
     right = (answer == label[ok]).double()
-    count, sum_confidence, sum_right = (np.histogram(confidence, bins, (0, 1), weights=weights)[0]
-                                        for weights in (torch.ones_like(right), confidence, right))
-    error = 100 * np.abs(sum_right - sum_confidence).sum() / max(1, len(right))
-    with np.errstate(invalid="ignore"):
-        return np.stack([count, sum_confidence / count, sum_right / count]), float(error)
+    off = torch.bincount((bins * confidence).int().clamp(max=bins - 1), right - confidence)  # (bins,)
+    return 100 * off.abs().sum().item() / max(1, len(right))
 
 
 def between(z, label) -> float:
@@ -260,41 +244,3 @@ def between(z, label) -> float:
     z = z.double() - z.double().mean(0)
     groups = [z[label == c] for c in label.unique()]
     return 100 * (sum(len(g) * g.mean(0).square().sum() for g in groups) / z.square().sum().clamp(min=1e-30)).item()
-
-
-def components(z) -> tuple[torch.Tensor, torch.Tensor]:
-    """Principal components: z (N, C) on the first two axes (N, 2), and the share of the variance on each (2,), in %."""
-    z = z.double() - z.double().mean(0)
-    _, scale, axes = torch.linalg.svd(z, full_matrices=False)
-    return z @ axes[:2].T, (100 * scale.square() / scale.square().sum())[:2]
-
-
-def plot_calibration(path, bins, title):
-    """Left, accuracy over confidence; right, how many videos have it. bins: see `calibration`."""
-    count, confidence, accuracy = bins
-    figure, (left, right) = panels(1, 2, 4, 4, title)
-    left.plot([0, 1], [0, 1], color="0.4", lw=1, ls="--", label="calibrated")
-    left.plot(confidence, accuracy, "o-", color=COLOURS[0], label="at the mean confidence of a range")
-    left.set(xlabel="confidence: the largest probability", ylabel="share of right answers", ylim=(0, 1))
-    left.legend(fontsize=8)
-    right.stairs(count, np.linspace(0, 1, len(count) + 1), fill=True, color="0.6")
-    right.set(xlabel="confidence", ylabel="videos", xlim=(0, 1))
-    save(figure, path)
-
-
-def plot_features(path, z, labels, title):
-    """A panel for each of `labels` {what: (label (N,), names)}; beyond GROUPS, the rarer groups are grey."""
-    points, explained = components(z)
-    figure, axes = panels(1, len(labels), 5.6, 4.5, title)
-    for axis, (what, (label, names)) in zip(axes, labels.items(), strict=True):
-        axis.scatter(*points.T, s=8, color="0.85")
-        common = torch.bincount(label).argsort(descending=True, stable=True)[:GROUPS].sort().values
-        for n, c in enumerate(common.tolist()):
-            axis.scatter(*points[label == c].T, s=14, color=COLOURS[n % len(COLOURS)], marker="osD^vP*X"[n % 8],
-                         label=names[c])
-        chance = 100 * (len(label.unique()) - 1) / max(1, len(label) - 1)  # of groups that mean nothing
-        axis.set(title=f"by {what}: {between(z, label):.0f} % of all variance (chance {chance:.0f} %)",
-                 xlabel=f"component 1 ({explained[0]:.0f} % of the variance)",
-                 ylabel=f"component 2 ({explained[1]:.0f} %)")
-        axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
-    save(figure, path)
