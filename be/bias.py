@@ -1,19 +1,18 @@
 """Background bias: test-time manipulations (verb `robustness`), masks of actors, Actor-HMDB51 (verb `actors`).
 
     shot, partner = shots(samples, sampler, cfg, accelerator)
-    y = MANIPULATIONS["actor elsewhere"](shot(x, i))  # clips x (K, 3, T, S, S) of video i -> y, of the same shape
+    y = MANIPULATIONS["actor elsewhere"](shot(x, i))  # clips x (K, 3, T, S, S) of video i -> y, like x
 
-The masks of actors are one of MASKS, by the config key `scene`. `rendered` is the truth of synthetic videos. `median`
-needs no labels, but a still camera and an actor who leaves his place: its scene is then 1.5 levels of 255 from the true
-one, and the actors overlap by 0.8 to 0.9 (intersection over union). They overlap by 0.3 where he pulses in place. With
-the demo's camera, which pans, it is 12 levels and 0.4 (tests/test_bias.py).
+The config key `scene` chooses one of MASKS. `rendered` is the truth of synthetic videos. `median` needs a still camera
+and an actor who leaves his place: its scene is then 1.5 levels of 255 from the true one, and the actors overlap by 0.8
+to 0.9 (intersection over union), by 0.3 where he pulses in place. With the demo's camera, which pans, it is 12 levels
+and 0.4.
 """
 
 import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
 from datetime import timedelta
 from functools import cache, partial
 from itertools import chain
@@ -22,8 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs
+from accelerate import Accelerator, InitProcessGroupKwargs
 from torch import Tensor
 from torchvision.models import detection, get_model, list_models
 from torchvision.ops import masks_to_boxes
@@ -33,14 +31,13 @@ from be.augment import Draws, crop, denormalise, normalise
 from be.config import Config, ConfigError, choose
 from be.erase import draw_frame
 from be.evaluate import features, linear, load_classifier, load_list, over_videos, spread_clips
-from be.report import COLOURS, page, panels, save, spread
+from be.report import page, plot_differences, spread
 from be.runs import RunError, make_accelerator, progress, provenance, write_text
 from be.video import Reader, VideoError, encode, even_clips
 from be.weights import find, load
 
 THRESHOLD = 0.15  # difference in any colour, of pixels in [0, 1], above which a pixel counts as moving
 DONORS = 256  # videos of a list, drawn at random, whose scenes and actors are pasted into all videos of it
-LAMBDAS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
 LISTS, SMALLEST, BATCH = "testTrainMulti_7030_splits", 32, 16  # of `actors`: px; frames that the detector gets at once
 
 # ---- masks
@@ -55,7 +52,7 @@ def median_masks(x, _=None) -> tuple[Tensor, Tensor]:
 
 def rendered_masks(samples, sampler, cfg: Config):
     """The true masks of synthetic videos. Raises ConfigError of others."""
-    known = specs(samples.root, "scene=rendered")
+    known = specs(samples.root)
 
     def masks_of(x, i):
         spec = known[samples.paths[i]]
@@ -66,14 +63,13 @@ def rendered_masks(samples, sampler, cfg: Config):
 
 
 def true_masks(x, spec: synthetic.Spec, frames, short_side: int) -> tuple[Tensor, Tensor]:
-    """Of a video rendered from `spec`. x: clips (K, 3, T, S, S) of its frames (K, T), cut from pictures of `short_side`
-    px. -> scene, actor, see MASKS"""
+    """Of a video made of `spec`: clips x of its frames (K, T), cut at `short_side` px. -> scene, actor, see MASKS"""
     _, mask, background = synthetic.render(spec)
-    mask = np.uint8(255) * mask[frames, ..., None].repeat(3, -1)  # (K, T, H, W, 3)
+    mask = np.broadcast_to(255 * mask[frames, ..., None].view(np.uint8), background[frames].shape)
     both = torch.from_numpy(np.concatenate([background[frames], mask]))  # (2K, T, H, W, 3)
-    size, half = torch.tensor([[spec.height, spec.width]] * len(both)), torch.full((len(both), 2), 0.5)
-    side = torch.full_like(half[:, 0], x.shape[-1] * spec.short / short_side)  # px, of the square `eval_view` shows
-    scene, actor = crop(both, size, half, side, 0 * side, x.shape[-1]).to(x.device).chunk(2)
+    one, size = torch.ones(len(both), 1), torch.tensor([spec.height, spec.width])
+    side = x.shape[-1] * spec.short / short_side  # px, of the square `eval_view` shows
+    scene, actor = crop(both, size * one, one / 2, side * one[:, 0], 0 * one[:, 0], x.shape[-1]).to(x.device).chunk(2)
     return normalise(scene), actor[:, :1] > 0.5
 
 
@@ -83,10 +79,10 @@ MASKS = {"median": lambda *_: median_masks, "rendered": rendered_masks}
 
 
 @cache
-def specs(root: str, asked: str) -> dict[bytes, synthetic.Spec]:
-    """Path below root -> what the video is made of. ConfigError, with the words `asked`, of videos not synthetic."""
-    if not os.path.exists(os.path.join(root, datasets.DRAWN)):
-        raise ConfigError(f"{asked} is for synthetic videos, which those in {root} are not")
+def specs(root: str) -> dict[bytes, synthetic.Spec]:
+    """Path below root -> what the video is made of. Raises ConfigError of videos that are not synthetic."""
+    if not Path(root, datasets.DRAWN).exists():
+        raise ConfigError(f"`rendered` actors are of synthetic videos, which those in {root} are not")
     return {os.fsencode(video.path): video.spec for video in synthetic.load(root)}
 
 
@@ -107,7 +103,7 @@ class Shot(NamedTuple):
 
 def shuffled(shot: Shot):
     order = Draws(*shot.key, device=shot.x.device).rand(len(shot.x), shot.x.shape[2]).argsort(1)  # (K, T)
-    return torch.stack([clip[:, frames] for clip, frames in zip(shot.x, order, strict=True)])
+    return shot.x.take_along_dim(order[:, None, :, None, None], 2)
 
 
 def erased(shot: Shot, lam: float):
@@ -115,7 +111,7 @@ def erased(shot: Shot, lam: float):
     return torch.lerp(shot.x, draw_frame(shot.x, Draws(*shot.key, device=shot.x.device)), lam)
 
 
-MANIPULATIONS: dict[str, Callable[[Shot], Tensor]] = {  # -> like Shot.x
+MANIPULATIONS = {  # Shot -> like Shot.x
     "original": lambda shot: shot.x,
     "one frame": lambda shot: shot.x[:, :, shot.x.shape[2] // 2, None].expand_as(shot.x),
     "shuffled": shuffled,
@@ -123,11 +119,11 @@ MANIPULATIONS: dict[str, Callable[[Shot], Tensor]] = {  # -> like Shot.x
     "actor elsewhere": lambda shot: torch.where(shot.actor, shot.x, shot.other_scene),
     "static body": lambda shot: torch.where(shot.other_actor, shot.other_frame, shot.x),
     "foreign frame": lambda shot: torch.lerp(shot.x, shot.other_frame, 0.3),
-    **{f"BE, {lam}": partial(erased, lam=lam) for lam in LAMBDAS},
+    **{f"BE, {lam}": partial(erased, lam=lam) for lam in (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)},
 }
 
 
-def shots(samples, sampler, cfg: Config, accelerator) -> tuple[Callable[[Tensor, int], Shot], np.ndarray]:
+def shots(samples, sampler, cfg: Config, accelerator):
     """Takes the clips of a list apart by `cfg.scene`. -> shot, partner
 
     shot(x, i): the Shot of video i, whose clips x `sampler` chose. partner[i]: the place of the video of another class
@@ -156,24 +152,21 @@ def shots(samples, sampler, cfg: Config, accelerator) -> tuple[Callable[[Tensor,
 
 # ---- robustness
 
-# What is asked: who asks it; which answer, beside a model of scenes, speaks for a model of motion: ↑ | ↓ | "", neither
-QUESTIONS = dict.fromkeys(MANIPULATIONS, ("paper, Eq. 1", "↑")) | {
-    "original": ("", "↑"),
-    "one frame": ("paper 4.7: static video", "↓"), "shuffled": ("", ""),
-    "scene only": ("HAT (NeurIPS 2022): Scene-Only", "↓"),
-    "actor elsewhere": ("HAT: Action-Swap", "↑"), "fooled": ("HAT: SBErr", "↓"),
-    "static body": ("paper 4.7", "↑"), "foreign frame": ("paper 4.7", "↑"),
-    "conflict: motion": ("", "↑"), "conflict: scene": ("", "↓"), "probe: motion": ("", "↑"), "probe: scene": ("", ""),
+# What is asked: which answer, beside a model of scenes, speaks for a model of motion (neither: no arrow), who asks it
+QUESTIONS = dict.fromkeys(MANIPULATIONS, "↑ paper, Eq. 1") | {
+    "original": "↑", "one frame": "↓ paper 4.7: static video", "shuffled": "",
+    "scene only": "↓ HAT (NeurIPS 2022): Scene-Only", "actor elsewhere": "↑ HAT: Action-Swap", "fooled": "↓ HAT: SBErr",
+    "static body": "↑ paper 4.7", "foreign frame": "↑ paper 4.7",
+    "conflict: motion": "↑", "conflict: scene": "↓", "probe: motion": "↑", "probe: scene": "",
 }
 
 
 def robustness(*runs: tuple[Path, Config]):
     """robustness: test fine-tuned models on videos without motion, without actors, before other scenes
 
-    The list is `subset`; several are tested one after the other with subset=test,swapped. Every video is shown whole
-    and manipulated, with the same `test_clips` clips each time; `scene` says how scene and actor are told apart. Runs
-    of one experiment (seeds, splits) are averaged. To OUT go robustness-DATASET-SUBSET.json, .md and .png, in % of the
-    videos of the list; one that cannot be read is wrong everywhere:
+    The lists are `subset`, such as test,swapped. Every video is shown whole and manipulated, the same `test_clips`
+    clips each time; `scene` says how scene and actor are told apart. Runs of one experiment (seeds, splits) are
+    averaged. To OUT go robustness-DATASET-SUBSET.json, .md and .png, in % of all videos, the unreadable being wrong:
 
         original           the accuracy as `evaluate` has it (with `static`: of one frame)
         one frame          the frame in the middle of each clip, repeated: what looks alone are good for
@@ -185,20 +178,20 @@ def robustness(*runs: tuple[Path, Config]):
         foreign frame      a frame of the other video lies over all frames with weight 0.3
         BE, lam            Eq. 1 at test time: a random frame of the clip is mixed into all of it with weight lam
         conflict           of synthetic videos with scenes of another class: answers that name the motion's, the scene's
-        probe              of synthetic videos: a linear classifier of the frozen features, taught motion or family of
-                           scenes on the training list
+        probe              a linear classifier of the frozen features, taught motion or scenes of synthetic videos
     """
     for out, about, rows in compare("robustness", runs, measure):
-        lines = table(rows)
-        what = f"Top-1 in %, {about['test_clips']} clips a video, scene: {about['scene']}"
-        plot(out.with_suffix(".png"), lines, publish(out, what, about, rows, lines), about["classes"])
+        lines, drawn = table(rows)
+        publish(out, f"Top-1 in %, {about['test_clips']} clips a video, scene: {about['scene']}", about, rows, lines)
+        drawn["chance"] = np.array([100 / about["classes"]])
+        plot_differences(out.with_suffix(".png"), drawn, f"{out.name}: top-1 or share of answers, in %")
 
 
-def compare(verb: str, runs, one: Callable[..., dict]) -> Iterator[tuple[Path, dict, list[dict]]]:
-    """Calls one(model, samples, cfg, accelerator, path, subset) -> numbers for each finished run and each list.
+def compare(verb: str, runs, one):
+    """Calls one(model, samples, cfg, accelerator, path, subset) -> dict of numbers for each finished run and each list.
 
-    For each list of the first run's `subset` the main process then gets where results go (no suffix), what they are of,
-    and a row for each run. ConfigError where the data sets differ, RunError and ConfigError where a run does not fit.
+    For each list of the first run's `subset` the main process then gets where results go (no suffix), a dict of what
+    they are of, and a row for each run. ConfigError where data sets differ; RunError or it where a run does not fit.
     """
     first = runs[0][1]
     if len({cfg.dataset for _, cfg in runs}) > 1:
@@ -223,8 +216,8 @@ def short(paths: list[Path]) -> list[str]:
     return [os.path.relpath(path, os.path.commonpath([other.parent for other in paths])) for path in paths]
 
 
-def publish(out: Path, what: str, about: dict, rows: list[dict], shown: list[dict] | None = None) -> str:
-    """Writes OUT.json, with all rows, and OUT.md, a table of those `shown` or of all; prints that. -> its title"""
+def publish(out: Path, what: str, about: dict, rows: list[dict], shown: list[dict] | None = None):
+    """Writes OUT.json, with all rows, and OUT.md, a table of those `shown` or of all; prints that."""
     head = "{}, {dataset} {subset}, {n_scored} of {n_expected} videos scored".format(what, **about)
     text = page([("text", head), ("table", shown or rows)], out.parent)
     rows = [{key: None if value != value else value for key, value in row.items()} for row in rows]  # NaN: null
@@ -232,7 +225,6 @@ def publish(out: Path, what: str, about: dict, rows: list[dict], shown: list[dic
     write_text(out.with_suffix(".json"), json.dumps({**about, "rows": rows}, indent=1) + "\n")
     write_text(out.with_suffix(".md"), text + "\n")
     print(f"{text}\n\nwritten to {out}.*")
-    return head
 
 
 def measure(model, samples, cfg: Config, accelerator, *_) -> dict[str, float]:
@@ -243,52 +235,39 @@ def measure(model, samples, cfg: Config, accelerator, *_) -> dict[str, float]:
 
     def compute(x, i):
         whole = shot(x, i)
-        answers = [model.logits(change(whole)).float().softmax(1).mean(0) for change in MANIPULATIONS.values()]
-        return torch.stack(answers)  # (M, classes)
+        return torch.stack([model.logits(y(whole)).float().softmax(1).mean(0) for y in MANIPULATIONS.values()])
 
     probabilities, ok = over_videos(compute, samples, sampler, cfg, accelerator, "robustness")  # (N, M, classes)
-    label, answer = torch.from_numpy(samples.labels), dict(zip(MANIPULATIONS, probabilities.argmax(2).T, strict=True))
-    right = {name: (of == label) & ok for name, of in answer.items()}
-    right["fooled"] = (answer["actor elsewhere"] == label[partner]) & ok
+    answers = probabilities.argmax(2).masked_fill(~ok[:, None], -1)
+    label, answer = torch.from_numpy(samples.labels), dict(zip(MANIPULATIONS, answers.T, strict=True))
+    right = {name: of == label for name, of in answer.items()}
+    right["fooled"] = answer["actor elsewhere"] == label[partner]
     if samples.scenes:
         family = torch.tensor([list(synthetic.SCENES).index(name) for name in samples.scenes])
         scene = family[samples.scene]  # (N,), the class whose own family it is
         conflict = ok & (scene != label)
-        right["conflict: motion"] = (answer["original"] == label)[conflict]
+        right["conflict: motion"] = right["original"][conflict]
         right["conflict: scene"] = (answer["original"] == scene)[conflict]
         train = datasets.load_for(cfg, "train")
-        (x, known), (y, there) = (features(model.backbone, model.pool, part, cfg, accelerator, "probe")
-                                  for part in (train, samples))
+        (x, known), (y, _) = (features(model.backbone, model.pool, part, cfg, accelerator) for part in (train, samples))
         for what, *columns in (("motion", train.labels, samples.labels), ("scene", train.scene, samples.scene)):
             taught, true = map(torch.from_numpy, columns)
-            right[f"probe: {what}"] = (linear(x[known], taught[known], y) == true) & there
+            right[f"probe: {what}"] = (linear(x[known], taught[known], y) == true) & ok
     percent = {name: 100 * of.float().mean().item() for name, of in right.items()}
     return {**percent, "n_scored": int(ok.sum()), "n_expected": len(samples)}
 
 
-def table(rows) -> list[dict]:
-    """A line for each question: of each experiment mean and sd over its runs, None where one of them has no number."""
-    lines, names = [], dict.fromkeys(row["experiment"] for row in rows)
-    for what, (source, better) in QUESTIONS.items():
-        numbers = {name: [row.get(what, np.nan) for row in rows if row["experiment"] == name] for name in names}
-        cells = {name: None if np.isnan(values).any() else spread(values) for name, values in numbers.items()}
-        lines.append({"": f"{what} {better}", **cells, "source": source})
-    return lines
-
-
-def plot(path: Path, lines, head: str, classes: int):
-    """The `table`: a dot for each experiment, with the sd over its runs."""
-    names = list(lines[0])[1:-1]
-    figure, (axis,) = panels(1, 1, 7, 5 + 1.4 * len(names), head)
-    for n, name in enumerate(names):
-        mean, sd = np.array([[(line[name] or {}).get(key) for line in lines] for key in ("mean", "sd")], float)
-        axis.errorbar(mean, np.arange(len(lines)) + 0.6 * n / len(names), xerr=sd, fmt="o", label=name,
-                      color=COLOURS[n % len(COLOURS)])
-    axis.axvline(100 / classes, color="0.4", lw=1, ls="--", label="chance")
-    axis.set_yticks(range(len(lines)), [line[""] for line in lines])
-    axis.set(xlim=(0, 100), ylim=(len(lines), -0.5), xlabel="top-1, or share of answers, %")
-    figure.legend(loc="outside lower center", ncols=2, fontsize=8)
-    save(figure, path)
+def table(rows) -> tuple[list[dict], dict[str, np.ndarray]]:
+    """A line for each question: of each experiment mean and sd over its runs, None where one lacks it; the numbers."""
+    lines, found = [], {}
+    for what, told in QUESTIONS.items():
+        lines.append({"": f"{what} {told}"})
+        for name in dict.fromkeys(row["experiment"] for row in rows):
+            values = [row.get(what, np.nan) for row in rows if row["experiment"] == name]
+            lines[-1][name] = None if np.isnan(values).any() else spread(values)
+            if lines[-1][name]:
+                found[f"{what}, {name}"] = np.array(values)
+    return lines, found
 
 
 # ---- Actor-HMDB51 (paper 4.6, Figure 5)
@@ -303,11 +282,10 @@ def actors(data: str = "data", detector: str = "fasterrcnn_resnet50_fpn_v2", wei
 
     The authors did not publish theirs. As they say (paper 4.6), the detector looks at every frame, and the video is
     cropped to the smallest box that holds all persons of all its frames, with even sides of at least 32 px, as far as
-    the picture goes. Use DATA/actor_hmdb51, with HMDB51's lists and names, as dataset=actor_hmdb51. Beside each video,
-    NAME.json says its size, frames, box, in how many frames a person was seen, how many persons in all, and what was
-    done: `cropped`; `kept whole`, as no person was seen; or `unreadable`: there is no copy, and a test counts the video
-    as wrong, here as in HMDB51. After a crash the same command goes on where it stopped. Under `accelerate launch` each
-    process takes its share.
+    the picture goes. Use it as dataset=actor_hmdb51, with HMDB51's lists and names. Beside each video, NAME.json says
+    its size, frames, box, how often a person was seen, and what was done: `cropped`; `kept whole`, as no person was
+    seen; or `unreadable`: there is no copy, and a test counts the video as wrong, here as in HMDB51. After a crash the
+    same command goes on where it stopped. Under `accelerate launch` each process takes its share.
     """
     # Who has done his share waits for the others, as long as it takes
     accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=2))])
@@ -334,7 +312,7 @@ def actors(data: str = "data", detector: str = "fasterrcnn_resnet50_fpn_v2", wei
         lines = [json.loads(copy.with_suffix(".json").read_text()) for copy in copies]
         kept = [line["area_kept"] for line in lines if line["done"] == "cropped"]
         summary = {**how, "videos": len(lines), **Counter(line["done"] for line in lines),
-                   "area_kept": float(np.mean(kept)) if kept else None}
+                   "area_kept": np.mean(kept) if kept else None}
         write_text(target / "actors.json", json.dumps(summary, indent=1) + "\n")
         print(", ".join(f"{key} {value}" for key, value in summary.items()) + f"; logs beside the videos in {target}")
 
@@ -353,8 +331,8 @@ def crop_video(source: Path, copy: Path, detect) -> dict:
     try:
         if len(persons):
             left, top, right, bottom = box = smallest_box(persons, (info.width, info.height))
-            area = 100 * (right - left) * (bottom - top) / (info.width * info.height)
-            line |= {"done": "cropped", "box": box, "area_kept": area}
+            line |= {"done": "cropped", "box": box,
+                     "area_kept": 100 * (right - left) * (bottom - top) / (info.width * info.height)}
             with Reader(source) as video:
                 pictures = (frame[top:bottom, left:right] for frames in batches(video) for frame in frames)
                 # The codec of HMDB51 at a fixed fine quantiser: what it loses once more cannot be seen
@@ -368,8 +346,8 @@ def crop_video(source: Path, copy: Path, detect) -> dict:
     return line
 
 
-def batches(video: Reader) -> Iterator[np.ndarray]:
-    """All frames of a video, BATCH at a time."""
+def batches(video: Reader):
+    """All frames of a video, BATCH at a time: an iterator of uint8 (N, H, W, 3)."""
     return map(video.decode, np.split(np.arange(video.frames), range(BATCH, video.frames, BATCH)))
 
 
@@ -379,23 +357,20 @@ def smallest_box(boxes, size: tuple[int, int]) -> list[int]:
     size = np.array(size)
     low = np.floor(boxes[:, :2].min(0)).clip(0, size).astype(int)
     high = np.ceil(boxes[:, 2:].max(0)).clip(0, size).astype(int)
-    side = (high - low + (high - low) % 2).clip(SMALLEST).clip(max=size // 2 * 2)
-    low = (low - (side - (high - low)) // 2).clip(0, size - side)
+    side = ((high - low + 1) // 2 * 2).clip(SMALLEST).clip(max=size // 2 * 2)
+    low = ((low + high - side + 1) // 2).clip(0, size - side)
     return [*low.tolist(), *(low + side).tolist()]
 
 
 def torchvision_detector(name: str, weights: str | None, score: float, device):
-    """One of torchvision's for COCO. Raises ConfigError for an unknown name, WeightsError for the file.
-
-    -> detect(path, batches of frames, uint8 (N, H, W, 3)): the boxes of the persons of each frame, float (n, 4) in px
-    """
+    """One of torchvision's for COCO. Raises ConfigError for an unknown name, WeightsError for the file. -> detect(path,
+    batches of frames, uint8 (N, H, W, 3)): the boxes of the persons of each frame, float (n, 4) in px"""
     choose(dict.fromkeys([*list_models(module=detection), "rendered"]), name, "detector")
     model = get_model(name, weights=None, weights_backbone=None)
     load(find(weights or f"torchvision:{name}") or weights, model, strict=True)
     if name.endswith(("rcnn_resnet50_fpn", "retinanet_resnet50_fpn")):  # as torchvision does for its weights of these
-        for module in model.modules():
-            if isinstance(module, torch.nn.BatchNorm2d):
-                module.eps = 0.0
+        for module in filter(lambda module: isinstance(module, torch.nn.BatchNorm2d), model.modules()):
+            module.eps = 0.0
     model.to(device).eval()
 
     @torch.inference_mode()
@@ -409,7 +384,7 @@ def torchvision_detector(name: str, weights: str | None, score: float, device):
 
 def rendered_boxes(root: str):
     """A detector of the true actors of the synthetic videos below ROOT. Raises ConfigError of others."""
-    known = specs(root, "detector=rendered")
+    known = specs(root)
 
     def detect(path, batches):
         outer = torch.tensor([0, 0, 1, 1])  # masks_to_boxes ends at the last pixel, not behind it

@@ -110,7 +110,7 @@ def test_numbers_of_networks_that_are_known(tiny, tmp_path):
     assert (moving[:, mover, 0] > moving[:, uniform, 0]).all()
     torch.testing.assert_close(response[:, mover, at["foreign frame"]], torch.full((16,), 0.7), atol=1e-4, rtol=0)
 
-    specs = bias.specs(samples.root, "")
+    specs = bias.specs(samples.root)
     for i in (0, 7):  # the same by hand
         x, frames = clips(samples, i)
         mask = bias.true_masks(x, specs[samples.paths[i]], frames, 24)[1][:, 0]
