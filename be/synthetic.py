@@ -1,8 +1,8 @@
 """Drawn videos whose background predicts the class: a diagnostic data set, in the layouts of the real ones.
 
-The class of a video is a *motion* and nothing else. A textured actor, whose look is independent of the class, moves
-before a scene, filmed by a drifting camera. Each class has its own family of scenes. With probability `scene_bias` a
-video shows that family, so a single frame is enough to guess the class. Three lists measure what was learned:
+The class of a video is a *motion*. A textured actor, whose look is independent of the class, moves before a scene,
+filmed by a drifting camera. Each class has its own family of scenes. With probability `scene_bias` a video shows that
+family, so a single frame is enough to guess the class. Three lists measure what was learned:
 
     train    the scene predicts the class
     test     other actors and other instances of the scenes, the same bias
@@ -18,7 +18,6 @@ import colorsys
 import json
 import math
 import multiprocessing
-import os
 import sys
 from collections import defaultdict
 from concurrent.futures import ProcessPoolExecutor
@@ -46,8 +45,7 @@ MOTIONS = {
     "translate_right": {"x": 1},
     "translate_up": {"y": -1},
 }
-CYCLE = 32  # frames of a cycle, on average: one in a clip of 16 frames with stride 2
-FPS = 25
+CYCLE, FPS = 32, 25  # frames of a cycle, on average: one in a clip of 16 frames with stride 2; and of a second
 RADIUS, STRAY, ORBIT = 0.2, 0.12, 0.13  # of the actor, a stray and an orbit, in short sides of the frame
 MARGIN = 0.2  # short sides between the frame and the stage, on which the centres of orbits lie
 SWELL = 0.3  # the part of its size that a pulse adds and takes away
@@ -98,11 +96,8 @@ class Spec:
 
 
 def render(spec: Spec):
-    """The video and its ground truth, a pure function of the spec.
-
-    Returns frames, uint8 (T, H, W, 3); mask, bool (T, H, W), true where an actor covers at least half of a pixel; and
-    background, as frames, without the actors.
-    """
+    """The video and its truth, a pure function of the spec. -> frames, uint8 (T, H, W, 3); mask, bool (T, H, W), true
+    where an actor covers at least half of a pixel; background, as frames, without the actors"""
     pan, shake, row, column = camera(spec)
     y, x = (pan + shake + REACH * spec.shake)[..., None, None]
     frames = background = sample(canvas(spec), row + y, column + x)
@@ -200,11 +195,8 @@ def canvas(spec):
 
 
 def noise(rng, shape, period=0, slope=1, stretch=(1,)):
-    """Gaussian noise of variance 1, (height, width), with amplitude 1 / frequency^slope.
-
-    period: px; there are no waves much shorter. slope: 0 leaves blobs of one size. stretch: how much longer than high
-    the structures are, of each layer.
-    """
+    """Gaussian noise of variance 1, (height, width), with amplitude 1 / frequency^slope. period: px; there are no waves
+    much shorter. slope: 0 leaves blobs of one size. stretch: how much longer than high structures are, of each layer"""
     field = 0.0
     for s in stretch:
         f = np.hypot(np.fft.fftfreq(shape[0])[:, None] * s**-0.5, np.fft.rfftfreq(shape[1]) * s**0.5)
@@ -218,9 +210,8 @@ def sprite(rng, radius):
     """The look of an actor: float32 (n, n, 4), colours and opacity, about twice as fine as a frame."""
     n = 4 * math.ceil(radius) + 1
     y, x = np.mgrid[-1 : 1 : n * 1j, -1 : 1 : n * 1j]
-    angle, outline = np.arctan2(y, x), 1.0
-    for lobes in (1, 2, 3):  # all three at once: no symmetry could hide that it turns
-        outline = outline + rng.uniform(0.1, 0.25) * np.cos(lobes * angle + rng.uniform(0, math.tau))
+    outline = sum((rng.uniform(0.1, 0.25) * np.cos(lobes * np.arctan2(y, x) + rng.uniform(0, math.tau))
+                   for lobes in (1, 2, 3)), 1.0)  # all three at once: no symmetry could hide that it turns
     opacity = (0.9 * outline / outline.max() - np.hypot(y, x)) * radius + 0.5  # the edge is 1 px wide
     dark, bright = rng.random(2)
     look = paint(np.tanh(2 * noise(rng, (n, n), n / 3, 0)), (dark, 0.8, 0.15), (bright, 0.5, 1.0))
@@ -286,7 +277,7 @@ LAYOUTS = {
 def plan(layout, *, train, test, scene_bias, seed, stills=False, **shape) -> list[Video]:
     """The videos by class, group and take, each a function of its (seed, motion, group, take) alone, and all but its
     scene whatever the `scene_bias`. shape: fields of Spec from frames on."""
-    families, videos = list(SCENES)[: len(MOTIONS)], []
+    families, videos = list(SCENES), []
     for (label, motion), group in product(enumerate(sorted(MOTIONS)), range(train + test)):
         key, takes = (seed, *motion.encode(), group), []
         shared = default_rng((*key, 0)).integers(2**53, size=3).tolist()  # actor, path, camera
@@ -324,14 +315,14 @@ def split_lists(layout, videos, train, test):
             lists[form.listed.format(**words)].append(form.line.format(**words))
     (path, line), (start, between, end) = form.classes, form.ends
     for i, motion in enumerate(sorted(MOTIONS), 1):
-        lists[path].append(line.format(
-            number=i, title=motion.title().replace("_", ""), parts=json.dumps(motion.split("_"))))
+        lists[path].append(line.format(number=i, title=motion.title().replace("_", ""),
+                                       parts=json.dumps(motion.split("_"))))
     return {path: start + between.join(lines) + end for path, lines in lists.items() if path}
 
 
 def synth(root: str, layout: str = "ucf101", train: Count = 96, test: Natural = 16, frames: Count = 64,
           height: Count = 40, width: Count = 48, scene_bias: Share = 0.6, drift: Amount = 24, seed: Natural = 0,
-          stills: bool = False, workers: int | None = None, look: dict | None = None) -> Path:
+          stills: bool = False, workers: int | None = None, look: dict | None = None):
     """Writes synthetic videos in the layout of a real data set, in ROOT
 
     layout                  ucf101, hmdb51, kinetics400 or diving48
@@ -343,9 +334,8 @@ def synth(root: str, layout: str = "ucf101", train: Count = 96, test: Natural = 
     workers                 processes, by default one per core; a script needs `if __name__ == "__main__":` or 1
     look                    other fields of Spec, as {shake: 0.5}
 
-    The same values give the same frames. Called again after a kill it goes on. Existing files are kept: delete the
-    folder after a change of the code. `synthetic.jsonl`, a line per video, is written last. Raises ConfigError for
-    values that do not go together, and if ROOT holds something else, or a data set of other values.
+    The same values give the same frames; after a kill it goes on. `synthetic.jsonl`, a line per video, is written last.
+    Raises ConfigError for values that do not go together, and if ROOT holds anything else.
     """
     choose(LAYOUTS, layout, "layout")
     if stills and layout != "ucf101":
@@ -354,8 +344,7 @@ def synth(root: str, layout: str = "ucf101", train: Count = 96, test: Natural = 
                   drift=drift) | (look or {}) | ({"stills": True} if stills else {})
     if min(height, width) < 16 or (height | width) % 2:
         raise ConfigError(f"height and width must be even and at least 16, not {height} and {width}")
-    root, workers = Path(root), workers or os.cpu_count()
-    claim(root, dict(layout=layout, motions=list(MOTIONS), scenes=list(SCENES), fps=FPS, **values))
+    claim(root := Path(root), dict(layout=layout, motions=list(MOTIONS), scenes=list(SCENES), fps=FPS, **values))
     videos = plan(layout, **values)
     missing = {root / video.path: video.spec for video in videos if not (root / video.path).exists()}
     # Spawned: the caller may hold threads or a GPU, which do not survive a fork
@@ -366,7 +355,6 @@ def synth(root: str, layout: str = "ucf101", train: Count = 96, test: Natural = 
         write(root / path, text)
     write(root / "synthetic.jsonl", "\n".join(json.dumps(asdict(video)) for video in videos))
     print(f"{len(videos)} videos in {root}")
-    return root
 
 
 def load(root) -> list[Video]:
@@ -403,10 +391,10 @@ def write(path, content):
 
 VERSION = "v1"
 LOOK = dict(drift=0.6, shake=0.0125, zoom=0.25, actors=2, strays=2, tempo=0.8, natural=True)
-SIZES = {  # videos per class; the demo's pictures, the same twice as large, those of C3D
-    "tiny": dict(pretrain=64, train=64, test=16, frames=64, height=40, width=48),
-    "small": dict(pretrain=256, train=128, test=32, frames=64, height=40, width=48),
-    "full": dict(pretrain=1000, train=500, test=100, frames=128, height=128, width=160),
+SIZES = {  # videos per class to pre-train on, to fine-tune on and to test on, frames, height, width
+    "tiny": (64, 64, 16, 64, 40, 48),
+    "small": (256, 128, 32, 64, 40, 48),
+    "full": (1000, 500, 100, 128, 128, 160),
 }
 
 
@@ -422,10 +410,9 @@ def scenebias(data: str = "data", size: str = "tiny", biases: list[Share] = (0.9
     Folders in the layout of UCF101: `pretrain` has the list `train` to pre-train on and all test lists; `bias0.9`, ...
     those to fine-tune on: the same actors, motions and cameras, before other scenes. docs/EVIDENCE.md says why.
     """
-    shape = dict(choose(SIZES, size, "size"))
-    pretrain, train, test = (shape.pop(part) for part in ("pretrain", "train", "test"))
-    short = min(shape["height"], shape["width"])
-    shape["look"] = LOOK | dict(drift=drift * short, shake=LOOK["shake"] * short)
+    pretrain, train, test, frames, height, width = choose(SIZES, size, "size")
+    look = LOOK | dict(drift=drift * height, shake=LOOK["shake"] * height)  # the height is the short side
+    shape = dict(frames=frames, height=height, width=width, look=look)
     folder, end = Path(data) / f"scenebias-{VERSION}-{size}", "" if drift == LOOK["drift"] else f"-drift{drift:g}"
     name = "pretrain" if pretrain_bias == 0.9 else f"pretrain{pretrain_bias:g}"  # only what is not the default is named
     synth(folder / f"{name}{end}/ucf101", train=pretrain, test=test, scene_bias=pretrain_bias, stills=True, **shape)

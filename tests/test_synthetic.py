@@ -5,6 +5,7 @@ import json
 import math
 import re
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -354,7 +355,7 @@ def test_the_encoder_spares_the_actor(tmp_path):
 
 def test_same_seed_same_frames_whatever_the_workers(made, tmp_path):
     root = made / "ucf101"
-    again = synth(tmp_path / "again", **SMALL | dict(workers=2))
+    synth(again := tmp_path / "again", **SMALL | dict(workers=2))
     paths = [v.path for v in load(root)]
     assert all((again / name).read_bytes() == (root / name).read_bytes() for name in [*paths, "synthetic.jsonl"])
     seeds = [{v.spec.scene_seed for v in plan("ucf101", train=3, test=2, **PLAN | dict(seed=seed))} for seed in (0, 1)]
@@ -402,8 +403,8 @@ def test_values_out_of_range(tmp_path, wrong, told):
 
 
 def test_scenebias_is_what_its_name_says(tmp_path, monkeypatch):
-    monkeypatch.setitem(synthetic.SIZES, "tiny", dict(pretrain=3, train=4, test=1, frames=2, height=24, width=24))
-    monkeypatch.setattr(synthetic.os, "cpu_count", lambda: 1)
+    monkeypatch.setitem(synthetic.SIZES, "tiny", (3, 4, 1, 2, 24, 24))
+    monkeypatch.setattr(synthetic, "synth", partial(synth, workers=1))
     scenebias(str(tmp_path), biases=[0.9, 0.0])
     folder, tested = tmp_path / "scenebias-v1-tiny", None
     assert {path.name for path in folder.iterdir()} == {"pretrain", "bias0.9", "bias0"}
