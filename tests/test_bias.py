@@ -243,6 +243,9 @@ def test_the_verb_averages_runs_of_an_experiment(tiny, tmp_path, monkeypatch, ca
     path, out = tmp_path / "robustness-ucf101-test", capsys.readouterr().out
     rows = json.loads(path.with_suffix(".json").read_text())["rows"]
     assert [row["experiment"] for row in rows] == ["demo-random", "demo-random", "other"]
+    drawn = bias.table([{k: np.nan if v is None else v for k, v in row.items()} for row in rows])[1]
+    assert {what: values.tolist() for what, values in drawn.items()} == {
+        "one frame, demo-random": [10, 11], "one frame, other": [11], "fooled, other": [1]}
     assert [row["fooled"] for row in rows] == [None, 1, 1]
     lines = {line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:4]]
              for line in path.with_suffix(".md").read_text().splitlines()[4:]}
