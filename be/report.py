@@ -38,9 +38,9 @@ from be.weights import read_about
 SECTIONS = yaml.safe_load(Path(__file__).with_name("quoted.yaml").read_text(encoding="utf-8"))
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]  # Okabe-Ito: colour-blind safe
 STYLE = {"xtick.labelsize": 7, "ytick.labelsize": 7, "axes.grid": True, "grid.alpha": 0.25, "axes.axisbelow": True}
+UNDRAWN = {"step", "epoch", "seconds", "skipped"}  # of metrics.jsonl
 METRICS = ("top1", "R@1", "R@5", "R@10", "R@20", "R@50")
 TABLE3 = "hmdb51 test, split 1, protocol paper"  # what the paper retrieved
-THREE_SPLITS = ("ucf101", "hmdb51", "actor_hmdb51")
 COLUMNS = ("experiment", "what", "tested on", "metric", "ours", "paper", "delta", "splits", "seeds", "scored", "note")
 FORMATS = {"delta": "+.1f", "gain": "+.1f", "gain, % of base": "+.1f", "r": ".2f", "p": ".2g", "p of t": ".3f",
            "p of signs": ".3f"}  # of columns, other numbers have one digit
@@ -153,36 +153,29 @@ def table(names: list[str], tests: dict) -> list[dict]:
         paper = paper_lists(name)
         own = [on[1:] for on in tests if on[0] == name and on not in elsewhere]
         for on in dict.fromkeys([*paper, *own]):
-            row = {"experiment": name, "what": experiments().get(name, {}).get("about"), "tested on": on[0],
-                   "metric": on[1], "paper": paper.get(on)}
-            if found := tests.get((runs_of(name), *on)):
-                row |= summary(found, on[1])
-                if row["paper"] is not None and row["comparable"]:
-                    row["delta"] = mean(row["ours"]) - row["paper"]
-            if found or row["paper"] is not None:
-                rows.append(row)
+            found, theirs = tests.get((runs_of(name), *on)), paper.get(on)
+            if found or theirs is not None:
+                rows.append({"experiment": name, "what": experiments().get(name, {}).get("about"), "tested on": on[0],
+                             "metric": on[1], "paper": theirs, **(summary(found, on[1], theirs) if found else {})})
     return rows
 
 
-def summary(found: dict[tuple, dict], metric: str = "top1") -> dict:
+def summary(found: dict[tuple, dict], metric: str = "top1", paper: float | None = None) -> dict:
     """For each seed the mean over the splits, and what it is of; only seeds that have the most splits count.
 
-    found: {(split, seed): result}. Not comparable with the paper are runs on synthetic videos, or of other settings
-    than their entry's; `note` says so.
+    found: {(split, seed): result}. There is no delta to the paper of a run on synthetic videos, or of other settings
+    than its entry's; `note` says so.
     """
     splits = {seed: sorted(s for s, other in found if other == seed) for _, seed in sorted(found)}
     most = max(splits.values(), key=len)
     seeds = sorted(seed for seed in splits if splits[seed] == most)
     results = [found[on] for on in product(most, seeds)]
+    ours = [mean(found[split, seed][metric] for split in most) for seed in seeds]
+    notes = ["synthetic videos"] * any(r.get("synthetic") for r in results)
+    notes += dict.fromkeys(key for r in results for key in other_settings(r["experiment"], Path(r["path"]), r))
     scored, expected = (sum(r[key] for r in results) for key in ("n_scored", "n_expected"))
-    others = {key: "" for r in results for key in other_settings(r["experiment"], Path(r["path"]), r)}
-    notes = ["synthetic videos"] * any(r.get("synthetic") for r in results) + [*others]
-    comparable = not notes
-    notes += [f"seed {seed} is incomplete, left out" for seed in splits if seed not in seeds]
-    if metric == "top1" and results[0]["dataset"] in THREE_SPLITS and len(most) < 3:
-        notes.append("not all of 3 splits")
-    return {"ours": [mean(found[split, seed][metric] for split in most) for seed in seeds], "splits": most,
-            "seeds": seeds, "scored": f"{scored}/{expected}", "comparable": comparable, "note": "; ".join(notes)}
+    return {"ours": ours, "delta": None if notes or paper is None else mean(ours) - paper, "splits": most,
+            "seeds": seeds, "scored": f"{scored}/{expected}", "note": "; ".join(notes)}
 
 
 def other_settings(name: str, path: Path, result: dict) -> list[str]:
@@ -303,8 +296,7 @@ def curves(out: Path, names: list[str]) -> list[dict]:
     for stage in STAGES:
         path = out / "report" / f"{stage}.png"
         runs = [(name, read_metrics(run)) for name in names for run in sorted((out / name).glob(f"{stage}-*"))]
-        keys = dict.fromkeys(key for _, lines in runs for line in lines for key in line)
-        keys = [key for key in keys if key not in ("step", "epoch", "seconds", "skipped")]
+        keys = sorted({key for _, lines in runs for line in lines for key in line} - UNDRAWN)
         if not keys:
             continue
         figure, axes = panels(len(keys), 1, 8, 1.8, f"{stage}, over the epochs")
@@ -359,13 +351,12 @@ def plot_gain(path: Path, gain: torch.Tensor, classes: list[str], title: str):
 def plot_confusion(path: Path, matrix: torch.Tensor, classes: list[str], title: str):
     """matrix (C, C + 1): how many videos of a class were taken for which, the unreadable in the last column."""
     C = len(classes)
-    side, size = min(15, max(4.5, 0.16 * C + 2)), 8 if C <= 20 else 5
-    figure, (axis,) = panels(1, 1, side + 1, side, title)
+    figure, (axis,) = panels(1, 1, 0.1 * C + 5, 0.1 * C + 4, title)
     share = (100 * matrix / matrix.sum(1, keepdim=True)).nan_to_num()  # (C, C + 1)
     image = axis.imshow(share, cmap="Blues", norm="symlog", vmin=0, vmax=100)  # what is seldom is to be seen, too
     figure.colorbar(image, shrink=0.6, label="% of the class's videos")
-    axis.set_xticks(range(C + 1), [*classes, "unreadable"], rotation=90, fontsize=size)
-    axis.set_yticks(range(C), classes, fontsize=size)
+    axis.set_xticks(range(C + 1), [*classes, "unreadable"], rotation=90, fontsize=5)
+    axis.set_yticks(range(C), classes, fontsize=5)
     axis.set(xlabel="taken for", ylabel="class")
     axis.grid(False)
     save(figure, path)
@@ -393,21 +384,18 @@ def figure4(out: str = "runs", dataset: str = "hmdb51", static: str = "figure4-s
     soft, classes = confusion(still, soft=True)
     columns = {"static top-1": known, "static probability": per_class(soft), base: before, better: after,
                "gain": after - before, "gain, % of base": 100 * (after - before) / before}
-    rows = [{"class": name} | {key: of[c].item() if of[c].isfinite() else None for key, of in columns.items()}
-            for c, name in enumerate(classes)]
     splits, synthetic = sorted({r["split"] for r in still}), any(r.get("synthetic") for of in results for r in of)
     title = f"{better} - {base}, {dataset} {subset}, splits {readable(splits)}{', synthetic videos' * synthetic}"
     figure, axes = panels(2, 2, 5, 3.6, title)
-    fits = []
-    for axis, (y, x) in zip(axes, product(list(columns)[4:], list(columns)[:2]), strict=True):
-        kept = [row for row in rows if row[y] is not None]
-        r, p = correlate(axis, *([row[key] for row in kept] for key in (x, y, "class")))
-        axis.set(xlabel=x, ylabel=y)
-        fits.append({"y": y, "x": x, "r": r, "p": p, "left out": [row["class"] for row in rows if row not in kept]})
+    fits = [correlate(axis, columns, x, y, classes)
+            for axis, (y, x) in zip(axes, product(list(columns)[4:], list(columns)[:2]), strict=True)]
     save(figure, path.with_suffix(".png"))
+    rows = [{"class": name} | {key: of[c].item() if of[c].isfinite() else None for key, of in columns.items()}
+            for c, name in enumerate(classes)]
     about |= {"dataset": dataset, "subset": subset, "splits": splits, "git_sha": git_sha(), "correlations": fits}
     write_text(path.with_suffix(".json"), json.dumps({**about, "per_class": rows}, indent=1) + "\n")
-    paper, rows = paper_numbers(static), sorted(rows, key=lambda row: -(row["gain"] or 0))
+    rows.sort(key=lambda row: -(row["gain"] or 0))
+    paper = paper_numbers(static)
     beside = SECTIONS["figure4"]["about"].format(**paper) if dataset in paper and not synthetic else ""
     sections = [{"title": title, "about": "In %, gain in points.", "rows": fits}, {"about": beside, "rows": rows}]
     text = page(sections, path.parent)
@@ -430,21 +418,26 @@ def compared(out: Path, on: str, *names: str) -> list[list[dict]]:
     return [still, [base[key] for key in both], [better[key] for key in both]]
 
 
-def correlate(axis, x: list[float], y: list[float], names: list[str]) -> tuple[float | None, float | None]:
+def correlate(axis, columns: dict[str, torch.Tensor], x: str, y: str, names: list[str]) -> dict:
     """Draws a dot per class and the least-squares line, and names the 8 classes that lie farthest from it.
 
-    Returns Pearson's r and its two-sided p; None of fewer than 3 classes, or if x or y is the same for all.
+    x, y: of the columns (C,); a class without one of them, NaN or infinite, does not count. Returns Pearson's r, its
+    two-sided p, and how many `classes` count; r and p are None of fewer than 3, or if x or y is the same for all.
     """
-    axis.plot(x, y, ".", color=COLOURS[0])
-    if len(x) < 3 or not np.ptp(x) * np.ptp(y):
-        return None, None
-    line = stats.linregress(x, y)
-    fitted = np.polyval(line[:2], x)
-    axis.plot(x, fitted, lw=1, color=COLOURS[1])
-    for c in np.abs(y - fitted).argsort()[-8:]:
-        axis.annotate(names[c].replace("_", " "), (x[c], y[c]), (3, 2), textcoords="offset points", fontsize=6)
-    axis.set_title(f"r = {line.rvalue:.2f}, p = {line.pvalue:.2g}", fontsize=9)
-    return line.rvalue, line.pvalue
+    kept = (columns[x] + columns[y]).isfinite()
+    a, b, names = columns[x][kept].numpy(), columns[y][kept].numpy(), np.array(names)[kept]
+    fit = {"y": y, "x": x, "r": None, "p": None, "classes": len(a)}
+    axis.plot(a, b, ".", color=COLOURS[0])
+    axis.set(xlabel=x, ylabel=y)
+    if len(a) > 2 and np.ptp(a) and np.ptp(b):
+        line = stats.linregress(a, b)
+        fitted = np.polyval(line[:2], a)
+        axis.plot(a, fitted, lw=1, color=COLOURS[1])
+        for c in np.abs(b - fitted).argsort()[-8:]:
+            axis.annotate(names[c].replace("_", " "), (a[c], b[c]), (3, 2), textcoords="offset points", fontsize=6)
+        axis.set_title(f"r = {line.rvalue:.2f}, p = {line.pvalue:.2g}", fontsize=9)
+        fit |= {"r": line.rvalue, "p": line.pvalue}
+    return fit
 
 
 def figure5(names: str = "figure5-*", out: str = "runs"):
@@ -462,7 +455,7 @@ def figure5(names: str = "figure5-*", out: str = "runs"):
         x, ours = f"{row['experiment']}\n{row['tested on']}", row["ours"]
         bar = axis.bar(x, mean(ours), yerr=np.std(ours, ddof=len(ours) > 1), color=COLOURS[0])
         axis.bar_label(bar, [readable(ours)], fontsize=8, padding=2)
-        axis.plot(x, row["paper"] if "delta" in row else math.nan, "k_", ms=24)
+        axis.plot(x, row["paper"] if row["delta"] is not None else math.nan, "k_", ms=24)
     axis.set(ylabel="top-1, % (line: the paper's)", ylim=(0, 100))
     path = Path(out) / f"bars-{names.strip('*').strip('-') or 'all'}.png"
     save(figure, path)
