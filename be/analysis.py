@@ -34,7 +34,7 @@ from be.config import Config, choose
 from be.erase import ERASE
 from be.evaluate import features, over_videos, views
 from be.report import COLOURS, answers, confusion, panels, per_class, plot_confusion, plot_gain, pyplot, save
-from be.runs import RunError, make_accelerator, provenance
+from be.runs import make_accelerator, provenance
 from be.train import make_views
 from be.video import encode, even_clips, random_clips
 from be.weights import load_weights
@@ -221,8 +221,7 @@ def errors(*runs: tuple[Path, Config]):
 def analyse(model, samples, cfg: Config, accelerator, path: Path, subset: str) -> dict:
     """Draws the pictures of one run, which lies in `path`. -> its numbers, in %."""
     tested = [{"path": str(path), "subset": subset}]
-    if (kept := answers(tested)) is None:
-        raise RunError(f"{path} has no probabilities-{subset}.safetensors: evaluate this run on {subset} first")
+    kept = answers(tested)
     z, ok = features(model.backbone, model.pool, samples, cfg, accelerator)
     bins, error = calibration(**kept)
     labels = {"class": (torch.from_numpy(samples.labels)[ok], samples.classes)}

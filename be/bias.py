@@ -33,7 +33,7 @@ from be.augment import Draws, crop, denormalise, normalise
 from be.config import Config, ConfigError, choose
 from be.erase import draw_frame
 from be.evaluate import features, linear, load_classifier, load_list, over_videos, spread_clips
-from be.report import COLOURS, page, panels, save, spread
+from be.report import COLOURS, page, panels, save
 from be.runs import RunError, make_accelerator, progress, provenance, write_text
 from be.video import Reader, VideoError, encode, even_clips
 from be.weights import find, load
@@ -226,12 +226,12 @@ def short(paths: list[Path]) -> list[str]:
 def publish(out: Path, what: str, about: dict, rows: list[dict], shown: list[dict] | None = None) -> str:
     """Writes OUT.json, with all rows, and OUT.md, a table of those `shown` or of all; prints that. -> its title"""
     head = "{}, {dataset} {subset}, {n_scored} of {n_expected} videos scored".format(what, **about)
-    text = page([("text", head), ("table", shown or rows)], out.parent)
+    text = page([{"about": head, "rows": shown or rows}], out.parent)
     rows = [{key: None if value != value else value for key, value in row.items()} for row in rows]  # NaN: null
     out.parent.mkdir(parents=True, exist_ok=True)
     write_text(out.with_suffix(".json"), json.dumps({**about, "rows": rows}, indent=1) + "\n")
-    write_text(out.with_suffix(".md"), text + "\n")
-    print(f"{text}\n\nwritten to {out}.*")
+    write_text(out.with_suffix(".md"), text)
+    print(f"{text}\nwritten to {out}.*")
     return head
 
 
@@ -267,11 +267,11 @@ def measure(model, samples, cfg: Config, accelerator, *_) -> dict[str, float]:
 
 
 def table(rows) -> list[dict]:
-    """A line for each question: of each experiment mean and sd over its runs, None where one of them has no number."""
+    """A line for each question: of each experiment the numbers of its runs, None where one of them has no number."""
     lines, names = [], dict.fromkeys(row["experiment"] for row in rows)
     for what, (source, better) in QUESTIONS.items():
         numbers = {name: [row.get(what, np.nan) for row in rows if row["experiment"] == name] for name in names}
-        cells = {name: None if np.isnan(values).any() else spread(values) for name, values in numbers.items()}
+        cells = {name: None if np.isnan(values).any() else values for name, values in numbers.items()}
         lines.append({"": f"{what} {better}", **cells, "source": source})
     return lines
 
@@ -281,8 +281,9 @@ def plot(path: Path, lines, head: str, classes: int):
     names = list(lines[0])[1:-1]
     figure, (axis,) = panels(1, 1, 7, 5 + 1.4 * len(names), head)
     for n, name in enumerate(names):
-        mean, sd = np.array([[(line[name] or {}).get(key) for line in lines] for key in ("mean", "sd")], float)
-        axis.errorbar(mean, np.arange(len(lines)) + 0.6 * n / len(names), xerr=sd, fmt="o", label=name,
+        values = [line[name] or [np.nan] for line in lines]
+        sd = [np.std(of, ddof=len(of) > 1) for of in values]
+        axis.errorbar([*map(np.mean, values)], np.arange(len(lines)) + 0.6 * n / len(names), xerr=sd, fmt="o", label=name,
                       color=COLOURS[n % len(COLOURS)])
     axis.axvline(100 / classes, color="0.4", lw=1, ls="--", label="chance")
     axis.set_yticks(range(len(lines)), [line[""] for line in lines])

@@ -12,7 +12,6 @@ import json
 import math
 import os
 from collections import defaultdict
-from functools import partial
 from itertools import cycle, pairwise, product
 from pathlib import Path
 from statistics import mean, stdev
@@ -26,13 +25,8 @@ from matplotlib import pyplot as plt
 from safetensors.torch import load_file
 from scipy import stats
 
-from be import datasets
-from be.augment import Draws, denormalise
-from be.config import FREE_KEYS, STAGES, Config, choose, experiments, load, paper_numbers
-from be.erase import ERASE
+from be.config import FREE_KEYS, STAGES, experiments, load, paper_numbers
 from be.runs import END, RunError, duration, git_sha, read_metrics, read_results, write_text
-from be.train import make_views
-from be.video import random_clips
 from be.weights import read_about
 
 SECTIONS = yaml.safe_load(Path(__file__).with_name("quoted.yaml").read_text(encoding="utf-8"))
@@ -44,7 +38,6 @@ TABLE3 = "hmdb51 test, split 1, protocol paper"  # what the paper retrieved
 COLUMNS = ("experiment", "what", "tested on", "metric", "ours", "paper", "delta", "splits", "seeds", "scored", "note")
 FORMATS = {"delta": "+.1f", "gain": "+.1f", "gain, % of base": "+.1f", "r": ".2f", "p": ".2g", "p of t": ".3f",
            "p of signs": ".3f"}  # of columns, other numbers have one digit
-DRAWS = 8  # of `show-batch`
 # In these a run may differ from its entry: which of its runs it is, and how it fits the machine
 RUN_KEYS = FREE_KEYS - {"test_clips"} | {"name", "seed", "split", "synthetic", "accumulate", "compile"}
 
@@ -319,22 +312,27 @@ def pictures(out: Path, names: list[str]) -> list[dict]:
             for path in [*sorted(out.glob("*.png")), *inside]]
 
 
-def confusion(results: list[dict], soft: bool = False) -> tuple[torch.Tensor, list[str]]:
-    """How many videos of a class (row) were taken for which (column), over all tests. `soft`: their probabilities.
-
-    Returns ((C, C + 1), names of the classes); the last column counts the unreadable. Raises RunError where what
-    `evaluate` kept of a test is gone.
-    """
-    matrix = 0
+def answers(results: list[dict]) -> dict[str, torch.Tensor]:
+    """What `evaluate` kept of all tests: probabilities (N, C), label (N,), ok (N,) bool. RunError where it is gone."""
+    kept = []
     for r in results:
         path = Path(r["path"]) / f"probabilities-{r['subset']}.safetensors"
         if not path.exists():
-            raise RunError(f"{path} does not exist; evaluate that run again")
-        p, label, ok = (load_file(path)[key] for key in ("probabilities", "label", "ok"))  # (N, C), (N,), (N,)
-        answer = p if soft else F.one_hot(p.argmax(1), p.shape[1])
-        answer = torch.cat([answer * ok[:, None], ~ok[:, None]], 1)  # (N, C + 1)
-        matrix = matrix + answer.new_zeros(p.shape[1], answer.shape[1]).index_add(0, label, answer)
-    return matrix, read_about(path.with_name("model.safetensors"))["classes"]
+            raise RunError(f"{path} does not exist: evaluate this run on {r['subset']} first")
+        kept.append(load_file(path))
+    return {key: torch.cat([part[key] for part in kept]) for key in kept[0]}
+
+
+def confusion(results: list[dict], soft: bool = False) -> tuple[torch.Tensor, list[str]]:
+    """How many videos of a class (row) were taken for which (column), over all tests. `soft`: with which probability.
+
+    Returns ((C, C + 1), names of the classes); the last column counts the unreadable.
+    """
+    p, label, ok = (answers(results)[key] for key in ("probabilities", "label", "ok"))
+    answer = p if soft else F.one_hot(p.argmax(1), p.shape[1])
+    answer = torch.cat([answer * ok[:, None], ~ok[:, None]], 1)  # (N, C + 1)
+    matrix = answer.new_zeros(p.shape[1], answer.shape[1]).index_add(0, label, answer)
+    return matrix, read_about(Path(results[0]["path"]) / "model.safetensors")["classes"]
 
 
 def per_class(matrix: torch.Tensor) -> torch.Tensor:
@@ -460,32 +458,3 @@ def figure5(names: str = "figure5-*", out: str = "runs"):
     path = Path(out) / f"bars-{names.strip('*').strip('-') or 'all'}.png"
     save(figure, path)
     print(f"{markdown(rows, COLUMNS)}\n\nwritten to {path}")
-
-
-def show_batch(cfg: Config):
-    """show-batch: draw OUT/what-the-network-sees.png: some training clips as they enter the network, and distracted
-
-    Of DRAWS distractions by `erase` the strongest is shown, since with most lam there is little to see.
-    """
-    samples = datasets.load(cfg.dataset, cfg.data, "train", cfg.split)
-    sampler = partial(random_clips, K=1, T=cfg.frames, stride=cfg.stride)
-    clips = datasets.Clips(samples, sampler, cfg.short_side, cfg.seed, train=True)
-    batch = datasets.collate([clips[0, i] for i in range(0, len(clips), max(1, len(clips) // 3))][:3])
-    (x,) = make_views(batch, ((0, 0),), Draws(cfg.seed, 0), cfg)  # (B, 3, T, S, S)
-    erase = choose(ERASE, cfg.erase, "erase")
-    distracted = [erase(x, Draws(cfg.seed, draw), cfg.gamma) for draw in range(DRAWS)]
-    strongest = max(distracted, key=lambda x_d: (x_d - x).square().mean())
-    frames = torch.stack([x, strongest], 1).flatten(0, 1)[:, :, :: max(1, cfg.frames // 8)]  # (2B, 3, F, S, S)
-    picture = denormalise(frames).clamp(0, 1).permute(0, 3, 2, 4, 1)  # (2B, S, F, S, 3)
-    rows, side, columns = picture.shape[:3]
-    title = f"Clips, and the same distracted: {cfg.erase}, the strongest of {DRAWS} draws"
-    figure, (axis,) = panels(1, 1, 1.1 * columns + 1, 1.15 * rows, title)
-    axis.imshow(picture.reshape(rows * side, columns * side, 3).numpy())
-    names = [f"{kind}\n{samples.classes[label]}" for label in batch.label for kind in ("original", "distracted")]
-    axis.set_yticks([side * (row + 0.5) for row in range(rows)], names)
-    axis.set_xticks([])
-    axis.grid(False)
-    path = Path(cfg.out) / "what-the-network-sees.png"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save(figure, path)
-    print(f"written to {path}")

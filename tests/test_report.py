@@ -250,7 +250,7 @@ def test_confusion_by_hand(tmp_path):
     assert matrix.tolist() == [[3, 1, 0, 0], [1, 1, 0, 0], [2, 0, 1, 1]] and classes == ["jump", "run", "walk"]
     assert report.per_class(matrix).tolist() == pytest.approx([75, 50, 25])
     (tmp_path / "demo-moco/finetune-ucf101-split1-seed1/probabilities-test.safetensors").unlink()
-    with pytest.raises(RunError, match="seed1/probabilities-test.safetensors does not exist; evaluate that run again"):
+    with pytest.raises(RunError, match="seed1/probabilities-test.safetensors does not exist: evaluate this"):
         report.confusion(read_results(tmp_path))
 
 
