@@ -25,6 +25,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from matplotlib import pyplot as plt
 from PIL import Image
 
 from be import backbones, datasets
@@ -33,7 +34,7 @@ from be.bias import MANIPULATIONS, THRESHOLD, compare, publish, rendered_masks, 
 from be.config import Config, choose
 from be.erase import ERASE
 from be.evaluate import features, over_videos, views
-from be.report import COLOURS, answers, confusion, panels, per_class, plot_confusion, plot_gain, pyplot, save
+from be.report import COLOURS, answers, confusion, panels, per_class, plot_confusion, plot_gain, save
 from be.runs import make_accelerator, provenance
 from be.train import make_views
 from be.video import encode, even_clips, random_clips
@@ -84,7 +85,7 @@ def strip(path: Path, rows: list[tuple], title: str, bar: str = ""):
         if t == 0:
             axis.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
     if bar:
-        scale = figure.colorbar(pyplot().cm.ScalarMappable(cmap="inferno"), ax=axes, shrink=0.5, aspect=30, pad=0.01)
+        scale = figure.colorbar(plt.cm.ScalarMappable(cmap="inferno"), ax=axes, shrink=0.5, aspect=30, pad=0.01)
         scale.set_label(bar, fontsize=7)
     save(figure, path)
 
@@ -199,7 +200,7 @@ def overlaid(pixels, heat, reference):
     least and the largest of `reference`, the map of the unchanged clip. -> like pixels"""
     low, high = reference.min(), reference.max()
     level = ((heat - low) / (high - low).clamp(min=1e-12)).clamp(0, 1)
-    colour = torch.from_numpy(pyplot().get_cmap("inferno")(level.numpy())[..., :3]).float()
+    colour = torch.from_numpy(plt.get_cmap("inferno")(level.numpy())[..., :3]).float()
     return torch.lerp(pixels.mean(-1, keepdim=True), colour, 0.25 + 0.4 * level[..., None])
 
 

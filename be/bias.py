@@ -282,8 +282,8 @@ def plot(path: Path, lines, head: str, classes: int):
     figure, (axis,) = panels(1, 1, 7, 5 + 1.4 * len(names), head)
     for n, name in enumerate(names):
         values = [line[name] or [np.nan] for line in lines]
-        sd = [np.std(of, ddof=len(of) > 1) for of in values]
-        axis.errorbar([*map(np.mean, values)], np.arange(len(lines)) + 0.6 * n / len(names), xerr=sd, fmt="o", label=name,
+        mean, sd = zip(*((np.mean(of), np.std(of, ddof=len(of) > 1)) for of in values), strict=True)
+        axis.errorbar(mean, np.arange(len(lines)) + 0.6 * n / len(names), xerr=sd, fmt="o", label=name,
                       color=COLOURS[n % len(COLOURS)])
     axis.axvline(100 / classes, color="0.4", lw=1, ls="--", label="chance")
     axis.set_yticks(range(len(lines)), [line[""] for line in lines])

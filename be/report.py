@@ -54,7 +54,7 @@ def report(out: str = "runs", names: str = "*"):
     (out / "report").mkdir(parents=True, exist_ok=True)
     results = read_results(out) + read_results(out, "recall")
     tests = index(results)
-    known = fnmatch.filter(dict.fromkeys([*experiments(), *(name for name, *_ in tests)]), names)
+    known = fnmatch.filter(dict.fromkeys([*experiments(), *(on[0] for on in tests)]), names)
     ours = list(dict.fromkeys(map(runs_of, known)))
     found = [*tables(known, tests), *differences(out, ours, tests)] or [{"about": "No results yet."}]
     sections = [SECTIONS["results"], *found, *curves(out, ours), *pictures(out, ours), provenance(out, ours, results)]
@@ -172,24 +172,21 @@ def summary(found: dict[tuple, dict], metric: str = "top1", paper: float | None 
 
 
 def other_settings(name: str, path: Path, result: dict) -> list[str]:
-    """`STAGE KEY=VALUE` of what the run in `path`, or the pre-training before it, did not do as its entry `name` says.
+    """`STAGE KEY=VALUE, ...` that the run in `path`, and the pre-training before it, have not from their entries.
 
-    result: what overrides the run's config.yaml, such as the `test_clips` of a test.
+    result: of a test, with what it says itself, such as `test_clips`; of a pre-training, empty.
     """
     stage, saved = path.name.split("-")[0], path / "config.yaml"
     if name not in experiments() or not saved.exists():
         return []
     run = dataclasses.asdict(load(str(saved))) | result
-    given = ["synthetic", "recipe", "dataset"]
-    if stage == "pretrain" and not run["synthetic"]:  # the others' data set stands in the table
-        given.remove("dataset")
+    given = ["synthetic", "recipe"] + ["dataset"] * (bool(result) or run["synthetic"])  # the table names a test's
     entry = dataclasses.asdict(load(name, [f"{key}={run[key]}" for key in given], stage))
     entry["recipe"] = load(name).recipe
-    found = [f"{stage} {key}={run[key]}" for key in entry.keys() - RUN_KEYS if run[key] != entry[key]]
-    if stage != "pretrain":
-        source = name if run["pretrained"] == "self" else run["pretrained"]
-        found += other_settings(source, path.parents[1] / source / f"pretrain-seed{run['seed']}", {})
-    return sorted(found)
+    found = sorted(f"{key}={run[key]}" for key in entry.keys() - RUN_KEYS if run[key] != entry[key])
+    source = name if run["pretrained"] == "self" else run["pretrained"]
+    before = path.parents[1] / source / f"pretrain-seed{run['seed']}"
+    return [f"{stage} {', '.join(found)}"] * bool(found) + (other_settings(source, before, {}) if result else [])
 
 
 def provenance(out: Path, names: list[str], results: list[dict]) -> dict:
@@ -202,8 +199,8 @@ def provenance(out: Path, names: list[str], results: list[dict]) -> dict:
             spent = sum(a for a, b in pairwise([*told, 0]) if b < a)  # a process that took over counts from 0
             found.insert(0, {**read_about(weights), "subset": "train", "seconds": spent})
         rows += [{**r, "run": folder.relative_to(out), "time": duration(r.get("seconds", 0))} for r in found]
-    about = SECTIONS["provenance"]["about"].format(git_sha())
-    return {**SECTIONS["provenance"], "about": about, "rows": rows}
+    section = SECTIONS["provenance"]
+    return {**section, "about": section["about"].format(git_sha()), "rows": rows}
 
 
 # ---- differences, paired
@@ -242,19 +239,12 @@ def differences(out: Path, names: list[str], tests: dict) -> list[dict]:
                 drawn[f"{difference}, {what}"] = x - y
                 rows.append({"difference": difference, "on": what, "first": x.mean(), "second": y.mean(),
                              **paired(x - y), "n": len(both), "seeds": sorted({seed for _, seed in both})})
-    if not rows:
-        return []
-    plot_differences(path, drawn, "Differences of top-1 between tests of the same split and seed: each, mean, 95 %")
-    return [{**SECTIONS["differences"], "rows": rows, "pictures": [path]}]
+    if rows:
+        plot_differences(path, drawn, "Differences of top-1 between tests of the same split and seed: each, mean, 95 %")
+    return [{**SECTIONS["differences"], "rows": rows, "pictures": [path]}] * bool(rows)
 
 
 # ---- pictures
-
-
-def pyplot():
-    """matplotlib's interface, drawing to files."""
-    plt.switch_backend("Agg")
-    return plt
 
 
 def save(figure, path: Path):
@@ -265,8 +255,9 @@ def save(figure, path: Path):
 def panels(rows: int, columns: int, width: float, height: float, title: str):
     """A figure and its axes (rows * columns,), of `width` x `height` inches each."""
     size = (width * columns, height * rows)
+    plt.switch_backend("Agg")
     with plt.rc_context(STYLE):
-        figure, axes = pyplot().subplots(rows, columns, squeeze=False, layout="constrained", figsize=size)
+        figure, axes = plt.subplots(rows, columns, squeeze=False, layout="constrained", figsize=size)
     figure.suptitle(title, fontsize=9, wrap=True)
     return figure, axes.flatten()
 
@@ -328,7 +319,8 @@ def confusion(results: list[dict], soft: bool = False) -> tuple[torch.Tensor, li
 
     Returns ((C, C + 1), names of the classes); the last column counts the unreadable.
     """
-    p, label, ok = (answers(results)[key] for key in ("probabilities", "label", "ok"))
+    kept = answers(results)
+    p, label, ok = (kept[key] for key in ("probabilities", "label", "ok"))
     answer = p if soft else F.one_hot(p.argmax(1), p.shape[1])
     answer = torch.cat([answer * ok[:, None], ~ok[:, None]], 1)  # (N, C + 1)
     matrix = answer.new_zeros(p.shape[1], answer.shape[1]).index_add(0, label, answer)
@@ -394,9 +386,9 @@ def figure4(out: str = "runs", dataset: str = "hmdb51", static: str = "figure4-s
     write_text(path.with_suffix(".json"), json.dumps({**about, "per_class": rows}, indent=1) + "\n")
     rows.sort(key=lambda row: -(row["gain"] or 0))
     paper = paper_numbers(static)
-    beside = SECTIONS["figure4"]["about"].format(**paper) if dataset in paper and not synthetic else ""
-    sections = [{"title": title, "about": "In %, gain in points.", "rows": fits}, {"about": beside, "rows": rows}]
-    text = page(sections, path.parent)
+    theirs = SECTIONS["figure4"]["about"].format(**paper) if dataset in paper and not synthetic else ""
+    first = {"title": title, "about": "In %, gain in points.", "rows": fits}
+    text = page([first, {"about": theirs, "rows": rows}], path.parent)
     write_text(path.with_suffix(".md"), text)
     print(f"{text}\nwritten to {path}.json, .md, .png")
 
@@ -404,7 +396,7 @@ def figure4(out: str = "runs", dataset: str = "hmdb51", static: str = "figure4-s
 def compared(out: Path, on: str, *names: str) -> list[list[dict]]:
     """Results on a list of three experiments: of the splits that all have, and the seeds that the last two have.
 
-    Raises RunError where there is no such split.
+    RunError where there are none.
     """
     tests = index(read_results(out))
     static, base, better = (tests.get((runs_of(name), on, "top1"), {}) for name in names)
@@ -455,6 +447,5 @@ def figure5(names: str = "figure5-*", out: str = "runs"):
         axis.bar_label(bar, [readable(ours)], fontsize=8, padding=2)
         axis.plot(x, row["paper"] if row["delta"] is not None else math.nan, "k_", ms=24)
     axis.set(ylabel="top-1, % (line: the paper's)", ylim=(0, 100))
-    path = Path(out) / f"bars-{names.strip('*').strip('-') or 'all'}.png"
-    save(figure, path)
+    save(figure, path := Path(out) / f"bars-{names.strip('*').strip('-') or 'all'}.png")
     print(f"{markdown(rows, COLUMNS)}\n\nwritten to {path}")
