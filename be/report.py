@@ -342,7 +342,7 @@ def plot_confusion(path: Path, matrix: torch.Tensor, classes: list[str], title: 
     """matrix (C, C + 1): how many videos of a class were taken for which, the unreadable in the last column."""
     C = len(classes)
     figure, (axis,) = panels(1, 1, 0.1 * C + 5, 0.1 * C + 4, title)
-    share = (100 * matrix / matrix.sum(1, keepdim=True)).nan_to_num()  # (C, C + 1)
+    share = (100 * matrix / matrix.sum(1, keepdim=True)).nan_to_num().numpy()  # (C, C + 1)
     image = axis.imshow(share, cmap="Blues", norm="symlog", vmin=0, vmax=100)  # what is seldom is to be seen, too
     figure.colorbar(image, shrink=0.6, label="% of the class's videos")
     axis.set_xticks(range(C + 1), [*classes, "unreadable"], rotation=90, fontsize=5)
