@@ -341,12 +341,12 @@ def plot_gain(path: Path, gain: torch.Tensor, classes: list[str], title: str):
 def plot_confusion(path: Path, matrix: torch.Tensor, classes: list[str], title: str):
     """matrix (C, C + 1): how many videos of a class were taken for which, the unreadable in the last column."""
     C = len(classes)
-    figure, (axis,) = panels(1, 1, 0.1 * C + 5, 0.1 * C + 4, title)
+    figure, (axis,) = panels(1, 1, 0.11 * C + 5, 0.11 * C + 4, title)
     share = (100 * matrix / matrix.sum(1, keepdim=True)).nan_to_num().numpy()  # (C, C + 1)
     image = axis.imshow(share, cmap="Blues", norm="symlog", vmin=0, vmax=100)  # what is seldom is to be seen, too
     figure.colorbar(image, shrink=0.6, label="% of the class's videos")
-    axis.set_xticks(range(C + 1), [*classes, "unreadable"], rotation=90, fontsize=5)
-    axis.set_yticks(range(C), classes, fontsize=5)
+    axis.set_xticks(range(C + 1), [*classes, "unreadable"], rotation=90)
+    axis.set_yticks(range(C), classes)
     axis.set(xlabel="taken for", ylabel="class")
     axis.grid(False)
     save(figure, path)
@@ -440,7 +440,8 @@ def figure5(names: str = "figure5-*", out: str = "runs"):
     if not rows:
         raise RunError(f"{out}: no test of an experiment named {names}")
     rows.sort(key=lambda row: row["tested on"], reverse=True)
-    figure, (axis,) = panels(1, 1, 2 + len(rows), 4, "; ".join({names: "", **{row["note"]: "" for row in rows}}))
+    notes = dict.fromkeys(row["note"] for row in rows if row["note"])
+    figure, (axis,) = panels(1, 1, 2 + len(rows), 4, "; ".join([names, *notes]))
     for row in rows:
         x, ours = f"{row['experiment']}\n{row['tested on']}", row["ours"]
         bar = axis.bar(x, mean(ours), yerr=np.std(ours, ddof=len(ours) > 1), color=COLOURS[0])
