@@ -70,14 +70,13 @@ def report(out: str = "runs", names: str = "*"):
 def page(sections: list[dict], folder: Path, kind: str = "md") -> str:
     """The text of a file in `folder`: Markdown, with links to pictures, or HTML that holds them (be/report.KIND.j2).
 
-    A section has some of: title (the first one's is the page's), about, rows (dicts), columns (their keys to be shown,
-    by default those of the first row), pictures (paths), and fold, which hides it behind its title.
+    A section has some of: title (the first one's is the page's), about, rows (dicts), columns (the keys shown, or all),
+    pictures (paths), and fold, which hides it behind its title.
     """
     text = Path(__file__).with_name(f"report.{kind}.j2").read_text(encoding="utf-8")
     template = jinja2.Template(text, trim_blocks=True, lstrip_blocks=True, autoescape=kind == "html")
-    text = template.render(sections=sections, folder=folder, readable=readable, markdown=markdown,
-                           relpath=os.path.relpath, b64encode=base64.b64encode)
-    return f"{text.strip()}\n"
+    functions = {"readable": readable, "markdown": markdown, "relpath": os.path.relpath, "b64encode": base64.b64encode}
+    return template.render(sections=sections, folder=folder, **functions).strip() + "\n"
 
 
 def markdown(rows: list[dict], columns=None) -> str:
@@ -200,7 +199,7 @@ def provenance(out: Path, names: list[str], results: list[dict]) -> dict:
             found.insert(0, {**read_about(weights), "subset": "train", "seconds": spent})
         rows += [{**r, "run": folder.relative_to(out), "time": duration(r.get("seconds", 0))} for r in found]
     section = SECTIONS["provenance"]
-    return {**section, "about": section["about"].format(git_sha()), "rows": rows}
+    return {**section, "about": f"Report by code {git_sha()}. {section['about']}", "rows": rows}
 
 
 # ---- differences, paired
@@ -209,9 +208,8 @@ def provenance(out: Path, names: list[str], results: list[dict]) -> dict:
 def paired(d: np.ndarray) -> dict[str, float]:
     """Is a difference (n,) other than 0? Its parts are of the same split and seed.
 
-    Returns the mean; half the width of its 95 % t interval; p of the two-sided t test, for normal differences; p of the
-    sign-flip test, for symmetric ones: exact up to 16 pairs, beyond them of 65,536 random flips, and never below 2 /
-    2^n. One pair has no interval and no p: NaN.
+    Returns the mean; half the width of its 95 % t interval; p of the two-sided t test, for normal differences, and of
+    the sign-flip test, for symmetric ones: exact up to 16 pairs, 65,536 random flips beyond. Of one pair NaN.
     """
     half = p = p_flip = math.nan
     if len(d) > 1:
@@ -239,9 +237,10 @@ def differences(out: Path, names: list[str], tests: dict) -> list[dict]:
                 drawn[f"{difference}, {what}"] = x - y
                 rows.append({"difference": difference, "on": what, "first": x.mean(), "second": y.mean(),
                              **paired(x - y), "n": len(both), "seeds": sorted({seed for _, seed in both})})
-    if rows:
-        plot_differences(path, drawn, "Differences of top-1 between tests of the same split and seed: each, mean, 95 %")
-    return [{**SECTIONS["differences"], "rows": rows, "pictures": [path]}] * bool(rows)
+    if not rows:
+        return []
+    plot_differences(path, drawn, "Differences of top-1 between tests of the same split and seed: each, mean, 95 %")
+    return [{**SECTIONS["differences"], "rows": rows, "pictures": [path]}]
 
 
 # ---- pictures
@@ -369,12 +368,12 @@ def figure4(out: str = "runs", dataset: str = "hmdb51", static: str = "figure4-s
     These, all classes and four scatter plots go to OUT/gain-DATASET-SUBSET.json, .md and .png.
     """
     path, about = Path(out) / f"gain-{dataset}-{subset}", {"static": static, "base": base, "better": better}
-    still, *others = results = compared(Path(out), f"{dataset} {subset}", *about.values())
+    results = compared(Path(out), f"{dataset} {subset}", *about.values())
     known, before, after = (per_class(confusion(of)[0]) for of in results)
-    soft, classes = confusion(still, soft=True)
+    soft, classes = confusion(results[0], soft=True)
     columns = {"static top-1": known, "static probability": per_class(soft), base: before, better: after,
                "gain": after - before, "gain, % of base": 100 * (after - before) / before}
-    splits, synthetic = sorted({r["split"] for r in still}), any(r.get("synthetic") for of in results for r in of)
+    splits, synthetic = sorted({r["split"] for r in results[0]}), any(r.get("synthetic") for of in results for r in of)
     title = f"{better} - {base}, {dataset} {subset}, splits {readable(splits)}{', synthetic videos' * synthetic}"
     figure, axes = panels(2, 2, 5, 3.6, title)
     fits = [correlate(axis, columns, x, y, classes)
