@@ -393,10 +393,8 @@ def figure4(out: str = "runs", dataset: str = "hmdb51", static: str = "figure4-s
 
 
 def compared(out: Path, on: str, *names: str) -> list[list[dict]]:
-    """Results on a list of three experiments: of the splits that all have, and the seeds that the last two have.
-
-    RunError where there are none.
-    """
+    """Results of three experiments on a list, of the splits that all have and seeds that the last two have; RunError
+    where there are none."""
     tests = index(read_results(out))
     static, base, better = (tests.get((runs_of(name), on, "top1"), {}) for name in names)
     both = [key for key in base if key in better and key[0] in {split for split, _ in static}]
