@@ -35,7 +35,7 @@ from be.config import Config, choose
 from be.erase import ERASE
 from be.evaluate import features, over_videos, views
 from be.report import answers, confusion, panels, per_class, plot_confusion, plot_gain, save
-from be.runs import RunError, make_accelerator, provenance
+from be.runs import make_accelerator, provenance
 from be.train import make_views
 from be.video import even_clips, random_clips
 from be.weights import load_weights
@@ -215,8 +215,7 @@ def errors(*runs: tuple[Path, Config]):
 def analyse(model, samples, cfg: Config, accelerator, path: Path, subset: str) -> dict:
     """Draws what one run, which lies in `path`, confuses. -> its numbers, in %."""
     tested = [{"path": str(path), "subset": subset}]
-    if (kept := answers(tested)) is None:
-        raise RunError(f"{path} has no probabilities-{subset}.safetensors: evaluate this run on {subset} first")
+    kept = answers(tested)
     if accelerator.is_main_process:
         title = f"{cfg.name}, {cfg.dataset} {subset}, split {cfg.split}, seed {cfg.seed}"
         matrix, classes = confusion(tested)

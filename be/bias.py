@@ -31,7 +31,7 @@ from be.augment import Draws, crop, denormalise, normalise
 from be.config import Config, ConfigError, choose
 from be.erase import draw_frame
 from be.evaluate import features, linear, load_classifier, load_list, over_videos, spread_clips
-from be.report import page, plot_differences, spread
+from be.report import page, plot_differences
 from be.runs import RunError, make_accelerator, progress, provenance, write_text
 from be.video import Reader, VideoError, encode, even_clips
 from be.weights import find, load
@@ -219,12 +219,12 @@ def short(paths: list[Path]) -> list[str]:
 def publish(out: Path, what: str, about: dict, rows: list[dict], shown: list[dict] | None = None):
     """Writes OUT.json, with all rows, and OUT.md, a table of those `shown` or of all; prints that."""
     head = "{}, {dataset} {subset}, {n_scored} of {n_expected} videos scored".format(what, **about)
-    text = page([("text", head), ("table", shown or rows)], out.parent)
+    text = page([{"about": head, "rows": shown or rows}], out.parent)
     rows = [{key: None if value != value else value for key, value in row.items()} for row in rows]  # NaN: null
     out.parent.mkdir(parents=True, exist_ok=True)
     write_text(out.with_suffix(".json"), json.dumps({**about, "rows": rows}, indent=1) + "\n")
-    write_text(out.with_suffix(".md"), text + "\n")
-    print(f"{text}\n\nwritten to {out}.*")
+    write_text(out.with_suffix(".md"), text)
+    print(f"{text}\nwritten to {out}.*")
 
 
 def measure(model, samples, cfg: Config, accelerator, *_) -> dict[str, float]:
@@ -258,15 +258,15 @@ def measure(model, samples, cfg: Config, accelerator, *_) -> dict[str, float]:
 
 
 def table(rows) -> tuple[list[dict], dict[str, np.ndarray]]:
-    """A line for each question: of each experiment mean and sd over its runs, None where one lacks it; the numbers."""
+    """A line for each question: of each experiment the numbers of its runs, None where one lacks it; the numbers."""
     lines, found = [], {}
     for what, told in QUESTIONS.items():
         lines.append({"": f"{what} {told}"})
         for name in dict.fromkeys(row["experiment"] for row in rows):
-            values = [row.get(what, np.nan) for row in rows if row["experiment"] == name]
-            lines[-1][name] = None if np.isnan(values).any() else spread(values)
+            values = np.array([row.get(what, np.nan) for row in rows if row["experiment"] == name])
+            lines[-1][name] = None if np.isnan(values).any() else values.tolist()
             if lines[-1][name]:
-                found[f"{what}, {name}"] = np.array(values)
+                found[f"{what}, {name}"] = values
     return lines, found
 
 

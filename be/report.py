@@ -1,16 +1,16 @@
-"""Results beside the paper's: tables, paired differences, Figures 4 and 5, curves; `report` puts them on one page.
+"""Results beside the paper's: tables, paired differences, curves, Figures 4 and 5; `report` puts them on one page.
 
 All is read from finished runs. `index` sorts what `evaluate` and `retrieve` left there:
 
-    {(experiment, "hmdb51 test"): {(split, seed): result}}      of a retrieval "hmdb51 test, split 1, protocol paper"
+    {(experiment, "hmdb51 test", "top1"): {(split, seed): result}}
 """
 
 import base64
+import dataclasses
 import fnmatch
 import json
 import math
 import os
-import re
 from collections import defaultdict
 from itertools import cycle, pairwise, product
 from pathlib import Path
@@ -19,23 +19,27 @@ from statistics import mean, stdev
 import jinja2
 import numpy as np
 import torch
+import torch.nn.functional as F
 import yaml
 from matplotlib import pyplot as plt
 from safetensors.torch import load_file
 from scipy import stats
 
-from be.config import STAGES, experiments, paper_numbers
-from be.runs import RunError, duration, git_sha, read_metrics, read_results, write_text
+from be.config import FREE_KEYS, STAGES, experiments, load, paper_numbers
+from be.runs import END, RunError, duration, git_sha, read_metrics, read_results, write_text
 from be.weights import read_about
 
 SECTIONS = yaml.safe_load(Path(__file__).with_name("quoted.yaml").read_text(encoding="utf-8"))
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]  # Okabe-Ito: colour-blind safe
+STYLE = {"xtick.labelsize": 7, "ytick.labelsize": 7, "axes.grid": True, "grid.alpha": 0.25, "axes.axisbelow": True}
+UNDRAWN = {"step", "epoch", "seconds", "skipped"}  # of metrics.jsonl
 METRICS = ("top1", "R@1", "R@5", "R@10", "R@20", "R@50")
 TABLE3 = "hmdb51 test, split 1, protocol paper"  # what the paper retrieved
-THREE_SPLITS = ("ucf101", "hmdb51", "actor_hmdb51")
-SYNTHETIC = "synthetic videos"  # a note: what ran on them is not compared with the paper
+COLUMNS = ("experiment", "what", "tested on", "metric", "ours", "paper", "delta", "splits", "seeds", "scored", "note")
 FORMATS = {"delta": "+.1f", "gain": "+.1f", "gain, % of base": "+.1f", "r": ".2f", "p": ".2g", "p of t": ".3f",
            "p of signs": ".3f"}  # of columns, other numbers have one digit
+# In these a run may differ from its entry: which of its runs it is, and how it fits the machine
+RUN_KEYS = FREE_KEYS - {"test_clips"} | {"name", "seed", "split", "synthetic", "accumulate", "compile"}
 
 
 def report(out: str = "runs", names: str = "*"):
@@ -48,65 +52,51 @@ def report(out: str = "runs", names: str = "*"):
     """
     out = Path(out)
     (out / "report").mkdir(parents=True, exist_ok=True)
-    tests = index(read_results(out) + read_results(out, "recall"))
-    variants = {name for name, _ in tests} - experiments().keys()  # named on the command line
-    known = fnmatch.filter([*experiments(), *sorted(variants)], names)
+    results = read_results(out) + read_results(out, "recall")
+    tests = index(results)
+    known = fnmatch.filter(dict.fromkeys([*experiments(), *(on[0] for on in tests)]), names)
     ours = list(dict.fromkeys(map(runs_of, known)))
-    compared = pairs(ours, tests)
-    results = [*tables(known, tests), *differences(out, compared)] or [("text", "No results yet.")]
-    blocks = [("title", "Results"), ("text", SECTIONS["results"]["about"]), *results, *curves(out, ours),
-              *by_class(out, ours, tests, compared), *pictures(out, ours), *provenance(out, ours, tests),
-              ("text", f"Written by run.py report, code {git_sha()}.")]
+    found = [*tables(known, tests), *differences(out, ours, tests)] or [{"about": "No results yet."}]
+    sections = [SECTIONS["results"], *found, *curves(out, ours), *pictures(out, ours), provenance(out, ours, results)]
     for kind in ("md", "html"):
-        write_text(out / f"report.{kind}", page(blocks, out, kind) + "\n")
-    print(page([block for block in results if block[0] in ("section", "text", "table")], out))
-    print(f"\nwritten to {out / 'report.md'} and {out / 'report.html'}")
+        write_text(out / f"report.{kind}", page(sections, out, kind))
+    print(page([section | {"pictures": ()} for section in found if "fold" not in section], out))
+    print(f"written to {out / 'report.md'} and {out / 'report.html'}")
 
 
 # ---- pages
 
 
-def page(blocks: list[tuple], folder: Path, kind: str = "md") -> str:
+def page(sections: list[dict], folder: Path, kind: str = "md") -> str:
     """The text of a file in `folder`: Markdown, with links to pictures, or HTML that holds them (be/report.KIND.j2).
 
-    blocks: ("title", words), ("section", words), ("text", words), ("table", [{column: value, ...}, ...]),
-    ("image", path, what) and ("fold", what, blocks).
+    A section has some of: title (the first one's is the page's), about, rows (dicts), columns (the keys shown, or all),
+    pictures (paths), and fold, which hides it behind its title.
     """
-    def table(rows):
-        return "\n".join(markdown(list(rows[0]), [[readable(row[key], key) for key in row] for row in rows]))
-
-    files = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=kind == "html",
-                               trim_blocks=True, lstrip_blocks=True)
-    files.filters |= {"readable": readable, "markdown": table, "link": lambda path: os.path.relpath(path, folder),
-                      "base64": lambda path: base64.b64encode(path.read_bytes()).decode()}
-    return files.get_template(f"report.{kind}.j2").render(blocks=blocks)
+    text = Path(__file__).with_name(f"report.{kind}.j2").read_text(encoding="utf-8")
+    template = jinja2.Template(text, trim_blocks=True, lstrip_blocks=True, autoescape=kind == "html")
+    functions = {"readable": readable, "markdown": markdown, "relpath": os.path.relpath, "b64encode": base64.b64encode}
+    return template.render(sections=sections, folder=folder, **functions).strip() + "\n"
 
 
-def markdown(head: list[str], rows: list[list[str]]) -> list[str]:
-    """A table as lines of Markdown, aligned to be read as it is."""
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    lines = [head, ["-" * width for width in widths], *rows]
-    return [f"| {' | '.join(map(str.ljust, line, widths))} |" for line in lines]
+def markdown(rows: list[dict], columns=None) -> str:
+    """A table, aligned to be read as it is."""
+    columns = list(columns or rows[0])
+    lines = [columns, *([readable(row.get(column), column) for column in columns] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    lines.insert(1, ["-" * width for width in widths])
+    return "\n".join(f"| {' | '.join(map(str.ljust, line, widths))} |" for line in lines)
 
 
-def readable(value, key: str = "") -> str:
-    """A value of a table, in the column `key`; `-` for none."""
-    if isinstance(value, dict):
-        return number(value)
+def readable(value, column: str = "") -> str:
+    """A value of a table. Of several floats, one a seed: the mean ± the standard deviation. `-` for none."""
+    if isinstance(value, list) and {*map(type, value)} == {float}:
+        return " ± ".join(f"{of(value):.1f}" for of in (mean, stdev)[: len(value)])
     if isinstance(value, list):
-        return ", ".join(map(str, value))
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if value is None or value != value:
+        return ", ".join(map(str, value)) or "-"
+    if value in (None, "") or value != value:
         return "-"
-    return format(value, FORMATS.get(key, ".1f")) if isinstance(value, float) else str(value)
-
-
-def number(cell: dict | None) -> str:
-    """The mean of a `cell`, and its sd if it has one."""
-    if cell is None:
-        return "-"
-    return f"{cell['mean']:.1f}" + (f" ± {cell['sd']:.1f}" if cell["sd"] is not None else "")
+    return format(value, FORMATS.get(column, ".1f")) if isinstance(value, float) else str(value)
 
 
 # ---- tables
@@ -117,172 +107,143 @@ def runs_of(name: str) -> str:
     return experiments().get(name, {}).get("same_runs_as", name)
 
 
-def tested_on(r: dict) -> str:
-    what = f"{r['dataset']} {r['subset']}"
-    return f"{what}, split {r['split']}, protocol {r['protocol']}" if "protocol" in r else what
-
-
 def index(results: list[dict]) -> dict[tuple, dict]:
-    """Results by experiment and list, then by split and seed: see the top of this file."""
+    """Results by experiment, list and metric, then by split and seed: see the top of this file."""
     tests = defaultdict(dict)
-    for r in results:
-        tests[r["experiment"], tested_on(r)][r["split"], r["seed"]] = r
+    for r in sorted(results, key=lambda r: r["subset"], reverse=True):  # test before swapped
+        what = "{dataset} {subset}, split {split}, protocol {protocol}" if "protocol" in r else "{dataset} {subset}"
+        for metric in METRICS:
+            if metric in r:
+                tests[r["experiment"], what.format(**r), metric][r["split"], r["seed"]] = r
     return dict(tests)
 
 
 def paper_lists(name: str) -> dict[tuple, float | None]:
     """A row's numbers in the paper: {("hmdb51 test", "top1"): 55.4, (TABLE3, "R@1"): 9.3}."""
-    return {(TABLE3 if key in METRICS else f"{key} test", key if key in METRICS else "top1"): value
+    return {(TABLE3, key) if key in METRICS else (f"{key} test", "top1"): value
             for key, value in paper_numbers(name).items() if key not in ("pearson_r", "p_value")}
 
 
-def cell(found: dict[tuple, dict], metric: str = "top1") -> dict | None:
-    """Mean over the splits for each seed, then mean and sd over the seeds; only seeds that have most splits count.
-
-    found: {(split, seed): result}; None of nothing. sd is None of one seed.
-    """
-    splits = {seed: {s for s, other in found if other == seed} for seed in sorted({seed for _, seed in found})}
-    if not splits:
-        return None
-    most = max(splits.values(), key=len)
-    seeds = [seed for seed in splits if splits[seed] == most]
-    values = [mean(found[split, seed][metric] for split in most) for seed in seeds]
-    rows = [r for (_, seed), r in found.items() if seed in seeds]
-    notes = [SYNTHETIC] * any(r.get("synthetic") for r in rows)
-    notes += ["epoch chosen on a hold-out"] * any(r.get("select") == "holdout" for r in rows)
-    notes += [f"seed {seed} is incomplete, left out" for seed in splits if seed not in seeds]
-    if metric == "top1" and rows[0]["dataset"] in THREE_SPLITS and len(most) < 3:
-        notes.append("not all of 3 splits")
-    scored, expected = (sum(r[key] for r in rows) for key in ("n_scored", "n_expected"))
-    return {**spread(values), "splits": sorted(most), "seeds": seeds, "scored": f"{scored}/{expected}",
-            "note": "; ".join(notes)}
-
-
-def spread(values: list[float]) -> dict:
-    """Mean and standard deviation, which is None of one value."""
-    return {"mean": mean(values), "sd": stdev(values) if len(values) > 1 else None}
-
-
-def tables(names: list[str], tests: dict) -> list[tuple]:
+def tables(names: list[str], tests: dict) -> list[dict]:
     """A section for each table of the paper: rows with a result or a number in the paper, then what is only quoted."""
-    blocks = []
-    for group, section in SECTIONS.items():
-        mine = [n for n in names if (n.split("-")[0] if n.split("-")[0] in SECTIONS else "others") == group]
+    sections = []
+    for section in SECTIONS.values():
+        mine = [n for n in names if SECTIONS.get(n.split("-")[0], SECTIONS["others"]) is section]
         if rows := table(mine, tests):
-            blocks += [("section", section["title"]), ("table", rows)]
-            quoted = [dict(zip(section["columns"], row, strict=True)) | {"source": source}
-                      for source, part in section.get("rows", {}).items() for row in part]
-            if quoted:
-                what = f"Not run here: {', '.join(section['rows'])}"
-                blocks.append(("fold", what, [("text", section["about"]), ("table", quoted)]))
-    return blocks
+            sections.append({"title": section["title"], "rows": rows, "columns": COLUMNS})
+            if "quoted" in section:
+                rows = [dict(zip(section["columns"], row, strict=True)) for row in section["quoted"]]
+                sections.append({**section, "title": "Not run here", "rows": rows, "fold": True})
+    return sections
 
 
 def table(names: list[str], tests: dict) -> list[dict]:
-    """A row for each experiment, list and metric: ours beside the paper's, what it is a mean of, what is to be said."""
-    others = {(runs_of(n), what) for n in experiments() if runs_of(n) != n for what, _ in paper_lists(n)}
+    """A row of COLUMNS for each experiment, list and metric that has a result or a number in the paper."""
+    elsewhere = {(runs_of(n), *on) for n in experiments() if runs_of(n) != n for on in paper_lists(n)}
     rows = []
     for name in names:
         paper = paper_lists(name)
-        own = [(what, metric) for n, what in sorted(tests.keys() - others, key=lambda on: on[1].replace(" test", ""))
-               for metric in METRICS if n == name and metric in next(iter(tests[name, what].values()))]
-        for what, metric in dict.fromkeys([*paper, *own]):  # the lists of `others` are in other rows
-            ours, theirs = cell(tests.get((runs_of(name), what), {}), metric), paper.get((what, metric))
-            if ours or theirs is not None:
-                told = ours or {"note": ""}
-                comparable = ours and theirs is not None and SYNTHETIC not in ours["note"]
-                rows.append({"experiment": name, "what": experiments().get(name, {}).get("about", ""),
-                             "tested on": what, "metric": metric, "ours": ours, "paper": theirs,
-                             "delta": ours["mean"] - theirs if comparable else None,
-                             **{key: told.get(key) for key in ("splits", "seeds", "scored", "note")}})
+        own = [on[1:] for on in tests if on[0] == name and on not in elsewhere]
+        for on in dict.fromkeys([*paper, *own]):
+            found, theirs = tests.get((runs_of(name), *on)), paper.get(on)
+            if found or theirs is not None:
+                rows.append({"experiment": name, "what": experiments().get(name, {}).get("about"), "tested on": on[0],
+                             "metric": on[1], "paper": theirs, **(summary(found, on[1], theirs) if found else {})})
     return rows
 
 
-def provenance(out: Path, names: list[str], tests: dict) -> list[tuple]:
+def summary(found: dict[tuple, dict], metric: str = "top1", paper: float | None = None) -> dict:
+    """For each seed the mean over the splits, and what it is of; only seeds that have the most splits count.
+
+    found: {(split, seed): result}. There is no delta to the paper of a run on synthetic videos, or of other settings
+    than its entry's; `note` says so.
+    """
+    splits = {seed: sorted(s for s, other in found if other == seed) for _, seed in sorted(found)}
+    most = max(splits.values(), key=len)
+    seeds = sorted(seed for seed in splits if splits[seed] == most)
+    results = [found[on] for on in product(most, seeds)]
+    ours = [mean(found[split, seed][metric] for split in most) for seed in seeds]
+    notes = ["synthetic videos"] * any(r.get("synthetic") for r in results)
+    notes += dict.fromkeys(key for r in results for key in other_settings(r["experiment"], Path(r["path"]), r))
+    scored, expected = (sum(r[key] for r in results) for key in ("n_scored", "n_expected"))
+    return {"ours": ours, "delta": None if notes or paper is None else mean(ours) - paper, "splits": most,
+            "seeds": seeds, "scored": f"{scored}/{expected}", "note": "; ".join(notes)}
+
+
+def other_settings(name: str, path: Path, result: dict) -> list[str]:
+    """`STAGE KEY=VALUE, ...` that the run in `path`, and the pre-training before it, have not from their entries.
+
+    result: of a test, with what it says itself, such as `test_clips`; of a pre-training, empty.
+    """
+    stage, saved = path.name.split("-")[0], path / "config.yaml"
+    if name not in experiments() or not saved.exists():
+        return []
+    run = dataclasses.asdict(load(str(saved))) | result
+    given = ["synthetic", "recipe"] + ["dataset"] * (bool(result) or run["synthetic"])  # the table names a test's
+    entry = dataclasses.asdict(load(name, [f"{key}={run[key]}" for key in given], stage))
+    entry["recipe"] = load(name).recipe
+    found = sorted(f"{key}={run[key]}" for key in entry.keys() - RUN_KEYS if run[key] != entry[key])
+    source = name if run["pretrained"] == "self" else run["pretrained"]
+    before = path.parents[1] / source / f"pretrain-seed{run['seed']}"
+    return [f"{stage} {', '.join(found)}"] * bool(found) + (other_settings(source, before, {}) if result else [])
+
+
+def provenance(out: Path, names: list[str], results: list[dict]) -> dict:
     """Every training, test and retrieval: what it gave, on which data, by which code, where and in what time."""
     rows = []
     for folder in sorted(path for name in names for path in (out / name).glob("*-seed*")):
-        found = [r for of in tests.values() for r in of.values() if r["path"] == str(folder)]
-        for weights in [path for n in ("model", "backbone") if (path := folder / f"{n}.safetensors").exists()][:1]:
+        found = [r for r in results if r["path"] == str(folder)]
+        for weights in folder.glob(END.get(folder.name.split("-")[0], "-")):
             told = [line["seconds"] for line in read_metrics(folder) if "seconds" in line]
             spent = sum(a for a, b in pairwise([*told, 0]) if b < a)  # a process that took over counts from 0
             found.insert(0, {**read_about(weights), "subset": "train", "seconds": spent})
-        rows += [{"run": f"{folder.parent.name}/{folder.name}", "list": r["subset"],
-                  "result": r.get("top1", r.get("R@1")),
-                  "scored": f"{r['n_scored']}/{r['n_expected']}" if "n_scored" in r else None,
-                  "manifest": r.get("manifest_hash") or "not prepared", "code": r.get("git_sha"),
-                  "device": r.get("device"), "time": duration(r["seconds"]) if r.get("seconds") else None}
-                 for r in found]
-    return [("section", "What was run"), ("table", rows)] if rows else []
+        rows += [{**r, "run": folder.relative_to(out), "time": duration(r.get("seconds", 0))} for r in found]
+    section = SECTIONS["provenance"]
+    return {**section, "about": f"Report by code {git_sha()}. {section['about']}", "rows": rows}
 
 
 # ---- differences, paired
 
 
-def paired(a, b) -> dict[str, float]:
-    """Is a - b (n,) other than 0? Partners are of the same split and seed.
+def paired(d: np.ndarray) -> dict[str, float]:
+    """Is a difference (n,) other than 0? Its parts are of the same split and seed.
 
-    Returns the mean; `half` the width of its 95 % t interval; p of the two-sided t test, for normal differences; p_flip
-    of the sign-flip test, for symmetric ones: exact up to 16 pairs, beyond them of 65,536 random flips, and never below
-    2 / 2^n. One pair has no interval and no p: NaN.
+    Returns the mean; half the width of its 95 % t interval; p of the two-sided t test, for normal differences, and of
+    the sign-flip test, for symmetric ones: exact up to 16 pairs, 65,536 random flips beyond. Of one pair NaN.
     """
-    d = np.subtract(a, b)
-    if len(d) == 1:
-        return {"mean": d.mean(), "half": math.nan, "p": math.nan, "p_flip": math.nan}
-    error, df = stats.sem(d), len(d) - 1
-    flip = stats.permutation_test((d,), np.mean, permutation_type="samples", n_resamples=2**16, rng=0)
-    p = 2 * stats.t.sf(abs(d.mean()) / error, df) if error else float(not d.any())
-    return {"mean": d.mean(), "half": stats.t.ppf(0.975, df) * error, "p": p, "p_flip": flip.pvalue}
+    half = p = p_flip = math.nan
+    if len(d) > 1:
+        error, df = stats.sem(d), len(d) - 1
+        half = stats.t.ppf(0.975, df) * error
+        p = 2 * stats.t.sf(abs(d.mean()) / error, df) if error else float(not d.any())
+        p_flip = stats.permutation_test((d,), np.mean, permutation_type="samples", n_resamples=2**16, rng=0).pvalue
+    return {"delta": d.mean(), "± 95 %": half, "p of t": p, "p of signs": p_flip}
 
 
-def common(a: dict[tuple, dict], b: dict[tuple, dict]) -> tuple[list[dict], list[dict]]:
-    """The results {(split, seed): result} of a and of b, where both have one."""
-    both = sorted(a.keys() & b.keys())
-    return [a[key] for key in both], [b[key] for key in both]
+def differences(out: Path, names: list[str], tests: dict) -> list[dict]:
+    """An experiment less its `against`, or NAME-be less NAME; and a test list less `swapped`, the background gap.
 
-
-def pairs(names: list[str], tests: dict) -> dict[tuple, tuple]:
-    """What is compared: an experiment with its `against`, or NAME-be with NAME; and a test list with `swapped`.
-
-    Returns {(difference, list): (results, other results)}, of all splits and seeds that both have.
+    In points of top-1, of all splits and seeds that both have.
     """
-    found = {}
-    for name in names:
-        other = experiments().get(name, {}).get("against", name.replace("-be", "", 1))
-        for what in [what for n, what in tests if n == name and "protocol" not in what]:
-            if other != name:
-                found[f"{name} - {other}", what] = common(tests[name, what], tests.get((runs_of(other), what), {}))
-            dataset, _, subset = what.partition(" ")
-            if subset == "swapped":
-                test = tests.get((name, f"{dataset} test"), {})
-                found[f"{name}: test - swapped", dataset] = common(test, tests[name, what])
-    return {key: both for key, both in found.items() if both[0]}
-
-
-def differences(out: Path, compared: dict[tuple, tuple]) -> list[tuple]:
-    """A table and a picture of what `pairs` found, in points of top-1."""
     rows, drawn, path = [], {}, out / "report" / "differences.png"
-    for (name, on), results in compared.items():
-        x, y = ([r["top1"] for r in of] for of in results)
-        d = paired(x, y)
-        drawn[f"{name}, {on}"] = np.subtract(x, y)
-        rows.append({"difference": name, "on": on, "first": mean(x), "second": mean(y), "delta": d["mean"],
-                     "± 95 %": d["half"], "p of t": d["p"], "p of signs": d["p_flip"], "n": len(x),
-                     "seeds": sorted({r["seed"] for r in results[0]})})
+    for name, what, metric in [on for on in tests if on[0] in names and on[2] == "top1"]:
+        other = experiments().get(name, {}).get("against", name.replace("-be", "", 1))
+        here, there = (name, what, metric), (runs_of(other), what, metric)
+        whole = (name, what.replace("swapped", "test"), metric)
+        for difference, a, b in ((f"{name} - {other}", here, there), (f"{name}: test - swapped", whole, here)):
+            both = sorted(tests.get(a, {}).keys() & tests.get(b, {}).keys())
+            if a != b and both:
+                x, y = np.array([[tests[on][key]["top1"] for key in both] for on in (a, b)])
+                drawn[f"{difference}, {what}"] = x - y
+                rows.append({"difference": difference, "on": what, "first": x.mean(), "second": y.mean(),
+                             **paired(x - y), "n": len(both), "seeds": sorted({seed for _, seed in both})})
     if not rows:
         return []
     plot_differences(path, drawn, "Differences of top-1 between tests of the same split and seed: each, mean, 95 %")
-    words = SECTIONS["differences"]
-    return [("section", words["title"]), ("text", words["about"]), ("table", rows), ("image", path, "differences")]
+    return [{**SECTIONS["differences"], "rows": rows, "pictures": [path]}]
 
 
 # ---- pictures
-
-
-def pyplot():
-    """matplotlib's interface, drawing to files."""
-    plt.switch_backend("Agg")
-    return plt
 
 
 def save(figure, path: Path):
@@ -293,11 +254,9 @@ def save(figure, path: Path):
 def panels(rows: int, columns: int, width: float, height: float, title: str):
     """A figure and its axes (rows * columns,), of `width` x `height` inches each."""
     size = (width * columns, height * rows)
-    figure, axes = pyplot().subplots(rows, columns, squeeze=False, layout="constrained", figsize=size)
-    for axis in axes.flat:
-        axis.tick_params(labelsize=7)
-        axis.grid(alpha=0.25)
-        axis.set_axisbelow(True)
+    plt.switch_backend("Agg")
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(rows, columns, squeeze=False, layout="constrained", figsize=size)
     figure.suptitle(title, fontsize=9, wrap=True)
     return figure, axes.flatten()
 
@@ -305,92 +264,71 @@ def panels(rows: int, columns: int, width: float, height: float, title: str):
 def plot_differences(path: Path, drawn: dict[str, np.ndarray], title: str):
     """A row for each name: a dot per pair, the mean and its 95 % interval."""
     figure, (axis,) = panels(1, 1, 8, 1 + 0.17 * len(drawn), title)
-    for row, d in enumerate(drawn.values()):
-        axis.plot(d, [row] * len(d), ".", color=COLOURS[5])
-        axis.errorbar(d.mean(), row, xerr=paired(d, 0)["half"], fmt="s", ms=3, color=COLOURS[0])
+    for name, d in drawn.items():
+        axis.plot(d, [name] * len(d), ".", color=COLOURS[5])
+        axis.errorbar(d.mean(), name, xerr=paired(d)["± 95 %"], fmt="s", ms=3, color=COLOURS[0])
     axis.axvline(0, color="0.3", lw=0.8)
-    axis.set_yticks(range(len(drawn)), drawn)
     axis.set(xlabel="points", ylim=(len(drawn) - 0.5, -0.5))
     save(figure, path)
 
 
-def curves(out: Path, names: list[str]) -> list[tuple]:
-    """A picture per stage: every logged quantity that changes, over the epochs, a colour per experiment, all seeds."""
-    blocks = []
+def curves(out: Path, names: list[str]) -> list[dict]:
+    """A picture per stage: every logged quantity over the epochs, a panel each; a colour per experiment, all seeds."""
+    sections = []
+    styles = dict(zip(names, cycle(plt.cycler(ls=["-", "--", ":"]) * plt.cycler(color=COLOURS)), strict=False))
     for stage in STAGES:
         path = out / "report" / f"{stage}.png"
-        runs = [(name, lines) for name in names for run in sorted((out / name).glob(f"{stage}-*"))
-                if (lines := read_metrics(run))]
-        keys = dict.fromkeys(key for _, lines in runs for line in lines for key in line)
-        if runs:
-            keys = [key for key in keys if key not in ("step", "epoch", "seconds", "skipped")]
-            plot_curves(path, stage, runs, keys, names)
-            blocks += [("section", f"Curves of {stage}"), ("image", path, stage)]
-    return blocks
+        runs = [(name, read_metrics(run)) for name in names for run in sorted((out / name).glob(f"{stage}-*"))]
+        keys = sorted({key for _, lines in runs for line in lines for key in line} - UNDRAWN)
+        if not keys:
+            continue
+        figure, axes = panels(len(keys), 1, 8, 1.8, f"{stage}, over the epochs")
+        for axis, key in zip(axes, keys, strict=True):
+            axis.set_ylabel(key)
+            for name, lines in runs:
+                x, y = ([line[of] for line in lines if key in line] for of in ("epoch", key))
+                axis.plot(x, y, marker="." * (len(x) < 3), label=name, **styles[name])
+        drawn = {line.get_label(): line for line in axes[0].lines}
+        figure.legend(drawn.values(), drawn, loc="outside lower center", ncols=4, fontsize=8)
+        save(figure, path)
+        sections.append({"title": f"Curves of {stage}", "pictures": [path]})
+    return sections
 
 
-def plot_curves(path: Path, stage: str, runs: list[tuple], keys: list[str], known: list[str]):
-    """A panel per key over the epochs. runs: [(experiment, lines of metrics.jsonl)], a colour per one of `known`."""
-    styles = dict(zip(known, cycle(plt.cycler(ls=["-", "--", ":"]) * plt.cycler(color=COLOURS)), strict=False))
-    columns = min(4, len(keys))
-    figure, axes = panels(-(-len(keys) // columns), columns, 3.2, 2.4, f"{stage}, over the epochs")
-    for axis, key in zip(axes, keys, strict=False):
-        axis.set_title(key, fontsize=9)
-        for name, lines in runs:
-            points = [(line["epoch"], line[key]) for line in lines if key in line]
-            axis.plot(*np.reshape(points, (-1, 2)).T, marker="." * (len(points) < 3), label=name, **styles[name])
-    for axis in axes[len(keys):]:
-        axis.axis("off")
-    drawn = dict(zip([name for name, _ in runs], axes[0].lines, strict=True))
-    figure.legend(drawn.values(), drawn, loc="outside lower center", ncols=min(4, len(drawn)), fontsize=8)
-    save(figure, path)
+def pictures(out: Path, names: list[str]) -> list[dict]:
+    """Pictures that other verbs left: beside the report, and in the runs, of retrieval and of error analysis."""
+    inside = [path for name in names for path in sorted((out / name).glob("*/*.png"))]
+    return [{"title": path.relative_to(out), "pictures": [path], "fold": path in inside}
+            for path in [*sorted(out.glob("*.png")), *inside]]
 
 
-def answers(results: list[dict]) -> dict[str, torch.Tensor] | None:
-    """What `evaluate` kept of all tests: probabilities (N, C), label (N,), ok (N,); None where one has nothing."""
-    paths = [Path(r.get("path", "")) / f"probabilities-{r['subset']}.safetensors" for r in results]
-    if not paths or not all(path.exists() for path in paths):
-        return None
-    kept = [load_file(path) for path in paths]
+def answers(results: list[dict]) -> dict[str, torch.Tensor]:
+    """What `evaluate` kept of all tests: probabilities (N, C), label (N,), ok (N,) bool. RunError where it is gone."""
+    kept = []
+    for r in results:
+        path = Path(r["path"]) / f"probabilities-{r['subset']}.safetensors"
+        if not path.exists():
+            raise RunError(f"{path} does not exist: evaluate this run on {r['subset']} first")
+        kept.append(load_file(path))
     return {key: torch.cat([part[key] for part in kept]) for key in kept[0]}
 
 
-def confusion(results: list[dict]) -> tuple[torch.Tensor, list[str]] | None:
-    """How many videos of a class (row) were taken for which (column), over all tests; None without `answers`.
+def confusion(results: list[dict], soft: bool = False) -> tuple[torch.Tensor, list[str]]:
+    """How many videos of a class (row) were taken for which (column), over all tests. `soft`: with which probability.
 
-    Returns (int64 (C, C + 1), names of the classes); the last column counts the unreadable.
+    Returns ((C, C + 1), names of the classes); the last column counts the unreadable.
     """
     kept = answers(results)
-    if kept is None:
-        return None
-    C, model = kept["probabilities"].shape[1], Path(results[0]["path"]) / "model.safetensors"
-    answer = torch.where(kept["ok"], kept["probabilities"].argmax(1), C)
-    matrix = torch.bincount(kept["label"] * (C + 1) + answer, minlength=C * (C + 1)).view(C, C + 1)
-    return matrix, read_about(model)["classes"] if model.exists() else [str(c) for c in range(C)]
+    p, label, ok = (kept[key] for key in ("probabilities", "label", "ok"))
+    answer = p if soft else F.one_hot(p.argmax(1), p.shape[1])
+    answer = torch.cat([answer * ok[:, None], ~ok[:, None]], 1)  # (N, C + 1)
+    matrix = answer.new_zeros(p.shape[1], answer.shape[1]).index_add(0, label, answer)
+    return matrix, read_about(Path(results[0]["path"]) / "model.safetensors")["classes"]
 
 
 def per_class(matrix: torch.Tensor) -> torch.Tensor:
     """Accuracy of each class in %, unreadable videos being wrong; NaN of a class without videos. (C, C + 1) -> (C,)"""
     return 100 * matrix.diagonal() / matrix.sum(1)
-
-
-def by_class(out: Path, names: list[str], tests: dict, compared: dict[tuple, tuple]) -> list[tuple]:
-    """What is gained in each class; and which classes are taken for which."""
-    drawn = []
-    for (name, on), both in compared.items():
-        ours, theirs = map(confusion, both)
-        if ours and theirs and ours[1] == theirs[1]:
-            gain = per_class(ours[0]) - per_class(theirs[0])
-            drawn.append((plot_gain, f"gain {name} {on}", (gain, ours[1])))
-    for (name, on), found in tests.items():
-        if name in names and (counted := confusion(list(found.values()))):
-            drawn.append((plot_confusion, f"confusion {name} {on}", counted))
-    blocks = []
-    for draw, what, values in drawn:
-        path = out / "report" / f"{re.sub('[^a-z0-9.]+', '-', what)}.png"
-        draw(path, *values, what)
-        blocks.append(("fold", what.capitalize(), [("image", path, what)]))
-    return [("section", "By class"), *blocks] if blocks else []
 
 
 def plot_gain(path: Path, gain: torch.Tensor, classes: list[str], title: str):
@@ -402,26 +340,15 @@ def plot_gain(path: Path, gain: torch.Tensor, classes: list[str], title: str):
 def plot_confusion(path: Path, matrix: torch.Tensor, classes: list[str], title: str):
     """matrix (C, C + 1): how many videos of a class were taken for which, the unreadable in the last column."""
     C = len(classes)
-    side, size = min(15, max(4.5, 0.16 * C + 2)), 8 if C <= 20 else 5
-    figure, (axis,) = panels(1, 1, side + 1, side, title)
+    figure, (axis,) = panels(1, 1, 0.11 * C + 5, 0.11 * C + 4, title)
     share = (100 * matrix / matrix.sum(1, keepdim=True)).nan_to_num().numpy()  # (C, C + 1)
     image = axis.imshow(share, cmap="Blues", norm="symlog", vmin=0, vmax=100)  # what is seldom is to be seen, too
     figure.colorbar(image, shrink=0.6, label="% of the class's videos")
-    axis.set_xticks(range(C + 1), [*classes, "unreadable"], rotation=90, fontsize=size)
-    axis.set_yticks(range(C), classes, fontsize=size)
+    axis.set_xticks(range(C + 1), [*classes, "unreadable"], rotation=90)
+    axis.set_yticks(range(C), classes)
     axis.set(xlabel="taken for", ylabel="class")
     axis.grid(False)
     save(figure, path)
-
-
-def pictures(out: Path, names: list[str]) -> list[tuple]:
-    """Pictures that other verbs left: beside the report, and in the runs of retrieval."""
-    blocks = []
-    for path in sorted(out.glob("*.png")):
-        blocks += [("section", path.stem.replace("-", " ").capitalize()), ("image", path, path.stem)]
-    for path in [path for name in names for path in sorted((out / name).glob("*/nearest-*.png"))]:
-        blocks.append(("fold", str(path.relative_to(out)), [("image", path, path.stem)]))
-    return blocks
 
 
 # ---- Figures 4 and 5
@@ -440,62 +367,64 @@ def figure4(out: str = "runs", dataset: str = "hmdb51", static: str = "figure4-s
     of which `base` knows nothing) and two measures of `static` (its top-1; its mean probability of the right class).
     These, all classes and four scatter plots go to OUT/gain-DATASET-SUBSET.json, .md and .png.
     """
-    tests, path, on = index(read_results(Path(out))), Path(out) / f"gain-{dataset}-{subset}", f"{dataset} {subset}"
-    found = {name: tests.get((runs_of(name), on), {}) for name in (static, base, better)}
-    splits = set.intersection(*({split for split, _ in of} for of in found.values()))
-    still, *others = ({key: r for key, r in of.items() if key[0] in splits} for of in found.values())
-    results = [list(still.values()), *common(*others)]  # seeds differ in what they know: a gain is of the same
-    counted = [confusion(of) for of in results]
-    if not all(counted):
-        for name in [name for name, of in found.items() if not of]:
-            raise RunError(f"{out}: no test of {name} on {on}; finetune and evaluate --cfg {name} first")
-        raise RunError(f"{out}: {', '.join(found)} have no split of {dataset} in common (the last two: with the same "
-                       f"seed), or the answers of a test are gone (probabilities-{subset}.safetensors)")
-    (known, before, after), kept = (per_class(matrix) for matrix, _ in counted), answers(results[0])
-    right = kept["probabilities"].gather(1, kept["label"][:, None])[:, 0] * kept["ok"]  # (N,)
-    probability = 100 * torch.bincount(kept["label"], right, len(known)) / counted[0][0].sum(1)
-    columns = {"static top-1": known, "static probability": probability, base: before, better: after,
+    path, about = Path(out) / f"gain-{dataset}-{subset}", {"static": static, "base": base, "better": better}
+    results = compared(Path(out), f"{dataset} {subset}", *about.values())
+    known, before, after = (per_class(confusion(of)[0]) for of in results)
+    soft, classes = confusion(results[0], soft=True)
+    columns = {"static top-1": known, "static probability": per_class(soft), base: before, better: after,
                "gain": after - before, "gain, % of base": 100 * (after - before) / before}
-    rows = [{"class": name, **{key: v[c].item() if v[c].isfinite() else None for key, v in columns.items()}}
-            for c, name in enumerate(counted[0][1])]
-    synthetic = any(r.get("synthetic") for of in results for r in of)
-    title = f"{better} - {base}, {on}, splits {readable(sorted(splits))}{f', {SYNTHETIC}' * synthetic}"
+    splits, synthetic = sorted({r["split"] for r in results[0]}), any(r.get("synthetic") for of in results for r in of)
+    title = f"{better} - {base}, {dataset} {subset}, splits {readable(splits)}{', synthetic videos' * synthetic}"
     figure, axes = panels(2, 2, 5, 3.6, title)
-    fits = []
-    for axis, (y, x) in zip(axes, product(list(columns)[4:], list(columns)[:2]), strict=True):
-        kept = [row for row in rows if row[x] is not None and row[y] is not None]
-        r, p = correlate(axis, *([row[key] for row in kept] for key in (x, y, "class")))
-        axis.set(xlabel=x, ylabel=y)
-        fits.append({"y": y, "x": x, "r": r, "p": p, "classes": len(kept),
-                     "left out": [row["class"] for row in rows if row not in kept]})
+    fits = [correlate(axis, columns, x, y, classes)
+            for axis, (y, x) in zip(axes, product(list(columns)[4:], list(columns)[:2]), strict=True)]
     save(figure, path.with_suffix(".png"))
-    about = {"dataset": dataset, "subset": subset, "static": static, "base": base, "better": better,
-             "splits": sorted(splits), "git_sha": git_sha(), "correlations": fits, "per_class": rows}
-    write_text(path.with_suffix(".json"), json.dumps(about, indent=1) + "\n")
+    rows = [{"class": name} | {key: of[c].item() if of[c].isfinite() else None for key, of in columns.items()}
+            for c, name in enumerate(classes)]
+    about |= {"dataset": dataset, "subset": subset, "splits": splits, "git_sha": git_sha(), "correlations": fits}
+    write_text(path.with_suffix(".json"), json.dumps({**about, "per_class": rows}, indent=1) + "\n")
     rows.sort(key=lambda row: -(row["gain"] or 0))
-    text = [("text", f"{title}. In %, gain in points."), ("table", fits), ("table", rows)]
-    if not synthetic and (paper := paper_numbers(static)).keys() >= {dataset, "pearson_r"}:
-        text.insert(2, ("text", SECTIONS["figure4"]["about"].format(**paper)))
-    text = page(text, Path(out))
-    write_text(path.with_suffix(".md"), text + "\n")
-    print(f"{text}\n\nwritten to {path}.json, .md, .png")
+    paper = paper_numbers(static)
+    theirs = SECTIONS["figure4"]["about"].format(**paper) if dataset in paper and not synthetic else ""
+    first = {"title": title, "about": "In %, gain in points.", "rows": fits}
+    text = page([first, {"about": theirs, "rows": rows}], path.parent)
+    write_text(path.with_suffix(".md"), text)
+    print(f"{text}\nwritten to {path}.json, .md, .png")
 
 
-def correlate(axis, x: list[float], y: list[float], names: list[str]) -> tuple[float | None, float | None]:
+def compared(out: Path, on: str, *names: str) -> list[list[dict]]:
+    """Results of three experiments on a list, of the splits that all have and seeds that the last two have; RunError
+    where there are none."""
+    tests = index(read_results(out))
+    static, base, better = (tests.get((runs_of(name), on, "top1"), {}) for name in names)
+    both = [key for key in base if key in better and key[0] in {split for split, _ in static}]
+    if not both:
+        raise RunError(f"{out}: no split of {on} on which all of {', '.join(names)} were tested, the last two with the "
+                       f"same seed; finetune and evaluate them first")
+    still = [r for (split, _), r in static.items() if split in {split for split, _ in both}]
+    return [still, [base[key] for key in both], [better[key] for key in both]]
+
+
+def correlate(axis, columns: dict[str, torch.Tensor], x: str, y: str, names: list[str]) -> dict:
     """Draws a dot per class and the least-squares line, and names the 8 classes that lie farthest from it.
 
-    Returns Pearson's r and its two-sided p; None of fewer than 3 classes, or if x or y is the same for all.
+    x, y: of the columns (C,); a class without one of them, NaN or infinite, does not count. Returns Pearson's r, its
+    two-sided p, and how many `classes` count; r and p are None of fewer than 3, or if x or y is the same for all.
     """
-    axis.plot(x, y, ".", color=COLOURS[0])
-    if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
-        return None, None
-    line = stats.linregress(x, y)
-    fitted = line.intercept + line.slope * np.array(x)
-    axis.plot(x, fitted, lw=1, color=COLOURS[1])
-    for c in np.abs(y - fitted).argsort()[-8:]:
-        axis.annotate(names[c].replace("_", " "), (x[c], y[c]), (3, 2), textcoords="offset points", fontsize=6)
-    axis.set_title(f"r = {line.rvalue:.2f}, p = {line.pvalue:.2g}", fontsize=9)
-    return float(line.rvalue), float(line.pvalue)
+    kept = (columns[x] + columns[y]).isfinite()
+    a, b, names = columns[x][kept].numpy(), columns[y][kept].numpy(), np.array(names)[kept]
+    fit = {"y": y, "x": x, "r": None, "p": None, "classes": len(a)}
+    axis.plot(a, b, ".", color=COLOURS[0])
+    axis.set(xlabel=x, ylabel=y)
+    if len(a) > 2 and np.ptp(a) and np.ptp(b):
+        line = stats.linregress(a, b)
+        fitted = np.polyval(line[:2], a)
+        axis.plot(a, fitted, lw=1, color=COLOURS[1])
+        for c in np.abs(b - fitted).argsort()[-8:]:
+            axis.annotate(names[c].replace("_", " "), (a[c], b[c]), (3, 2), textcoords="offset points", fontsize=6)
+        axis.set_title(f"r = {line.rvalue:.2f}, p = {line.pvalue:.2g}", fontsize=9)
+        fit |= {"r": line.rvalue, "p": line.pvalue}
+    return fit
 
 
 def figure5(names: str = "figure5-*", out: str = "runs"):
@@ -504,21 +433,17 @@ def figure5(names: str = "figure5-*", out: str = "runs"):
     names   a pattern such as figure5-*
     out     the folder of runs; the plot goes to OUT/bars-NAMES.png
     """
-    known = fnmatch.filter(experiments(), names)
-    rows = [row for row in table(known, index(read_results(Path(out)))) if row["ours"]]
+    rows = [row for row in table(fnmatch.filter(experiments(), names), index(read_results(Path(out)))) if "ours" in row]
     if not rows:
-        raise RunError(f"{out}: no test of any of {names}: {', '.join(known) or 'no experiment has such a name'}")
-    title = "; ".join(dict.fromkeys([names, *(row["note"] for row in rows if row["note"])]))
-    figure, (axis,) = panels(1, 1, 2 + len(rows), 4, title)
+        raise RunError(f"{out}: no test of an experiment named {names}")
     rows.sort(key=lambda row: row["tested on"], reverse=True)
-    for x, row in enumerate(rows):
-        colour = COLOURS[known.index(row["experiment"]) % len(COLOURS)]
-        bar = axis.bar(x, row["ours"]["mean"], yerr=row["ours"]["sd"] or 0, color=colour)
-        axis.bar_label(bar, [number(row["ours"])], fontsize=8, padding=2)
-        if row["delta"] is not None:
-            axis.plot(x, row["paper"], "k_", ms=24)
-    axis.set_xticks(range(len(rows)), [f"{row['experiment']}\n{row['tested on']}" for row in rows])
+    notes = dict.fromkeys(row["note"] for row in rows if row["note"])
+    figure, (axis,) = panels(1, 1, 2 + len(rows), 4, "; ".join([names, *notes]))
+    for row in rows:
+        x, ours = f"{row['experiment']}\n{row['tested on']}", row["ours"]
+        bar = axis.bar(x, mean(ours), yerr=np.std(ours, ddof=len(ours) > 1), color=COLOURS[0])
+        axis.bar_label(bar, [readable(ours)], fontsize=8, padding=2)
+        axis.plot(x, row["paper"] if row["delta"] is not None else math.nan, "k_", ms=24)
     axis.set(ylabel="top-1, % (line: the paper's)", ylim=(0, 100))
-    path = Path(out) / f"bars-{names.strip('*').strip('-') or 'all'}.png"
-    save(figure, path)
-    print(f"{page([('table', rows)], path.parent)}\n\nwritten to {path}")
+    save(figure, path := Path(out) / f"bars-{names.strip('*').strip('-') or 'all'}.png")
+    print(f"{markdown(rows, COLUMNS)}\n\nwritten to {path}")

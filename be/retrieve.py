@@ -22,7 +22,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 
 from be import datasets
-from be.config import Config, ConfigError
+from be.config import Config, ConfigError, as_text
 from be.evaluate import about_result, clip_features, each_video, hash_inputs, load_backbone
 from be.runs import RunError, make_accelerator, progress, run_dir, write_text, writing
 from be.video import even_clips
@@ -206,6 +206,7 @@ def retrieve(cfg: Config):
                       "n_scored": len(queries), "n_expected": len(queries) + missed, "gallery": len(gallery),
                       "numbers": gallery.D, "protocol": cfg.protocol,
                       **about_result(cfg, subset, asked, accelerator, began)}
+            write_text(path / "config.yaml", as_text(cfg))
             write_text(path / f"recall-{cfg.protocol}-{subset}.json", json.dumps(result, indent=1) + "\n")
             print(("{experiment} on {dataset} {subset}, split {split}, protocol {protocol}: R@1 {R@1:.1f}, "
                    "R@10 {R@10:.1f}, R@50 {R@50:.1f}; {n_scored} of {n_expected} queries").format(**result))
