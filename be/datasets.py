@@ -305,15 +305,11 @@ def files_below(root, folder: str) -> dict[str, str]:
               ("test", 1): 3783, ("test", 2): 3734, ("test", 3): 3696},
 )
 def ucf101(root, subset, split):
-    """Subset S is `Slist01.txt`. The class is the folder; a label on the line must agree with it."""
-    lists, rows = root / "ucfTrainTestlist", []
-    number = {name: n for _, n, name in lines(lists / "classInd.txt", r"(\d+) +(\S.*)", "NUMBER CLASS")}
-    pattern = r"(([^/]+)/[^/]+\.\w+)(?: +(\d+))?"
-    for where, path, folder, label in lines(lists / f"{subset}list{split:02d}.txt", pattern, "CLASS/NAME.avi LABEL"):
-        if label and label != number.get(folder):
-            raise ConfigError(f"{where}: label {label} is not that of {folder!r} in classInd.txt")
-        rows.append((where, f"UCF-101/{path}", folder))
-    return list(number), rows
+    """Subset S is `Slist01.txt`. The class is the folder, whatever label stands behind."""
+    lists = root / "ucfTrainTestlist"
+    classes = [name for _, name in lines(lists / "classInd.txt", r"\d+ +(\S.*)", "NUMBER CLASS")]
+    listed = lines(lists / f"{subset}list{split:02d}.txt", r"(([^/]+)/[^/]+\.\w+)(?: +\d+)?", "CLASS/NAME.avi LABEL")
+    return classes, [(where, f"UCF-101/{path}", folder) for where, path, folder in listed]
 
 
 @register(
