@@ -162,10 +162,11 @@ class Source:
         if not there.any():
             raise DatasetMissing(self.missing(root, listed.path(0)))
         problems = [] if classes else [self.other_length(subset, split, listed)]
-        if len(np.setdiff1d(listed.labels, listed.labels[there])):
-            problems.append(partial_copy(listed, there))
-        elif self.scattered and not there.all():
-            problems.append(f"{(~there).sum()} of {len(there)} listed videos are not in {root}; they are left out")
+        names = [listed.classes[label] for label in np.unique(listed.labels[there])]
+        of = f", of {len(names)} of {len(listed.classes)} classes; for these alone: " + shlex.quote(
+            f"classes={json.dumps(names, ensure_ascii=False)}") if len(names) < len(np.unique(listed.labels)) else ""
+        if of or (self.scattered and not there.all()):
+            problems.append(f"{there.sum()} of {len(there)} listed videos ({there.mean():.1%}) are in {root}{of}")
         for problem in filter(None, problems):
             print(f"warning: {self.name} {subset}, split {split}: {problem}", file=sys.stderr)
         samples = listed.take(there) if self.scattered else listed
@@ -254,14 +255,6 @@ def register(**known):
     return lambda parse: DATASETS.setdefault(parse.__name__, Source(parse.__name__, parse, **known))
 
 
-def partial_copy(listed: Samples, there: np.ndarray, most: int = 20) -> str:
-    """What to say of a copy that lacks whole classes; there: bool (N,), which videos it has."""
-    names = [listed.classes[label] for label in np.unique(listed.labels[there])]
-    fitting = json.dumps(names[:most], ensure_ascii=False)[:-1] + (", ...]" if len(names) > most else "]")
-    return (f"{there.sum()} of {len(listed)} listed videos ({there.mean():.1%}) are in {listed.root}, of {len(names)} "
-            f"of {len(listed.classes)} classes; for these alone: {shlex.quote(f'classes={fitting}')}")
-
-
 def with_scenes(samples: Samples) -> Samples:
     """With the columns of videos that `synthetic` drew."""
     with open(Path(samples.root, DRAWN), encoding="utf-8") as text:
@@ -325,18 +318,14 @@ def hmdb51(root, subset, split, folders=("hmdb51/", "")):
     """A list per class. Of `CLASS_test_splitN.txt`, state 1 is train, 2 test and 0 neither; another subset S
     is state 1 of `CLASS_S_splitN.txt`. The videos are in the first of `folders` that has a class."""
     lists, tail = root / "testTrainMulti_7030_splits", f"_test_split{split}.txt"
-    classes = sorted(file.name.removesuffix(tail) for file in lists.iterdir() if file.name.endswith(tail))
+    classes = sorted(file.name.removesuffix(tail) for file in lists.glob(f"*{tail}"))
     kind, wanted = {"train": ("test", "1"), "test": ("test", "2")}.get(subset, (subset, "1"))
     files = {c: file for c in classes if (file := lists / f"{c}_{kind}_split{split}.txt").exists()}
     if not files:
         os.stat(lists / f"CLASS_{kind}_split{split}.txt")  # FileNotFoundError
     folder = next((f for f in folders if any((root / f / c).is_dir() for c in classes)), folders[0])
-    rows = []
-    for c, file in files.items():
-        for where, name, state in lines(file, r"([^/]+\.\w+) +([012])", "NAME.avi 0|1|2"):
-            if state == wanted:
-                rows.append((where, f"{folder}{c}/{name}", c))
-    return classes, rows
+    listed = ((c, line) for c in files for line in lines(files[c], r"([^/]+\.\w+) +([012])", "NAME.avi 0|1|2"))
+    return classes, [(where, f"{folder}{c}/{name}", c) for c, (where, name, state) in listed if state == wanted]
 
 
 DATASETS["actor_hmdb51"] = replace(  # every clip cropped to its persons (the paper's Figure 5)
@@ -383,21 +372,18 @@ def diving48(root, subset, split):
 def kinetics400(root, subset, split):
     """A clip is named by its video and its seconds. Classes are the sorted labels of train.csv, so that every
     subset numbers them alike."""
-    header = "label,youtube_id,time_start,time_end"
-
     def listed(part):
-        file, rows = root / "annotations" / f"{part}.csv", []
+        file = root / "annotations" / f"{part}.csv"
         with open(file, encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
             for row in (table := csv.DictReader(text)):
+                where = f"{file}:{table.line_num}"
                 try:
-                    label, video, start, end = map(row.__getitem__, header.split(","))
-                    path = f"{part}/{video}_{int(start):06d}_{int(end):06d}.mp4"
+                    name = f"{row['youtube_id']}_{int(row['time_start']):06d}_{int(row['time_end']):06d}.mp4"
+                    yield where, f"{part}/{name}", row["label"]
                 except (KeyError, TypeError, ValueError):
-                    raise ConfigError(f"{file}:{table.line_num}: expected {header}, got {row}") from None
-                rows.append((f"{file}:{table.line_num}", path, label))
-        return rows
+                    raise ConfigError(f"{where}: expected label,youtube_id,time_start,time_end, got {row}") from None
 
-    train = listed("train")
+    train = [*listed("train")]
     os.stat(root / subset)  # FileNotFoundError: who has train and val need not have test
     return sorted({label for _, _, label in train}), train if subset == "train" else listed(subset)
 
@@ -420,7 +406,7 @@ def holdout(samples: Samples, fraction: float, seed: int) -> tuple[Samples, Samp
     order, and one is held out if that brings the classes nearer to `fraction` of their videos, which is in (0, 1)."""
     target = fraction * np.bincount(samples.labels, minlength=len(samples.classes))
     order = np.argsort(samples.groups, kind="stable")
-    members = np.split(order, np.flatnonzero(np.diff(samples.groups[order])) + 1)
+    members = np.split(order, np.unique(samples.groups[order], return_index=True)[1][1:])
     held, out = np.zeros(len(target)), np.zeros(len(samples), bool)
     for g in np.random.default_rng(seed).permutation(len(members)):
         more = np.bincount(samples.labels[members[g]], minlength=len(target))
