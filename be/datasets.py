@@ -184,7 +184,6 @@ class Source:
         kept = [i for i, name in enumerate(names) if not classes or name in classes]
         number = {i: n for n, i in enumerate(kept)}
         label_of = {key: number.get(i) for i, name in enumerate(names) for key in (i, name)}  # None: not asked for
-
         places = files_below(root, subset) if self.scattered else {}
         paths, labels, groups, sources = [], [], [], {}
         for where, path, label in rows:
@@ -239,9 +238,8 @@ def load(dataset: str, data, subset: str, split: int = 1, classes: Iterable[str]
 
     classes: names. Only their videos, with labels that number these classes in their official order. None or (): all.
 
-    Raises ConfigError for an unknown data set, split or class, and, with file and line, if a line is malformed,
-    leaves the folder or names an unknown class; DatasetMissing if a list or all videos are absent. Warns if whole
-    classes are absent, and if a list of all the official classes (a smaller copy has fewer) has another length."""
+    Raises ConfigError for an unknown data set, split or class and, with file and line, for a wrong line;
+    DatasetMissing if a list or all videos are absent. Warns of absent classes and of a list of another length."""
     return choose(DATASETS, dataset, "dataset")(Path(data) / dataset, subset, split, classes)
 
 
@@ -259,9 +257,9 @@ def with_scenes(samples: Samples) -> Samples:
     """With the columns of videos that `synthetic` drew."""
     with open(Path(samples.root, DRAWN), encoding="utf-8") as text:
         scene_of = {os.fsencode(line["path"]): line["spec"]["scene"] for line in map(json.loads, text)}
-    names = sorted(set(scene_of.values()))
-    number = {path: names.index(scene) for path, scene in scene_of.items()}
-    return replace(samples, scene=np.array([number.get(path, -1) for path in samples.paths.tolist()]), scenes=names)
+    names = ["", *sorted(set(scene_of.values()))]
+    scene = np.array([names.index(scene_of.get(path, "")) - 1 for path in samples.paths.tolist()])
+    return replace(samples, scene=scene, scenes=names[1:])
 
 
 def lines(file: Path, pattern: str, form: str) -> Iterator[tuple[str, ...]]:
@@ -453,6 +451,7 @@ class VideoCache(OrderedDict):
 CACHE = VideoCache()  # of this process, for all lists
 
 
+@dataclass(eq=False)
 class Clips:
     """Clips of videos. An item's key is (epoch, i), and what is drawn for it follows from (seed, epoch, i).
 
@@ -463,10 +462,13 @@ class Clips:
     list takes its place, with its own label and index; UserError if there is none. Without, it keeps its place, to be
     scored as a miss: zeros (K, T, short_side, short_side, 3), not ok."""
 
-    def __init__(self, samples: Samples, sampler: Callable, short_side: int, seed: int, train: bool, cache_gb=0.0):
-        self.samples, self.sampler, self.short_side = samples, sampler, short_side
-        self.seed, self.train, self.cache_gb = seed, train, cache_gb
-        self.named: set[int] = set()  # unreadable videos this worker has reported
+    samples: Samples
+    sampler: Callable
+    short_side: int
+    seed: int
+    train: bool
+    cache_gb: float = 0
+    named: set[int] = field(default_factory=set)  # unreadable videos this worker has reported
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -476,18 +478,16 @@ class Clips:
         if not 0 <= i < len(self):
             raise IndexError(f"item {i} of {len(self)} videos")
         for skipped in range(len(self) if self.train else 1):
-            j = (i + skipped) % len(self)
+            j, rng = (i + skipped) % len(self), np.random.default_rng((self.seed, epoch, i))
             try:
-                clips = self.decode(j, np.random.default_rng((self.seed, epoch, i)))
-                return Item(clips, int(self.samples.labels[j]), j, True, skipped)
+                return Item(self.decode(j, rng), int(self.samples.labels[j]), j, True, skipped)
             except VideoError as error:  # anything else is a bug, and not hidden
                 if j not in self.named:
                     print(f"unreadable video: {error}", file=sys.stderr)
                     self.named.add(j)
         if self.train:
             raise UserError(f"none of the {len(self)} videos in {self.samples.root} can be decoded")
-        K, T = self.sampler(1, np.random.default_rng((self.seed, epoch, i))).shape
-        black = np.zeros((K, T, self.short_side, self.short_side, 3), np.uint8)
+        black = np.zeros((*self.sampler(1, rng).shape, self.short_side, self.short_side, 3), np.uint8)
         return Item(black, int(self.samples.labels[i]), i, False, 0)
 
     def decode(self, j: int, rng) -> np.ndarray:  # (K, T, H, W, 3)
@@ -559,8 +559,7 @@ def loader(clips: Clips, batches: Iterable[list[tuple[int, int]]], workers: int 
 
 
 def init_worker(_):
-    """A worker lets Ctrl-C and a cluster's SIGTERM pass: training still needs batches to finish its step. It ends when
-    that process does."""
+    """A worker lets Ctrl-C and a cluster's SIGTERM pass: training still needs batches to finish its step."""
     global in_worker
     in_worker = True
     gc.freeze()  # what it was born with is not collected: looking for that takes a twentieth of the time, and memory

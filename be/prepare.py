@@ -395,9 +395,8 @@ def steps(target: str, words: str = "", splits: list[int] = (1, 2, 3), seeds: li
         raise ConfigError(f"{key}={own[key]} cannot be one of the words, a target says it for each command; give make "
                           f"SEED=... and SPLIT=...")
     todo = collect(target, typed, splits, seeds, synth)
-    runs = {step.end.parent for step in todo if step.words[0] in TRAIN}
+    runs, again = {step.end.parent for step in todo if step.words[0] in TRAIN}, False
     removed = sorted(folder for folder in runs if force and folder.exists())
-    again = bool(removed)
     for folder in removed:
         print(f"rm -r {shlex.quote(str(folder))}")
     for step in todo:
