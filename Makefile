@@ -80,7 +80,6 @@ $(DEMO_SEEDS:%=demo-seed-%): demo-seed-%:
 EXPERIMENTS := $(shell sed -nE '/^(defaults|presets|demo)/d; s/^([a-z][^:]*):.*/\1/p' experiments.yaml)
 GROUPS := table1 table2 table3 table4 figure4 figure5 figure6 figure7 sweep-gamma sweep-stride analyses more real-methods \
 	evidence-methods evidence-erase-side evidence-hard-negative-view evidence-erase
-START  := $(shell date +%s)
 .PHONY: $(EXPERIMENTS) $(GROUPS)
 
 $(if $(SYNTH),$(eval export OMP_NUM_THREADS ?= 1))
@@ -89,7 +88,7 @@ $(EXPERIMENTS) $(GROUPS): $(READY)
 	$(or $(subst ;;,$(newline),$(shell $(STEPS) | sed 's/$$/;;/')),false)
 
 STEPS = $(RUN) steps target=$@ words='$(if $(DATA),data=$(DATA)) out=$(OUT) $(SET)' splits=$(call list,$(SPLIT)) \
-	seeds=$(call list,$(SEED)) $(if $(SYNTH),synth=true) $(if $(FORCE),force=$(START)) run='$(RUN)' launch='$(LAUNCH)'
+	seeds=$(call list,$(SEED)) $(if $(SYNTH),synth=true) $(if $(FORCE),force=true) run='$(RUN)' launch='$(LAUNCH)'
 list = [$(subst $(space),$(comma),$(strip $(1)))]
 space := $(subst ,, )
 comma := ,

@@ -162,10 +162,11 @@ class Source:
         if not there.any():
             raise DatasetMissing(self.missing(root, listed.path(0)))
         problems = [] if classes else [self.other_length(subset, split, listed)]
-        if len(np.setdiff1d(listed.labels, listed.labels[there])):
-            problems.append(partial_copy(listed, there))
-        elif self.scattered and not there.all():
-            problems.append(f"{(~there).sum()} of {len(there)} listed videos are not in {root}; they are left out")
+        names = [listed.classes[label] for label in np.unique(listed.labels[there])]
+        of = f", of {len(names)} of {len(listed.classes)} classes; for these alone: " + shlex.quote(
+            f"classes={json.dumps(names, ensure_ascii=False)}") if len(names) < len(np.unique(listed.labels)) else ""
+        if of or (self.scattered and not there.all()):
+            problems.append(f"{there.sum()} of {len(there)} listed videos ({there.mean():.1%}) are in {root}{of}")
         for problem in filter(None, problems):
             print(f"warning: {self.name} {subset}, split {split}: {problem}", file=sys.stderr)
         samples = listed.take(there) if self.scattered else listed
@@ -183,7 +184,6 @@ class Source:
         kept = [i for i, name in enumerate(names) if not classes or name in classes]
         number = {i: n for n, i in enumerate(kept)}
         label_of = {key: number.get(i) for i, name in enumerate(names) for key in (i, name)}  # None: not asked for
-
         places = files_below(root, subset) if self.scattered else {}
         paths, labels, groups, sources = [], [], [], {}
         for where, path, label in rows:
@@ -238,9 +238,8 @@ def load(dataset: str, data, subset: str, split: int = 1, classes: Iterable[str]
 
     classes: names. Only their videos, with labels that number these classes in their official order. None or (): all.
 
-    Raises ConfigError for an unknown data set, split or class, and, with file and line, if a line is malformed,
-    leaves the folder or names an unknown class; DatasetMissing if a list or all videos are absent. Warns if whole
-    classes are absent, and if a list of all the official classes (a smaller copy has fewer) has another length."""
+    Raises ConfigError for an unknown data set, split or class and, with file and line, for a wrong line;
+    DatasetMissing if a list or all videos are absent. Warns of absent classes and of a list of another length."""
     return choose(DATASETS, dataset, "dataset")(Path(data) / dataset, subset, split, classes)
 
 
@@ -254,21 +253,13 @@ def register(**known):
     return lambda parse: DATASETS.setdefault(parse.__name__, Source(parse.__name__, parse, **known))
 
 
-def partial_copy(listed: Samples, there: np.ndarray, most: int = 20) -> str:
-    """What to say of a copy that lacks whole classes; there: bool (N,), which videos it has."""
-    names = [listed.classes[label] for label in np.unique(listed.labels[there])]
-    fitting = json.dumps(names[:most], ensure_ascii=False)[:-1] + (", ...]" if len(names) > most else "]")
-    return (f"{there.sum()} of {len(listed)} listed videos ({there.mean():.1%}) are in {listed.root}, of {len(names)} "
-            f"of {len(listed.classes)} classes; for these alone: {shlex.quote(f'classes={fitting}')}")
-
-
 def with_scenes(samples: Samples) -> Samples:
     """With the columns of videos that `synthetic` drew."""
     with open(Path(samples.root, DRAWN), encoding="utf-8") as text:
         scene_of = {os.fsencode(line["path"]): line["spec"]["scene"] for line in map(json.loads, text)}
-    names = sorted(set(scene_of.values()))
-    number = {path: names.index(scene) for path, scene in scene_of.items()}
-    return replace(samples, scene=np.array([number.get(path, -1) for path in samples.paths.tolist()]), scenes=names)
+    names = ["", *sorted(set(scene_of.values()))]
+    scene = np.array([names.index(scene_of.get(path, "")) - 1 for path in samples.paths.tolist()])
+    return replace(samples, scene=scene, scenes=names[1:])
 
 
 def lines(file: Path, pattern: str, form: str) -> Iterator[tuple[str, ...]]:
@@ -305,15 +296,11 @@ def files_below(root, folder: str) -> dict[str, str]:
               ("test", 1): 3783, ("test", 2): 3734, ("test", 3): 3696},
 )
 def ucf101(root, subset, split):
-    """Subset S is `Slist01.txt`. The class is the folder; a label on the line must agree with it."""
-    lists, rows = root / "ucfTrainTestlist", []
-    number = {name: n for _, n, name in lines(lists / "classInd.txt", r"(\d+) +(\S.*)", "NUMBER CLASS")}
-    pattern = r"(([^/]+)/[^/]+\.\w+)(?: +(\d+))?"
-    for where, path, folder, label in lines(lists / f"{subset}list{split:02d}.txt", pattern, "CLASS/NAME.avi LABEL"):
-        if label and label != number.get(folder):
-            raise ConfigError(f"{where}: label {label} is not that of {folder!r} in classInd.txt")
-        rows.append((where, f"UCF-101/{path}", folder))
-    return list(number), rows
+    """Subset S is `Slist01.txt`. The class is the folder, whatever label stands behind."""
+    lists = root / "ucfTrainTestlist"
+    classes = [name for _, name in lines(lists / "classInd.txt", r"\d+ +(\S.*)", "NUMBER CLASS")]
+    listed = lines(lists / f"{subset}list{split:02d}.txt", r"(([^/]+)/[^/]+\.\w+)(?: +\d+)?", "CLASS/NAME.avi LABEL")
+    return classes, [(where, f"UCF-101/{path}", folder) for where, path, folder in listed]
 
 
 @register(
@@ -329,18 +316,14 @@ def hmdb51(root, subset, split, folders=("hmdb51/", "")):
     """A list per class. Of `CLASS_test_splitN.txt`, state 1 is train, 2 test and 0 neither; another subset S
     is state 1 of `CLASS_S_splitN.txt`. The videos are in the first of `folders` that has a class."""
     lists, tail = root / "testTrainMulti_7030_splits", f"_test_split{split}.txt"
-    classes = sorted(file.name.removesuffix(tail) for file in lists.iterdir() if file.name.endswith(tail))
+    classes = sorted(file.name.removesuffix(tail) for file in lists.glob(f"*{tail}"))
     kind, wanted = {"train": ("test", "1"), "test": ("test", "2")}.get(subset, (subset, "1"))
     files = {c: file for c in classes if (file := lists / f"{c}_{kind}_split{split}.txt").exists()}
     if not files:
         os.stat(lists / f"CLASS_{kind}_split{split}.txt")  # FileNotFoundError
     folder = next((f for f in folders if any((root / f / c).is_dir() for c in classes)), folders[0])
-    rows = []
-    for c, file in files.items():
-        for where, name, state in lines(file, r"([^/]+\.\w+) +([012])", "NAME.avi 0|1|2"):
-            if state == wanted:
-                rows.append((where, f"{folder}{c}/{name}", c))
-    return classes, rows
+    listed = ((c, line) for c in files for line in lines(files[c], r"([^/]+\.\w+) +([012])", "NAME.avi 0|1|2"))
+    return classes, [(where, f"{folder}{c}/{name}", c) for c, (where, name, state) in listed if state == wanted]
 
 
 DATASETS["actor_hmdb51"] = replace(  # every clip cropped to its persons (the paper's Figure 5)
@@ -387,21 +370,18 @@ def diving48(root, subset, split):
 def kinetics400(root, subset, split):
     """A clip is named by its video and its seconds. Classes are the sorted labels of train.csv, so that every
     subset numbers them alike."""
-    header = "label,youtube_id,time_start,time_end"
-
     def listed(part):
-        file, rows = root / "annotations" / f"{part}.csv", []
+        file = root / "annotations" / f"{part}.csv"
         with open(file, encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
             for row in (table := csv.DictReader(text)):
+                where = f"{file}:{table.line_num}"
                 try:
-                    label, video, start, end = map(row.__getitem__, header.split(","))
-                    path = f"{part}/{video}_{int(start):06d}_{int(end):06d}.mp4"
+                    name = f"{row['youtube_id']}_{int(row['time_start']):06d}_{int(row['time_end']):06d}.mp4"
+                    yield where, f"{part}/{name}", row["label"]
                 except (KeyError, TypeError, ValueError):
-                    raise ConfigError(f"{file}:{table.line_num}: expected {header}, got {row}") from None
-                rows.append((f"{file}:{table.line_num}", path, label))
-        return rows
+                    raise ConfigError(f"{where}: expected label,youtube_id,time_start,time_end, got {row}") from None
 
-    train = listed("train")
+    train = [*listed("train")]
     os.stat(root / subset)  # FileNotFoundError: who has train and val need not have test
     return sorted({label for _, _, label in train}), train if subset == "train" else listed(subset)
 
@@ -424,7 +404,7 @@ def holdout(samples: Samples, fraction: float, seed: int) -> tuple[Samples, Samp
     order, and one is held out if that brings the classes nearer to `fraction` of their videos, which is in (0, 1)."""
     target = fraction * np.bincount(samples.labels, minlength=len(samples.classes))
     order = np.argsort(samples.groups, kind="stable")
-    members = np.split(order, np.flatnonzero(np.diff(samples.groups[order])) + 1)
+    members = np.split(order, np.unique(samples.groups[order], return_index=True)[1][1:])
     held, out = np.zeros(len(target)), np.zeros(len(samples), bool)
     for g in np.random.default_rng(seed).permutation(len(members)):
         more = np.bincount(samples.labels[members[g]], minlength=len(target))
@@ -471,6 +451,7 @@ class VideoCache(OrderedDict):
 CACHE = VideoCache()  # of this process, for all lists
 
 
+@dataclass(eq=False)
 class Clips:
     """Clips of videos. An item's key is (epoch, i), and what is drawn for it follows from (seed, epoch, i).
 
@@ -481,10 +462,13 @@ class Clips:
     list takes its place, with its own label and index; UserError if there is none. Without, it keeps its place, to be
     scored as a miss: zeros (K, T, short_side, short_side, 3), not ok."""
 
-    def __init__(self, samples: Samples, sampler: Callable, short_side: int, seed: int, train: bool, cache_gb=0.0):
-        self.samples, self.sampler, self.short_side = samples, sampler, short_side
-        self.seed, self.train, self.cache_gb = seed, train, cache_gb
-        self.named: set[int] = set()  # unreadable videos this worker has reported
+    samples: Samples
+    sampler: Callable
+    short_side: int
+    seed: int
+    train: bool
+    cache_gb: float = 0
+    named: set[int] = field(default_factory=set)  # unreadable videos this worker has reported
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -494,18 +478,16 @@ class Clips:
         if not 0 <= i < len(self):
             raise IndexError(f"item {i} of {len(self)} videos")
         for skipped in range(len(self) if self.train else 1):
-            j = (i + skipped) % len(self)
+            j, rng = (i + skipped) % len(self), np.random.default_rng((self.seed, epoch, i))
             try:
-                clips = self.decode(j, np.random.default_rng((self.seed, epoch, i)))
-                return Item(clips, int(self.samples.labels[j]), j, True, skipped)
+                return Item(self.decode(j, rng), int(self.samples.labels[j]), j, True, skipped)
             except VideoError as error:  # anything else is a bug, and not hidden
                 if j not in self.named:
                     print(f"unreadable video: {error}", file=sys.stderr)
                     self.named.add(j)
         if self.train:
             raise UserError(f"none of the {len(self)} videos in {self.samples.root} can be decoded")
-        K, T = self.sampler(1, np.random.default_rng((self.seed, epoch, i))).shape
-        black = np.zeros((K, T, self.short_side, self.short_side, 3), np.uint8)
+        black = np.zeros((*self.sampler(1, rng).shape, self.short_side, self.short_side, 3), np.uint8)
         return Item(black, int(self.samples.labels[i]), i, False, 0)
 
     def decode(self, j: int, rng) -> np.ndarray:  # (K, T, H, W, 3)
@@ -577,8 +559,7 @@ def loader(clips: Clips, batches: Iterable[list[tuple[int, int]]], workers: int 
 
 
 def init_worker(_):
-    """A worker lets Ctrl-C and a cluster's SIGTERM pass: training still needs batches to finish its step. It ends when
-    that process does."""
+    """A worker lets Ctrl-C and a cluster's SIGTERM pass: training still needs batches to finish its step."""
     global in_worker
     in_worker = True
     gc.freeze()  # what it was born with is not collected: looking for that takes a twentieth of the time, and memory

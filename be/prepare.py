@@ -19,8 +19,9 @@ import re
 import shlex
 import shutil
 import signal
+import sys
 import threading
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -29,11 +30,11 @@ from hashlib import blake2b
 from itertools import chain
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
-from be.config import ConfigError, UserError, changes, choose, experiments, load, paper_numbers, run_dir
+from be.config import Config, ConfigError, UserError, changes, choose, experiments, load, paper_numbers, run_dir
 from be.datasets import DATASETS, MANIFEST, Manifest
 from be.video import Reader, VideoError, encode
 
@@ -42,7 +43,7 @@ REPORT, JOURNAL, NOTE, PART = "prepare-report.txt", "prepare-journal.jsonl", "tr
 # H.264's quantiser: films come out at about 39 dB. Key frames and B-pictures at fixed places.
 QP, FIXED = 22, {"bf": "3", "b_strategy": "0", "b-pyramid": "none", "sc_threshold": "0", "tune": "fastdecode"}
 PSNR = 25  # dB, how well a frame has to agree with its source. Worst is noise in colours, which H.264 halves: 26 dB
-SAMPLE, BUFFER = 8, 2**27  # copies that tell how much room all will take; bytes of frames held in memory
+BUFFER = 2**27  # bytes of frames held in memory
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)  # errors that are no video's fault
 
 
@@ -58,14 +59,15 @@ def prepare(dataset: str, data: str = "data", check: Literal["decode", "packets"
         H.264 with a key frame at every `gop`th frame, the short side at `short_side` px unless it is smaller.
     workers: processes; by default one per core.
     """
+    sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be any bytes
     source = choose(DATASETS, dataset, "dataset")
     root = Path(data).expanduser().absolute() / dataset
     try:
         records, problems = survey(source, root, check, shortest, workers)
         if transcode:
             copy = root.parent.with_name(f"{root.parent.name}-{short_side}") / dataset
-            frames = {r.path: r.frames for r in records if r.frames}
-            copy_dataset(root, copy, source.list_files(root), frames, workers, short_side=short_side, gop=gop)
+            readable = [r.path for r in records if r.frames]
+            copy_dataset(root, copy, source.list_files(root), readable, workers, short_side=short_side, gop=gop)
             problems = max(problems, survey(source, copy, "packets", shortest, workers)[1])
     except OSError as error:
         if error.errno not in DISK:
@@ -115,18 +117,17 @@ def inspect_file(root, check, record) -> Record:
                    width=info.width, height=info.height, codec=info.codec)
 
 
-def transcode(root, copy, short_side, gop, path) -> tuple[int, str | OSError | None]:
-    """Writes the copy of one file, whole or not at all, in a process of its own. Returns (bytes, problem)."""
+def transcode(root, copy, short_side, gop, path) -> str | OSError | None:
+    """Writes the copy of one file, whole or not at all, in a process of its own. Returns the problem, if any."""
     target = copy / path
     aside = target.with_name(f".{os.getpid()}{PART}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         write_copy(root / path, aside, short_side, gop)
         aside.replace(target)
-        return target.stat().st_size, None
     except (VideoError, OSError) as error:
         code = getattr(error.__cause__ or error, "errno", None)
-        return 0, OSError(code, os.strerror(code), str(target)) if code in DISK else str(error)
+        return OSError(code, os.strerror(code), str(target)) if code in DISK else str(error)
     finally:
         aside.unlink(missing_ok=True)
 
@@ -212,7 +213,7 @@ def inspect_files(root, paths, check, workers) -> list[Record]:
     """The records of all `paths`, in order. A file that the journal knows as it is now is not read again."""
     known, records, journal = {}, {}, root / JOURNAL
     for line in journal.read_text().splitlines() if journal.exists() else ():
-        with suppress(json.JSONDecodeError, TypeError):  # a line cut by a kill, or of another version
+        with suppress(ValueError, TypeError):  # a line cut by a kill, or of another version
             old = Record(**json.loads(line))
             known[old.path, old.size, old.mtime] = old
     for path in paths:
@@ -237,7 +238,7 @@ def inspect_files(root, paths, check, workers) -> list[Record]:
 def copy_dataset(root, copy, lists, paths, workers=None, *, short_side, gop):
     """Copies the `lists` below ROOT and transcodes the videos `paths` that COPY lacks yet.
 
-    Raises UserError if COPY holds copies made in another way or will not fit on the disk, OSError if it is full."""
+    Raises UserError if COPY holds copies made in another way, OSError if the disk is full."""
     copy.mkdir(parents=True, exist_ok=True)
     note, made = copy / NOTE, json.dumps(dict(short_side=short_side, gop=gop, qp=QP, bf=3))
     if note.exists() and note.read_text() != made:
@@ -246,22 +247,14 @@ def copy_dataset(root, copy, lists, paths, workers=None, *, short_side, gop):
     for path in lists:
         (copy / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(root / path, copy / path)
-    todo = sorted((path for path in paths if not (copy / path).exists()), key=hash)  # in random order
+    todo = [path for path in paths if not (copy / path).exists()]
     work = parallel(partial(transcode, root, copy, short_side, gop), todo, "transcoding", workers, lambda path: 3600)
-    written = 0
     try:
-        for n, (path, result, crash) in enumerate(work, 1):
-            size, problem = result or (0, crash)
-            written += size
+        for path, problem, crash in work:
             if isinstance(problem, OSError):
                 raise problem
-            if problem:
-                print(f"not copied: {path}: {problem}".encode("utf-8", "backslashreplace").decode())
-            if n == SAMPLE:
-                needed, free = written / n * (len(todo) - n), shutil.disk_usage(copy).free
-                print(f"{copy} needs about {needed / 1e9:.2f} GB more, {free / 1e9:.2f} GB are free")
-                if needed > free:
-                    raise UserError(f"{copy} does not fit on its disk")
+            if problem or crash:
+                print(f"not copied: {path}: {problem or crash}")
     finally:
         for left_over in copy.rglob(f"*{PART}"):  # by processes that were killed, now or in an earlier run
             left_over.unlink(missing_ok=True)
@@ -272,13 +265,15 @@ def copy_dataset(root, copy, lists, paths, workers=None, *, short_side, gop):
 
 def survey(source, root, check, shortest, workers) -> tuple[list[Record], int]:
     """Inspects all files of all lists and writes manifest and report. Returns the records and how many problems."""
-    lists, notes, wrong = {}, [], []  # lists: {(subset, split): (samples, which are there)}
+    lists, notes = {}, [f"{root}, check={check}"]  # lists: {(subset, split): (samples, which are there)}
+    wrong, leaks = [], []
     for subset, split in source.subsets(root):
         try:
             samples, _ = lists[subset, split] = source.read(root, subset, split)
-            odd = [source.other_length(subset, split, samples)] + [
-                f"{os.fsdecode(p)} is listed {n} times" for p, n in Counter(samples.paths.tolist()).items() if n > 1]
-            wrong += [f"{subset} {split}: {problem}" for problem in filter(None, odd)]
+            if odd := source.other_length(subset, split, samples):
+                wrong.append(f"{subset} {split}: {odd}")
+            wrong += [f"{subset} {split}: {os.fsdecode(path)} is listed {n} times"
+                      for path, n in Counter(samples.paths.tolist()).items() if n > 1]
         except (FileNotFoundError, NotADirectoryError) as error:
             notes.append(f"  {subset} {split}: no list, {error.filename} does not exist")
         except ValueError as error:
@@ -286,32 +281,24 @@ def survey(source, root, check, shortest, workers) -> tuple[list[Record], int]:
     if not any(there.any() for _, there in lists.values()):
         source(root, "train")  # raises DatasetMissing, or says what is wrong with the list
     paths = sorted({path for samples, _ in lists.values() for path in samples.paths.tolist()})
-    records = inspect_files(root, [os.fsdecode(path) for path in paths], check, workers)
+    records = inspect_files(root, [*map(os.fsdecode, paths)], check, workers)
     write_manifest(root, records)
-    table = Manifest.read(root)
+    table, content = Manifest.read(root), {path: r.digest or path for path, r in zip(paths, records, strict=True)}
     for (subset, split), (samples, there) in lists.items():
         used = (samples.take(there) if source.scattered else samples).with_manifest(table)
         notes.append(f"  {subset} {split}: {len(samples)} videos, manifest_hash {used.manifest_hash}")
-    problems = {"wrong lists": wrong, "missing": [], "unreadable": [], "too short": [], **same_content(records, lists)}
+        if subset != "train" and ("train", split) in lists:
+            trained = {content[path]: os.fsdecode(path) for path in lists["train", split][0].paths.tolist()}
+            leaks += [f"{os.fsdecode(path)} of {subset} {split} is {trained[content[path]]} of train {split}"
+                      for path in samples.paths.tolist() if content[path] in trained]
+    problems = {"wrong lists": wrong, "missing": [], "unreadable": [], "too short": [],
+                "both trained and tested on": leaks}
     for r in records:
         kind = "missing" if r.size < 0 else "unreadable" if not r.frames else "too short"
         if r.frames < max(1, shortest):
             problems[kind].append(f"{r.path}: {r.problem or f'{r.frames} frames, fewer than {shortest}'}")
-    report(root, records, [f"{root}, check={check}", *notes], problems)
+    report(root, records, notes, problems)
     return records, sum(map(len, problems.values()))
-
-
-def same_content(records, lists) -> dict[str, list[str]]:
-    """Files with equal content, and those among them that a split both trains and tests on."""
-    content, alike, leaks = {os.fsencode(r.path): r.digest or r.path for r in records}, defaultdict(list), []
-    for r in records:
-        alike[r.digest or r.path].append(r.path)
-    for (subset, split), (samples, _) in lists.items():
-        if subset != "train" and ("train", split) in lists:
-            trained = {content[path]: path for path in lists["train", split][0].paths.tolist()}
-            leaks += [f"{os.fsdecode(path)} of {subset} {split} is {os.fsdecode(other)} of train {split}"
-                      for path in samples.paths.tolist() if (other := trained.get(content[path]))]
-    return {"both trained and tested on": leaks, "duplicates": [" = ".join(p) for p in alike.values() if len(p) > 1]}
 
 
 def write_manifest(root, records):
@@ -324,22 +311,21 @@ def write_manifest(root, records):
     columns["packed"] = np.frombuffer(b"".join(packed), np.uint8)
     columns["end"] = np.cumsum([len(part) for part in packed], dtype=np.int64)
     aside = root / f".{MANIFEST}"
-    with open(aside, "wb") as file:
-        np.savez_compressed(file, **columns)
+    np.savez_compressed(aside, **columns)
     aside.replace(root / MANIFEST)
 
 
 def report(root, records, head, problems):
     """Writes the report, and prints it with long lists cut."""
-    good = [r for r in records if r.frames]
-    frames, total = [r.frames for r in good], sum(map(len, problems.values()))
+    good, total = [r for r in records if r.frames], sum(map(len, problems.values()))
     hours, size = sum(r.frames / r.fps for r in good) / 3600, sum(r.size for r in good) / 1e9
+    frames = [r.frames for r in good] or [0]
     kinds = Counter(f"{r.width} x {r.height} px, {r.fps:.2f} fps, {r.codec}" for r in good)
 
     def text(limit):
         yield from head
         yield f"{len(records)} videos are listed, {len(good)} of them readable: {hours:.2f} hours, {size:.3f} GB"
-        yield f"  {sum(frames)} frames, {min(frames, default=0)} to {max(frames, default=0)} a video"
+        yield f"  {sum(frames)} frames, {min(frames)} to {max(frames)} a video"
         yield from (f"  {kind}: {n} videos" for kind, n in kinds.most_common(5))
         for kind, found in problems.items():
             if found:
@@ -350,156 +336,131 @@ def report(root, records, head, problems):
         yield f"{total} problems; to go on with them: accept_missing={total}" if total else "no problems"
 
     (root / REPORT).write_text("\n".join(text(total)) + "\n", "utf-8", "surrogateescape")
-    for line in text(5):
-        print(line.encode("utf-8", "backslashreplace").decode())
+    print(*text(5), sep="\n")
 
 
 # ---- what stands behind `make NAME`: the commands that a person would type, without those whose work is done
 
-# What a group of rows needs besides its own rows, and the verb that draws it
-FIGURES = {
-    "figure4": (("table1-moco", "table1-moco-be"), ("figure4",)),
-    "figure5": ((), ("figure5",)),
-    "figure6": (("table1-random", "table2-moco-i3d-ucf101", "table1-moco-be-i3d-ucf101"), ("cam",)),  # know UCF101
-    "figure7": (("table1-k400", "table1-moco", "table1-moco-be"), ("cam",)),  # know Kinetics-400 (paper 4.7)
-    "analyses": (("table1-moco", "table1-moco-be"), ("robustness", "errors")),
-}
-PICTURES = {"figure4": "gain-hmdb51-test.json", "figure5": "bars-figure5.png", "cam": "cam-hmdb51-test.json",
-            "robustness": "robustness-hmdb51-test.json", "errors": "errors-hmdb51-test.json"}
+# What groups need besides their own rows ...
+NETWORKS = {"figure4": ("table1-moco", "table1-moco-be"), "analyses": ("table1-moco", "table1-moco-be"),
+            "figure6": ("table1-random", "table2-moco-i3d-ucf101", "table1-moco-be-i3d-ucf101"),  # know UCF101
+            "figure7": ("table1-k400", "table1-moco", "table1-moco-be")}  # know Kinetics-400 (paper 4.7)
+# ... and commands that draw: the words, and the file below OUT that is there once it is done
+CAM = ("cam --cfg {runs} data={data} out={out}/{target} dataset=hmdb51 split=1", "{target}/cam-hmdb51-test.json")
+PICTURES = {
+    "figure4": [("figure4 out={out} dataset=hmdb51", "gain-hmdb51-test.json")],
+    "figure5": [("figure5 out={out} names=figure5-*", "bars-figure5.png")],
+    "figure6": [CAM],
+    "figure7": [CAM],
+    "analyses": [("robustness --cfg {runs} data={data} out={out}", "robustness-hmdb51-test.json"),
+                 ("errors --cfg {runs} data={data} out={out}", "errors-hmdb51-test.json")]}
 TRAIN, SPREAD = ("pretrain", "finetune", "evaluate", "retrieve"), ("actors", "cam", "robustness", "errors")
 # SYNTH=1: the demo's networks on stand-ins for all data sets, 48 videos to train on and 16 to test on
 STAND_IN = ("train=6", "test=2", "frames=48")
 REHEARSAL = ("synthetic=true", "epochs=2", "lr_steps=[1]", "K=32", "log_every=1", "test_clips=3")
+# The scene is known, then; and at the demo's 32 pixels I3D's map would have but one place
+RENDERED = {"cam": ("scene=rendered", "size=96", "short_side=120"), "robustness": ("scene=rendered",)}
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(NamedTuple):
     """A command: the words behind run.py, the file that is there once it is done, and the data set it reads."""
 
     words: tuple[str, ...]
     end: Path
-    dataset: str = ""
-
-    @property
-    def verb(self):
-        return self.words[0]
-
-    @property
-    def picture(self):
-        return self.verb in PICTURES
+    dataset: str = "hmdb51"
+    cfg: Config | None = None  # of a training
+    picture: bool = False
 
     @property
     def done(self) -> bool:
         """Is it there, and of these settings? If not of these, the verb says in what they differ, and refuses."""
         saved = self.end.parent / "config.yaml"
-        return self.end.exists() and not (self.verb in ("pretrain", "finetune") and saved.exists() and changes(
-            saved, load(self.words[2], self.words[3:], self.verb)))
+        return self.end.exists() and not (self.cfg and saved.exists() and changes(saved, self.cfg))
 
 
 def steps(target: str, words: str = "", splits: list[int] = (1, 2, 3), seeds: list[int] = (0,), synth: bool = False,
-          force: float = 0, run: str = "python run.py", launch: str = "python run.py"):
+          force: bool = False, run: str = "python run.py", launch: str = "python run.py"):
     """steps: print the commands behind a target of the Makefile, without those whose work is done
 
     target         an experiment, or a group of them such as table1
     words          key=value words for each command, such as "data=/datasets accumulate=8"
     splits, seeds  of the test, and of everything
     synth          a small rehearsal on synthetic stand-ins for the data
-    force          runs that were begun before this time (seconds since 1970) are removed, to be done again
+    force          the target's runs are removed, to be done again
     run, launch    what a command starts with, the second on as many devices as there are
     """
-    try:
-        typed = shlex.split(words)
-    except ValueError as error:
-        raise ConfigError(f"words={words!r}: {error}") from None
-    for word in typed:
-        if word.startswith(("seed=", "split=")):
-            raise ConfigError(f"{word} cannot be one of the words, a target says it for each command; give make "
-                              f"SEED=... and SPLIT=...")
-    removed, again = set(), False
-    for step in collect(target, typed, splits, seeds, synth):
-        folder = step.end.parent
-        if force and step.verb in TRAIN and folder.exists() and begun(folder) < force:
-            removed.add(folder)
-            print(f"rm -r {shlex.quote(str(folder))}")
-        if folder in removed or not step.done or (step.picture and (again or force)):
+    typed = shlex.split(words)
+    own = {key: value for key, _, value in (word.partition("=") for word in typed)}
+    for key in own.keys() & {"seed", "split"}:
+        raise ConfigError(f"{key}={own[key]} cannot be one of the words, a target says it for each command; give make "
+                          f"SEED=... and SPLIT=...")
+    todo = collect(target, typed, splits, seeds, synth)
+    runs, again = {step.end.parent for step in todo if step.words[0] in TRAIN}, False
+    removed = sorted(folder for folder in runs if force and folder.exists())
+    for folder in removed:
+        print(f"rm -r {shlex.quote(str(folder))}")
+    for step in todo:
+        if step.end.parent in removed or not step.done or (step.picture and again):
             again = True
-            print(launch if step.verb in TRAIN + SPREAD else run, shlex.join(step.words))
-    own = {word.split("=")[0]: word for word in typed}
-    rows = target if target in experiments() else f"{target}-*"
-    names = f"names={own['name'].removeprefix('name=')}" if "name" in own else f"names={rows}"
-    print(run, shlex.join(["report", *([names] if fnmatch.filter(experiments(), rows) else []),
-                           *([own["out"]] if "out" in own else [])]))
+            print(launch if step.words[0] in TRAIN + SPREAD else run, shlex.join(step.words))
+    names = own.get("name", target if target in experiments() else f"{target}-*")
+    every = "name" not in own and not fnmatch.filter(experiments(), names)  # a group without rows of its own
+    print(run, shlex.join(["report", *([] if every else [f"names={names}"]), f"out={own.get('out', 'runs')}"]))
 
 
-def begun(folder: Path) -> float:
-    """When the oldest file of a run was written, in seconds since 1970."""
-    return min((path.stat().st_mtime for path in folder.rglob("*") if path.is_file()), default=0.0)
-
-
-def collect(target: str, typed=(), splits=(1, 2, 3), seeds=(0,), synth: bool = False) -> list[Step]:
+def collect(target: str, typed, splits, seeds, synth) -> list[Step]:
     """All steps of a target, each once. Raises ConfigError for a target that does not exist."""
     known = [name for name in experiments() if not name.startswith("demo")]
     rows = [target] if target in known else [name for name in known if name.startswith(f"{target}-")]
-    if not rows and target not in FIGURES:
-        groups = dict.fromkeys(name.rsplit("-", n)[0] for name in known for n in range(1, name.count("-") + 1))
-        choose(dict.fromkeys([*known, *groups, *FIGURES]), target, "target")
+    if not rows:
+        choose({**dict.fromkeys(known), **PICTURES}, target, "target")
     typed, todo = [*(REHEARSAL if synth else ()), *typed], []
     for seed in seeds:
         words = [*typed, f"seed={seed}"]
         for name in rows:
             todo += row(name, words, splits, synth)
-        todo += figure(target, words, splits, synth)
-    if synth:
-        todo = [*stand_ins(todo, load("table1-random", typed).data), *todo]
+        todo += pictures(target, words, splits, synth)
+    if synth:  # videos for every data set that is read; Actor-HMDB51 is made from HMDB51's
+        data, read = load("table1-random", typed).data, {step.dataset for step in todo} - {"actor_hmdb51"}
+        todo = [Step(("synth", f"root={data}/{name}", f"layout={name}", *STAND_IN, f"seed={seed}"),
+                     Path(data, name, "synthetic.jsonl")) for seed, name in enumerate(DATASETS) if name in read] + todo
     once = {}
-    for one in sorted(todo, key=lambda one: one.picture):  # pictures come last: they show the runs of all seeds
-        once.setdefault((one.verb, one.end), one)
+    for step in sorted(todo, key=lambda step: step.picture):  # pictures come last: they show the runs of all seeds
+        once.setdefault((step.words[0], step.end), step)
     return list(once.values())
 
 
-def row(name: str, typed: list[str], splits, synth: bool, on: tuple[str, ...] = ()) -> Iterator[Step]:
+def row(name: str, typed: list[str], splits, synth, on: tuple[str, ...] = ()) -> Iterator[Step]:
     """An entry: pre-training, then fine-tuning and test on the data sets `on`: those under `paper`, or its own."""
     paper = paper_numbers(name)
-    for key in paper:
-        if key not in DATASETS and not re.fullmatch(r"R@\d+|pearson_r|p_value", key):
-            choose(DATASETS, key, f"data set under `paper` of {name}:")
-    on = on or tuple(key for key in paper if key in DATASETS) or (load(name, typed, "finetune").dataset,)
+    on = on or [key for key in paper if not re.fullmatch(r"R@\d+|pearson_r|p_value", key)]
     name = experiments()[name].get("same_runs_as", name)
-    yield from pretraining(name, typed, synth)
     if synth and ":" in load(name, typed).pretrained:
         typed = [*typed, "pretrained=random"]  # published weights fit no small network, and may have to be fetched
+    data = load(name, typed).data
+    if drawn := re.fullmatch(r"(?:(.*)/)?scenebias-\w+-(\w+)/.+", data):  # the videos of the drawn benchmark
+        words = ("scenebias", f"data={drawn[1] or '.'}", f"size={drawn[2]}")
+        yield Step(words, Path(data).parent / "bias0/ucf101/synthetic.jsonl")  # the last that it writes
+    yield from pretraining(name, typed, synth)
     if "R@1" in paper:
         words = [*typed, f"dataset={load(name, stage='retrieve').dataset}", "split=1"]
-        yield step("retrieve", name, words, "recall-{cfg.protocol}-test.json")
+        yield step("retrieve", name, words, "recall-{protocol}-test.json")
         return
-    for dataset in on:
-        yield from drawn(name, typed)
+    for dataset in on or [load(name, typed, "finetune").dataset]:
         if dataset == "actor_hmdb51":
-            data = load(name, typed).data
             words = ("actors", f"data={data}", *(["detector=rendered"] if synth else ()))
-            yield Step(words, Path(data) / "actor_hmdb51/actors.json", "hmdb51")
-        official = DATASETS[dataset].splits
-        for split in splits if len(official) > 1 else official:
-            choose(dict.fromkeys(official), split, f"split of {dataset}:")  # not found out after the pre-training
+            yield Step(words, Path(data) / "actor_hmdb51/actors.json")
+        source = choose(DATASETS, dataset, f"data set under `paper` of {name}:")
+        for split in splits if len(source.splits) > 1 else source.splits:
+            choose(dict.fromkeys(source.splits), split, f"split of {dataset}:")  # not found out after the pre-training
             words = [*typed, f"dataset={dataset}", f"split={split}"]
-            subset = load(name, words, "finetune").subset
-            if subset == "test" != DATASETS[dataset].test:
-                subset = DATASETS[dataset].test
-                words.append(f"subset={subset}")
+            if load(name, words, "finetune").subset == "test" != source.test:
+                words.append(f"subset={source.test}")
             yield step("finetune", name, words, "model.safetensors")
-            yield step("evaluate", name, words, f"result-{subset.split(',')[-1]}.json")
+            yield step("evaluate", name, words, "result-{subset}.json")
 
 
-def drawn(name: str, typed: list[str]) -> Iterator[Step]:
-    """The videos of the drawn benchmark, where an entry's data lie in DATA/scenebias-VERSION-SIZE/PART."""
-    for stage in ("pretrain", "finetune"):
-        data = load(name, typed, stage).data
-        if found := re.fullmatch(r"(?:(.*)/)?scenebias-\w+-(\w+)/.+", data):
-            words = ("scenebias", f"data={found[1] or '.'}", f"size={found[2]}")
-            yield Step(words, Path(data).parent / "bias0/ucf101/synthetic.jsonl")  # the last that it writes
-
-
-def pretraining(name: str, typed: list[str], synth: bool) -> Iterator[Step]:
+def pretraining(name: str, typed: list[str], synth) -> Iterator[Step]:
     """The pre-training that an entry stands on: its own, another's, or none."""
     source = load(name, typed).pretrained
     if source == "self":
@@ -509,40 +470,26 @@ def pretraining(name: str, typed: list[str], synth: bool) -> Iterator[Step]:
         yield from pretraining(source, typed, synth)
 
 
-def figure(target: str, typed: list[str], splits, synth: bool) -> Iterator[Step]:
-    """What a group needs besides its own rows, and the command that draws it."""
-    networks, verbs = FIGURES.get(target, ((), ()))
-    cfg, rendered = load("table1-moco-be", typed), ["scene=rendered"] if synth else []
-    out, data = Path(cfg.out), [f"data={cfg.data}"]
-    if "cam" in verbs:  # networks that know one data set are shown HMDB51
-        trained = [step("finetune", name, [*typed, "dataset=ucf101", "split=1"], "model.safetensors")
-                   if load(name).pretrained == "random" else one
-                   for name in networks for one in [*pretraining(name, typed, synth)] or [None]]
-        yield from trained
-        larger = ("size=96", "short_side=120") if synth else ()  # at the demo's 32 pixels I3D's map has but one place
-        words = ("cam", "--cfg", ",".join(str(one.end.parent) for one in trained), *data, f"out={out / target}",
-                 "dataset=hmdb51", "split=1", *rendered, *larger)
-        yield Step(words, out / target / PICTURES["cam"], "hmdb51")
-        return
-    tests = [[*row(name, typed, splits, synth, ("hmdb51",))] for name in networks]
-    yield from (one for steps_of in tests for one in steps_of)
-    runs = ",".join(str(steps_of[-2 * len(splits)].end.parent) for steps_of in tests)  # of the first split
-    for verb in verbs:
-        words = {"figure4": (f"out={out}", "dataset=hmdb51"), "figure5": (f"out={out}", "names=figure5-*"),
-                 "robustness": ("--cfg", runs, *data, f"out={out}", *rendered),
-                 "errors": ("--cfg", runs, *data, f"out={out}")}[verb]
-        yield Step((verb, *words), out / PICTURES[verb], "" if verb.startswith("figure") else "hmdb51")
+def pictures(target: str, typed: list[str], splits, synth) -> Iterator[Step]:
+    """What a group needs besides its own rows, and the commands that draw it."""
+    cfg, runs = load("table1-moco-be", typed), []
+    for name in NETWORKS.get(target, ()):
+        if CAM in PICTURES[target]:  # the pre-trained networks are shown HMDB51, which they do not know
+            needed = [*pretraining(name, typed, synth)] or [*row(name, typed, [1], synth, ("ucf101",))][:1]
+        else:
+            needed = [*row(name, typed, splits, synth, ("hmdb51",))]
+        yield from needed
+        first = min(needed, key=lambda one: one.words[0] != "finetune")  # the fine-tuning on the first split, if any
+        runs.append(str(first.end.parent))
+    said = dict(target=target, data=cfg.data, out=cfg.out, runs=",".join(runs))
+    for words, end in PICTURES.get(target, ()):
+        words = [word.format(**said) for word in words.split()]
+        words += RENDERED.get(words[0], ()) if synth else ()
+        yield Step(tuple(words), Path(cfg.out, end.format(**said)), picture=True)
 
 
 def step(verb: str, name: str, words: list[str], end: str) -> Step:
-    cfg = load(name, words, "finetune" if verb == "evaluate" else verb)
-    folder = run_dir(cfg, "finetune" if verb == "evaluate" else verb)
-    return Step((verb, "--cfg", name, *words), folder / end.format(cfg=cfg), cfg.dataset)
-
-
-def stand_ins(todo: list[Step], data: str) -> Iterator[Step]:
-    """Synthetic videos for every data set that is read; Actor-HMDB51 is made from HMDB51's."""
-    for name in dict.fromkeys(step.dataset for step in todo):
-        if name not in ("", "actor_hmdb51"):
-            root, seed = Path(data) / name, list(DATASETS).index(name)
-            yield Step(("synth", f"root={root}", f"layout={name}", *STAND_IN, f"seed={seed}"), root / "synthetic.jsonl")
+    stage = "finetune" if verb == "evaluate" else verb
+    cfg = load(name, words, stage)
+    end = run_dir(cfg, stage) / end.format(protocol=cfg.protocol, subset=cfg.subset.split(",")[-1])
+    return Step((verb, "--cfg", name, *words), end, cfg.dataset, cfg if end.suffix == ".safetensors" else None)

@@ -233,7 +233,7 @@ def test_kinetics400_format(tmp_path, capsys, folders):
     write(tmp_path / "annotations/train.csv",
           (tmp_path / "annotations/train.csv").read_text() + "yawning,abc_defghij,0,10,train\n")
     assert DATASETS["kinetics400"](tmp_path, "train", 1).labels.tolist() == [1, 0, 2]
-    assert "1 of 4 listed videos are not in" in capsys.readouterr().err
+    assert "3 of 4 listed videos (75.0%) are in" in capsys.readouterr().err
     for text, line in (header + "riding a bike,vvvvvvvvvvv,x,13,validate\n", 2), (header + "\nyawning,v\n", 3), \
             ("label,youtube_id,time_start\nyawning,v,1\n", 2):
         write(tmp_path / "annotations/val.csv", text)
@@ -253,7 +253,6 @@ def test_plain_format(tmp_path):
 @pytest.mark.parametrize("dataset, file, line", [
     ("ucf101", "ucfTrainTestlist/trainlist01.txt", "../x.avi 1"),
     ("ucf101", "ucfTrainTestlist/trainlist01.txt", "/etc/x.avi 1"),
-    ("ucf101", "ucfTrainTestlist/trainlist01.txt", "Run/x.avi 2"),  # the label of another class
     ("ucf101", "ucfTrainTestlist/trainlist01.txt", "Run/x.avi one"),
     ("ucf101", "ucfTrainTestlist/testlist01.txt", "Walk/x.avi"),
     ("ucf101", "ucfTrainTestlist/classInd.txt", "Walk"),
@@ -375,9 +374,6 @@ def test_a_partial_copy_is_named(tmp_path, capsys):
     fitting = load("ucf101", tmp_path, "test", classes=json.loads(word))
     assert fitting.classes == ["C05", "C39"] and fitting.labels.tolist() == [0, 0, 1, 1]
     assert capsys.readouterr().err == ""
-    touch(tmp_path / "ucf101", *(f"UCF-101/C{i:02}/train{2 * i}.avi" for i in range(1, 25)))
-    load("ucf101", tmp_path, "train")
-    assert re.findall(r"C\d\d|\.\.\.", capsys.readouterr().err) == [*(f"C{i:02}" for i in range(1, 21)), "..."]
 
 
 def test_scenes_of_drawn_videos(tmp_path):
