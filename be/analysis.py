@@ -125,9 +125,6 @@ def cam(*runs: tuple[Path, Config]):
         networks[name].to(accelerator.device).eval()
         empty = torch.zeros(1, 3, cfg.frames, cfg.size, cfg.size, device=accelerator.device)
         maps[name] = list(networks[name](empty).shape[2:])  # T', H', W'
-        if max(maps[name][1:]) == 1:
-            accelerator.print(f"warning: the map of {name} has one place in space for {cfg.size} pixels, so it says "
-                              f"nothing of where; choose a larger size= and short_side=")
     sampler = partial(even_clips, K=cfg.test_clips, T=cfg.frames, stride=cfg.stride)
     for subset in cfg.subset.split(","):
         samples = datasets.load_for(cfg, subset)

@@ -30,7 +30,7 @@ from be import datasets, synthetic
 from be.augment import Draws, crop, denormalise, normalise
 from be.config import Config, ConfigError, choose
 from be.erase import draw_frame
-from be.evaluate import features, linear, load_classifier, load_list, over_videos, spread_clips
+from be.evaluate import load_classifier, load_list, over_videos, spread_clips
 from be.report import page, plot_differences
 from be.runs import RunError, make_accelerator, progress, provenance, write_text
 from be.video import Reader, VideoError, encode, even_clips
@@ -156,8 +156,7 @@ def shots(samples, sampler, cfg: Config, accelerator):
 QUESTIONS = dict.fromkeys(MANIPULATIONS, "↑ paper, Eq. 1") | {
     "original": "↑", "one frame": "↓ paper 4.7: static video", "shuffled": "",
     "scene only": "↓ HAT (NeurIPS 2022): Scene-Only", "actor elsewhere": "↑ HAT: Action-Swap", "fooled": "↓ HAT: SBErr",
-    "static body": "↑ paper 4.7", "foreign frame": "↑ paper 4.7",
-    "conflict: motion": "↑", "conflict: scene": "↓", "probe: motion": "↑", "probe: scene": "",
+    "static body": "↑ paper 4.7", "foreign frame": "↑ paper 4.7", "conflict: motion": "↑", "conflict: scene": "↓",
 }
 
 
@@ -178,7 +177,6 @@ def robustness(*runs: tuple[Path, Config]):
         foreign frame      a frame of the other video lies over all frames with weight 0.3
         BE, lam            Eq. 1 at test time: a random frame of the clip is mixed into all of it with weight lam
         conflict           of synthetic videos with scenes of another class: answers that name the motion's, the scene's
-        probe              a linear classifier of the frozen features, taught motion or scenes of synthetic videos
     """
     for out, about, rows in compare("robustness", runs, measure):
         lines, drawn = table(rows)
@@ -248,11 +246,6 @@ def measure(model, samples, cfg: Config, accelerator, *_) -> dict[str, float]:
         conflict = ok & (scene != label)
         right["conflict: motion"] = right["original"][conflict]
         right["conflict: scene"] = (answer["original"] == scene)[conflict]
-        train = datasets.load_for(cfg, "train")
-        (x, known), (y, _) = (features(model.backbone, model.pool, part, cfg, accelerator) for part in (train, samples))
-        for what, *columns in (("motion", train.labels, samples.labels), ("scene", train.scene, samples.scene)):
-            taught, true = map(torch.from_numpy, columns)
-            right[f"probe: {what}"] = (linear(x[known], taught[known], y) == true) & ok
     percent = {name: 100 * of.float().mean().item() for name, of in right.items()}
     return {**percent, "n_scored": int(ok.sum()), "n_expected": len(samples)}
 
@@ -310,9 +303,7 @@ def actors(data: str = "data", detector: str = "fasterrcnn_resnet50_fpn_v2", wei
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         lines = [json.loads(copy.with_suffix(".json").read_text()) for copy in copies]
-        kept = [line["area_kept"] for line in lines if line["done"] == "cropped"]
-        summary = {**how, "videos": len(lines), **Counter(line["done"] for line in lines),
-                   "area_kept": np.mean(kept) if kept else None}
+        summary = {**how, "videos": len(lines), **Counter(line["done"] for line in lines)}
         write_text(target / "actors.json", json.dumps(summary, indent=1) + "\n")
         print(", ".join(f"{key} {value}" for key, value in summary.items()) + f"; logs beside the videos in {target}")
 

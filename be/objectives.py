@@ -75,10 +75,7 @@ class Objective(nn.Module):
         `inputs` rows side by side belong to one video, and thus to one group.
         """
         network, B = network or self.backbone, len(x) // inputs
-        group = self.bn_group or B
-        if B % group and self.training:
-            raise ValueError(f"a device's batch of {B} does not divide into BatchNorm groups of {group}: "
-                             f"choose bn_group or batch_size so that it does (bn_group=0: one group)")
+        group = self.bn_group or B  # `train.check_batch` holds that B divides by it
         if group >= B or not self.training:
             return network(x)
         return torch.cat([network(part) for part in x.split(group * inputs)])

@@ -11,7 +11,6 @@ import contextlib
 import dataclasses
 import inspect
 import math
-import shutil
 import signal
 import sys
 import time
@@ -91,7 +90,9 @@ def fit(objective, samples: datasets.Samples, cfg: Config, run: Run, accelerator
     total, per_epoch = cfg.epochs * state.per_epoch, state.per_epoch
     batches = clip_stream(objective, samples, cfg, accelerator, state.step)
     objective.train()
-    with Interrupt() as interrupt, tracking(accelerator, run) as log, progress_bar(run, state.step, total) as bar:
+    quiet = not (run.write and sys.stderr.isatty())
+    bar = tqdm(total=total, initial=state.step, desc=run.path.name, unit="step", disable=quiet)
+    with Interrupt() as interrupt, tracking(accelerator, run) as log, bar:
         while state.step < total:
             stats = state.advance(batches)  # one optimizer step
             bar.update()
@@ -226,11 +227,6 @@ def clip_stream(objective, samples: datasets.Samples, cfg: Config, accelerator: 
     stream = iter(datasets.loader(clips, keys, workers=cfg.workers, device=accelerator.device))
     atexit.register(datasets.end_workers)
     return stream
-
-
-def progress_bar(run: Run, start: int, total: int) -> tqdm:
-    return tqdm(total=total, initial=start, desc=run.path.name, unit="step",
-                disable=not (run.write and sys.stderr.isatty()))
 
 
 def check_same(accelerator: Accelerator, run: Run, samples: datasets.Samples, checkpoint: dict | None):
@@ -384,8 +380,9 @@ def describe(stage: str, cfg: Config, n: int, world: int, data: str) -> list[str
 
 def announce(accelerator: Accelerator, stage: str, cfg: Config, samples: datasets.Samples):
     where = f"{cfg.dataset}, split {cfg.split} in {cfg.data}: {len(samples)} videos, {len(samples.classes)} classes"
-    accelerator.print("\n".join(describe(stage, cfg, len(samples), accelerator.num_processes, where)) + "\n"
-                      f"  device   {accelerator.device}, mixed precision {accelerator.mixed_precision}")
+    for line in describe(stage, cfg, len(samples), accelerator.num_processes, where):
+        accelerator.print(line)
+    accelerator.print(f"  device   {accelerator.device}, mixed precision {accelerator.mixed_precision}")
 
 
 def pretrain(cfg: Config):
@@ -509,13 +506,12 @@ def plan_stage(stage: str, cfg: Config, accelerator: Accelerator) -> list[str]:
     flop, memory, state = count_step(cfg, classes, cfg.batch_size // world // cfg.accumulate)
     step, steps = world * cfg.accumulate * flop, cfg.epochs * (n // cfg.batch_size)
     hours = ", ".join(f"{gpu} {duration(step * steps / (SHARE * peak * 1e12))}" for gpu, peak in GPUS.items())
-    out = next(p for p in (Path(cfg.out).absolute(), *Path(cfg.out).absolute().parents) if p.exists())
     return [
         *describe(stage, cfg, n, world, data),
         f"  memory   {memory / GIB:.1f} GiB a device, in {cfg.precision}"
         f"{', activations recomputed' if cfg.checkpointing else '; checkpointing=true needs less'}",
         f"  time     of one device at {SHARE:.0%} of its peak: {hours}; {step / 1e12:.3g} TFLOP a step",
-        f"  disk     {(cfg.keep + 1) * state / GIB:.2f} GiB in {cfg.out}, {shutil.disk_usage(out).free / GIB:.0f} free",
+        f"  disk     {state / GIB:.2f} GiB a checkpoint, of which {cfg.keep} are kept",
     ]
 
 

@@ -22,7 +22,7 @@ from be import bias, datasets, synthetic, weights
 from be.augment import Draws, denormalise, eval_view, normalise
 from be.bias import MANIPULATIONS, SMALLEST, Shot, measure, median_masks, shots, torchvision_detector, true_masks
 from be.config import ConfigError
-from be.evaluate import accuracy, classify, linear, spread_clips, views
+from be.evaluate import accuracy, classify, spread_clips, views
 from be.runs import RunError, make_accelerator
 from be.video import Reader
 
@@ -165,26 +165,19 @@ def test_measure_by_hand(tiny, tmp_path, scene):
 
 
 def test_scene_against_motion(tiny, tmp_path):
-    """Of a network that mostly says the scene. The probe is a linear classifier of what the backbone says."""
+    """Of a network that mostly says the scene."""
     def family(samples):  # the number of the class whose own scene it is
         specs = bias.specs(samples.root)
         return torch.tensor([list(synthetic.SCENES).index(specs[path].scene) for path in samples.paths])
 
     _, cfg, model = tuned(tiny, tmp_path, knows=lambda s: torch.cat([family(s)[:9], torch.arange(7)]))
-    samples, train = (datasets.load("ucf101", tiny, subset, 1) for subset in ("swapped", "train"))
+    samples, conflict = datasets.load("ucf101", tiny, "swapped", 1), []
     found = measure(model, samples, cfg, make_accelerator(cfg))
-    conflict, features = [], []
     for i, (label, scene) in enumerate(zip(samples.labels, family(samples), strict=True)):
         answer = model.logits(clips(samples, i)[0]).softmax(1).mean(0).argmax().item()
         conflict += [(answer == label, answer == scene)] if scene != label else []
     assert 4 < len(conflict) < 16
     assert [found["conflict: motion"], found["conflict: scene"]] == pytest.approx(100 * np.mean(conflict, 0))
-    with torch.no_grad():
-        for s in (train, samples):
-            features.append(torch.stack([model.backbone(clips(s, i, 1)[0]).mean((0, 2, 3, 4)) for i in range(len(s))]))
-    for what, of in (("motion", lambda s: torch.from_numpy(s.labels)), ("scene", family)):
-        right = linear(features[0], of(train), features[1]) == of(samples)
-        assert found[f"probe: {what}"] == pytest.approx(100 * right.float().mean().item(), abs=100 / 16 + 0.1)
 
 
 def test_an_unreadable_video_is_wrong_everywhere(tiny, tmp_path):
@@ -349,6 +342,7 @@ def test_a_dataset_made_with_a_stub(crop, tmp_path, capsys):
             continue
         assert line["done"] == "cropped" and (line["frames_with_persons"], line["persons"]) == (20, 40)
         x, y, right, bottom = line["box"]  # 4.5 to 30 and 3 to 38.5, outwards; x is widened to 32, y made even
+        assert line["area_kept"] == pytest.approx(100 * 32 * 36 / (64 * 48))
         assert right - x == 32 and bottom - y == 36 and x <= 4 and right >= 30 and y <= 3 and bottom >= 39
         with Reader(copy) as video:
             assert (video.frames, video.info.width, video.info.height, video.info.fps) == (20, 32, 36, 25)
@@ -358,7 +352,6 @@ def test_a_dataset_made_with_a_stub(crop, tmp_path, capsys):
         off = [np.abs(np.roll(made, shift, (1, 2)) - source).mean() for shift in shifts]
         assert off[0] < 10 and off[0] < 0.8 * min(off[1:])  # levels of 255: lossy, but the same place to the pixel
     assert (summary["videos"], summary["unreadable"], summary["kept whole"], summary["cropped"]) == (48, 1, 6, 41)
-    assert summary["area_kept"] == pytest.approx(100 * 32 * 36 / (64 * 48))
     assert "kept whole 6" in capsys.readouterr().out and not list((tmp_path / "actor_hmdb51").rglob(".*"))
     ours, theirs = (datasets.load(name, tmp_path, "train", 1).paths.tolist() for name in ("actor_hmdb51", "hmdb51"))
     assert [path.split(b"/")[1:] for path in ours] == [path.split(b"/")[1:] for path in theirs]
@@ -420,7 +413,7 @@ def test_the_verb(hmdb, tmp_path):
     (tmp_path / "hmdb51").symlink_to(hmdb / "hmdb51")
     bias.actors(data=str(tmp_path), detector="rendered")
     summary = summary_of(tmp_path)
-    assert summary["videos"] == summary["cropped"] == 8 * (3 + 3) and 5 < summary["area_kept"] < 100
+    assert summary["videos"] == summary["cropped"] == 8 * (3 + 3)
     assert len(datasets.load("actor_hmdb51", tmp_path, "swapped", 1)) == 8
 
 
