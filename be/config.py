@@ -15,6 +15,7 @@ import difflib
 import fnmatch
 import functools
 import inspect
+import math
 import re
 import types
 import typing
@@ -32,7 +33,7 @@ META = ("from", "about", "paper", "against", "same_runs_as", "for", *STAGES)
 ENDLESS = float("inf")
 Count, Natural = Annotated[int, 1, ENDLESS], Annotated[int, 0, ENDLESS]
 Share, Amount = Annotated[float, 0, 1], Annotated[float, 0, ENDLESS]
-Floats = tuple[float, ...]
+Floats = tuple[Annotated[float, 0, ENDLESS], ...]
 
 
 class UserError(Exception):
@@ -84,14 +85,14 @@ class Config:
     pretrained: str = "self"  # self: this experiment's own backbone; random; another experiment's name; or published
     #                           weights: a file, a folder, torchvision:googlenet, hf:USER/REPO (be/weights.py)
 
-    # method
+    # method; of these, method, erase and erase_side are pre-training's: fine-tuning takes its own from `finetune:`
     method: str = "moco"  # moco triplet simclr byol; rotnet puzzles clip_order pace arrow_of_time order_verification;
     #                       classify: see be/objectives.py
     erase: str = "intra-video-frame"  # BE; none; or a variant of Table 4, see be/erase.py
     gamma: Share = 0.3  # lam ~ U[0, gamma] (Eq. 1); larger blurs
     beta: Amount = 1  # weight of L_be in pretext tasks (Eq. 5)
     be_norm: Literal["mean", "sum"] = "mean"  # of L_be's square over channel and time; sum: Eq. 4 to the letter
-    erase_side: Literal["query", "key", "both"] = "query"  # the distracted one; both costs 1.8 times as much
+    erase_side: Literal["query", "key", "both"] = "query"  # the distracted one; both costs MoCo + BE 1.8 times as much
     hard_negative: bool = True  # Eq. 7: another clip of the same video
     hard_negative_view: Literal["own", "a1"] = "own"  # own draw (released) | the query's angle and colours, own window
     hard_negative_gap: Amount = 0.5  # least distance to the query in clip spans, where the video has room; 0: 1 frame
@@ -143,6 +144,8 @@ DEFAULTS = {field.name: field.default for field in dataclasses.fields(Config) if
 # Keys that may differ between a run and the command that goes on with it: they do not change what is computed.
 FREE_KEYS = {"out", "data", "test_data", "workers", "cache_gb", "log_every", "save_every", "keep", "probe_every",
              "subset", "test_clips", "protocol", "memory_gb", "scene", "tracker", "checkpointing"}
+# What an entry, or a person, says of the pre-training; fine-tuning has its own, in a block `finetune:`
+OF_PRETRAINING = ("method", "erase", "erase_side")
 ALIASES = {"pretrained": {None: "self", "none": "random"}}  # values as they were once written
 
 
@@ -197,6 +200,8 @@ def load(name_or_file: str, overrides: list[str] | tuple[str, ...] = (), stage: 
     else:
         default_name, chain = name_or_file, _chain(name_or_file)
 
+    if stage == "finetune":
+        typed = {key: value for key, value in typed.items() if key not in OF_PRETRAINING}
     # Two keys name presets: the recipe is another set of defaults, so what a row of the paper fixes wins over it;
     # synthetic=true shrinks whatever the experiment asks for.
     blocks = [entries["defaults"], *chain]
@@ -297,7 +302,8 @@ def _merged(blocks: list[dict], stage: str, dataset: str | None = None) -> dict[
     values: dict[str, Any] = {}
     for block in blocks:
         for part in (block, (block.get("for") or {}).get(dataset, {})):
-            values.update({key: value for key, value in part.items() if key not in META})
+            own = META if stage != "finetune" else (*META, *OF_PRETRAINING)
+            values.update({key: value for key, value in part.items() if key not in own})
             values.update(part.get(stage) or {})
     return values
 
@@ -342,10 +348,12 @@ def typed_value(key: str, value, kind):
         return origin(typed_value(key, item, parts[0]) for item in value)
     try:
         if kind is float and not isinstance(value, bool):
-            return float(value)  # also "1e-3", which YAML 1.1 reads as text
+            number = float(value)  # also "1e-3", which YAML 1.1 reads as text
+            if math.isfinite(number):
+                return number
     except (TypeError, ValueError):
         pass
-    if type(value) is not kind:
+    if type(value) is not kind or kind is float:  # NaN and infinity, too
         wanted = {float: "a number", tuple: "a list"}.get(origin or kind, getattr(kind, "__name__", str(kind)))
         raise ConfigError(f"{key}={value!r} is {type(value).__name__}, expected {wanted}")
     return value

@@ -10,18 +10,17 @@ clip unreliable and leaves its motion in place. Draw one weight lam ~ U[0, gamma
     Eq. 1      x_hat[j]      = (1 - lam) x[j] + lam x[k]
     Eq. 2      d x_hat / dt  = (1 - lam) dx / dt             the frozen frame has no derivative
 
-Training pulls the features of x and x_hat together. The background differs and the motion is the
-same up to its strength, so that the motion is what the features come to rest on.
+Training pulls the features of x and x_hat together. The two clips share their motion, weakened by
+1 - lam, but not their background. So the features must rest on motion.
 
-Erasing comes last, on the augmented, normalised clip. For a convex mix of frames, or for pixels put
-in the place of others, this is the same as erasing before normalisation, which is affine. Not so for
-`gaussian-noise`: its unit variance is that of the normalised space. Since ImageNet pixels have about
-unit variance there too, lam means the same strength for noise as for a frame.
+Erasing comes last, on the augmented, normalised clip. For mixes of frames the order does not matter,
+because normalisation is affine. For `gaussian-noise` it does: its unit variance is meant in
+normalised space, where frames have about unit variance too.
 
 All functions take x: float (B, C, T, H, W), draws: the random numbers of the step (`augment.Draws`),
 gamma: in [0, 1], and return a clip of the shape, type and memory layout of x, which is left as it
-was. What a clip needs of itself it draws by row, the same on one process as on many. A clip of
-"another video" is another row of the *local* batch, which therefore needs two.
+was. Draws for a single clip do not depend on the number of processes. A clip of "another video" is
+another row of the *local* batch, which therefore needs two; that, and `batch-lam`, do depend on it.
 """
 
 import torch
@@ -61,8 +60,8 @@ def video_mixup(x, draws, gamma):
 def video_cutmix(x, draws, gamma):
     """A box of every frame gives way to the same box of one frame of another video.
 
-    The box stays in its place over the clip, lies within the frame, has the frame's aspect and, up to
-    rounding to pixels, the share lam of its area: the average strength of the other variants.
+    The box stays in place over the clip and inside the frame. It has the frame's aspect. Its area is
+    lam of the frame's, up to rounding. So on average it is as strong as the others.
     """
     H, W = x.shape[-2:]
     side = draw_lam(x, draws, gamma).float().sqrt()  # (B, 1, 1, 1, 1), 1 = the side of the frame
@@ -97,6 +96,8 @@ def draw_partner(x, draws):
         raise ValueError(f"this erasing takes another video of the local batch, which holds only {B}")
     return (torch.arange(B, device=x.device) + 1 + draws.randint(B - 1, B)) % B
 
+
+PARTNERED = ("video-mixup", "video-cutmix", "inter-video-frame")  # take another video of the local batch
 
 # Table 4, and the released code's form of its last row.
 ERASE = {

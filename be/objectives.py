@@ -6,14 +6,14 @@
     label   (B,) int64, read by supervised objectives only
     index   (B,) int64, which video of the list each row is
     draws   everything random of this step, the same numbers for any number of processes (augment.Draws)
-    stats   dict of scalar tensors for the log; reading them is the caller's choice of a device sync
+    stats   dict of scalar tensors for the log; reading one waits for the device, the caller decides when
 
 An objective's constructor names keys of the config as its arguments, and `build` hands it those. It declares what it
 needs of a video. `sampler(n, rng) -> (K, T)` says which frames to decode. `views` are (clip, augmentation) pairs,
 which of the K clips goes under which augmentation: MoCo's ((0, 0), (0, 1), (1, 2)) are the query under a1, the
 positive under a2, and another clip of the video under its own draw. An augmentation is a number, or a pair (w, a):
-the window of draw w, angle and colours of draw a. With `flips_together` all views of a video are mirrored, or none.
-Teachers and queues move inside forward and live in buffers, so that checkpoints are complete.
+window and flip of draw w, angle and colours of draw a. With `flips_together` all views of a video are mirrored, or
+none. Teachers and queues move inside forward and live in buffers, so that checkpoints are complete.
 
 Background Erasing enters once per paradigm of the paper: in `PretextTask` as a regulariser (3.3.1), in `Contrastive` as
 one side of the positive pair (3.3.2). `Classify` takes it as an augmentation, as later papers do.
@@ -24,11 +24,11 @@ Choices in MoCo + BE that the paper leaves open, or that the released code (Fing
     distracted side        open: Eq. 6-7 name the     query                   query (erase_side)
                            anchor of a dot product
     lam                    per clip                   per batch               per clip (erase: ...-batch-lam)
-    hard negative's view   "with a1", which does not  own draw                own draw (hard_negative_view: own | a1)
-                           hold the crop
+    hard negative's view   "with a1"; the crop is     own draw                own draw (hard_negative_view: own | a1)
+                           not part of a1
     its distance in time   open                       2 to 4 frames           half a clip's span (hard_negative_gap)
     its encoder            open                       query, with gradient    momentum (hard_negative_encoder)
-    keys of own video      n != i: no negatives       stay in the queue       masked
+    keys of own video      excluded (n != i)          stay in the queue       masked
     BatchNorm              open                       no ShuffleBN            groups, shuffled (bn_group, shuffle_bn)
     pooling in phi         max                        average                 max (pool)
     K, tau, m              open                       3569 or 65536, .07, .999  the same
@@ -57,9 +57,9 @@ HIDDEN = 512  # of VCOP's pairs; the other heads over several inputs follow it
 class Objective(nn.Module):
     """Base: a backbone, run as the paper's 8 GPUs would have run it.
 
-    BatchNorm takes its statistics over the samples of one device. The paper's 64 clips on 8 GPUs are therefore 8
-    groups of 8, and a method that relies on it (MoCo's shuffle) or suffers from it must see the same groups on one GPU.
-    So the batch passes the backbone in groups of `bn_group` videos (0: the whole batch of the device at once).
+    The paper ran 64 clips on 8 GPUs, so BatchNorm saw groups of 8. MoCo's shuffle relies on these groups, and other
+    methods suffer from them. One GPU must form the same groups, so the batch passes in groups of `bn_group` videos (0:
+    the whole batch of the device at once).
     """
 
     views, flips_together = ((0, 0),), False
@@ -354,8 +354,8 @@ class Contrastive(Objective):
                                                Mean of two losses; MoCo + BE then costs 1.8 times as much.
 
     Eq. 6-7 write z_xo . z_xd. That names the anchor of a dot product, which is symmetric, and not the encoder that
-    each side passes. A target, which has no gradient, should vary less than what is pulled to it (Wang et al. 2022, "On
-    the Importance of Asymmetry for Siamese Representation Learning"): hence the query. `erase="none"`: no BE.
+    each side passes. The key gets no gradient: it is the target, and a target should vary less than the query (Wang et
+    al. 2022, "On the Importance of Asymmetry for Siamese Representation Learning"). `erase="none"`: no BE.
 
     With `hard_negative` there is a third view: another clip of the same video (N2 of Eq. 7), which starts at least
     `hard_negative_gap` clip spans away where the video has room, else as far as it can. `hard_negative_view` `own` is a
@@ -431,13 +431,13 @@ class MoCo(Contrastive):
 
     L = -log  exp(q.k / tau) / (exp(q.k / tau) + sum over n of exp(q.n / tau))
 
-    q = z(x_q), k = z'(x_k), z' the momentum encoder, x_q = BE(x_o) by default. The negatives n: N1, the queue of keys
-    of other videos; keys of the query's own video are masked out, and so are places not yet filled. N2, one other clip
-    of the same video, once a step. `erase="none", hard_negative=False` is the plain MoCo of the paper's baseline.
+    q = z(x_q), k = z'(x_k), z' the momentum encoder, x_q = BE(x_o) by default. The negatives n: N1, the queue; keys of
+    the query's own video and empty places are masked. N2, one other clip of the same video, the hard negative.
+    `erase="none", hard_negative=False` is the plain MoCo of the paper's baseline.
 
     BatchNorm must not tell a query which key is its own: with `shuffle_bn` keys pass the momentum encoder in an order
-    shuffled over all devices (ShuffleBN), in groups of `bn_group`, so the shuffle also works on one device. Without,
-    they pass in the groups of the queries, as in the released code. Of erase_side="both" the queue takes x_v's keys.
+    shuffled over all devices (ShuffleBN), in groups of `bn_group`, so the shuffle also works on one device. Without it
+    they keep the groups of the queries, as in the released code. With erase_side="both" only x_v's keys are queued.
 
     stats, too: queue: mean similarity to the keys not masked; masked: share of the queue that is, all of it at first.
     """
@@ -498,8 +498,8 @@ class Triplet(Contrastive):
     """The released code's variant: MoCo's three clips, but no queue and no teacher.
 
     L = max(0, |q - k| - |q - h| + 0.5) + max(0, |q - k| - |q - g| + 0.5), each a mean over the batch. The same video's
-    other clip h, and the one g of another video, shall lie farther from the query than the positive k. g is h in the
-    reverse order of the global batch; the middle row of an odd one meets its own. All through one encoder.
+    other clip h, and the one g of another video, shall lie farther from the query than the positive k. g is h with the
+    global batch reversed; in an odd batch the middle clip meets its own h. All through one encoder.
     """
 
     def __init__(self, backbone, *, dim: int = 128, pool: str = "max", **base):
@@ -518,9 +518,9 @@ class Triplet(Contrastive):
 class SimCLR(Contrastive):
     """SimCLR (Chen et al. 2020) with BE plugged in: Eq. 7 with the batch in place of the queue.
 
-    Both sides of each pair are queries (so `erase_side` query and key are one method), the other side is the key, all
-    clips of other videos in the global batch are negatives (NT-Xent), and so is, with `hard_negative`, another clip of
-    the same video. The head is theirs: two layers. stats, too: negative: mean similarity to other videos.
+    Each side is the query once, the other its key, so `erase_side` query and key are one method. Negatives are all
+    clips of other videos in the global batch (NT-Xent) and, with `hard_negative`, another clip of the same video. The
+    head is theirs: two layers. stats, too: negative: mean similarity to other videos.
     """
 
     def __init__(self, backbone, *, dim: int = 128, temperature: float = 0.07, pool: str = "max", **base):

@@ -394,7 +394,7 @@ def steps(target: str, words: str = "", splits: list[int] = (1, 2, 3), seeds: li
     for key in own.keys() & {"seed", "split"}:
         raise ConfigError(f"{key}={own[key]} cannot be one of the words, a target says it for each command; give make "
                           f"SEED=... and SPLIT=...")
-    todo = collect(target, typed, splits, seeds, synth)
+    todo, devices = collect(target, typed, splits, seeds, synth), re.search(r"--num_processes (\d+)", launch)
     runs, again = {step.end.parent for step in todo if step.words[0] in TRAIN}, False
     removed = sorted(folder for folder in runs if force and folder.exists())
     for folder in removed:
@@ -402,10 +402,20 @@ def steps(target: str, words: str = "", splits: list[int] = (1, 2, 3), seeds: li
     for step in todo:
         if step.end.parent in removed or not step.done or (step.picture and again):
             again = True
-            print(launch if step.words[0] in TRAIN + SPREAD else run, shlex.join(step.words))
+            spread = step.words[0] in TRAIN + SPREAD and (not devices or divides(step, int(devices[1])))
+            print(launch if spread else run, shlex.join(step.words))
     names = own.get("name", target if target in experiments() else f"{target}-*")
     every = "name" not in own and not fnmatch.filter(experiments(), names)  # a group without rows of its own
     print(run, shlex.join(["report", *([] if every else [f"names={names}"]), f"out={own.get('out', 'runs')}"]))
+
+
+def divides(step: Step, devices: int) -> bool:
+    """Whether a training's batch can be spread over so many devices, in whole BatchNorm groups."""
+    if step.words[0] not in ("pretrain", "finetune"):
+        return True
+    cfg = load(step.words[2], step.words[3:], step.words[0])
+    each, rest = divmod(cfg.batch_size, devices * cfg.accumulate)
+    return not rest and each % (cfg.bn_group or 1) == 0
 
 
 def collect(target: str, typed, splits, seeds, synth) -> list[Step]:
@@ -414,6 +424,8 @@ def collect(target: str, typed, splits, seeds, synth) -> list[Step]:
     rows = [target] if target in known else [name for name in known if name.startswith(f"{target}-")]
     if not rows:
         choose({**dict.fromkeys(known), **PICTURES}, target, "target")
+    if len(rows) != 1 and (named := [word for word in typed if word.startswith("name=")]):
+        raise ConfigError(f"{target} has {len(rows)} rows, which cannot all have {named[0]}; give out=... in its place")
     typed, todo = [*(REHEARSAL if synth else ()), *typed], []
     for seed in seeds:
         words = [*typed, f"seed={seed}"]
@@ -442,6 +454,8 @@ def row(name: str, typed: list[str], splits, synth, on: tuple[str, ...] = ()) ->
         words = ("scenebias", f"data={drawn[1] or '.'}", f"size={drawn[2]}")
         yield Step(words, Path(data).parent / "bias0/ucf101/synthetic.jsonl")  # the last that it writes
     yield from pretraining(name, typed, synth)
+    if load(name, typed).pretrained in experiments() and any(word.startswith("name=") for word in typed):
+        typed = [*typed, "pretrained=self"]  # the pre-training has got that name, too
     if "R@1" in paper:
         words = [*typed, f"dataset={load(name, stage='retrieve').dataset}", "split=1"]
         yield step("retrieve", name, words, "recall-{protocol}-test.json")
@@ -465,7 +479,7 @@ def pretraining(name: str, typed: list[str], synth) -> Iterator[Step]:
     source = load(name, typed).pretrained
     if source == "self":
         dataset = load(name).dataset
-        yield step("pretrain", name, [*typed, f"dataset={dataset}"] if synth else typed, "backbone.safetensors")
+        yield step("pretrain", name, [f"dataset={dataset}", *typed] if synth else typed, "backbone.safetensors")
     elif source in experiments():
         yield from pretraining(source, typed, synth)
 

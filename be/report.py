@@ -227,10 +227,11 @@ def differences(out: Path, names: list[str], tests: dict) -> list[dict]:
     """
     rows, drawn, path = [], {}, out / "report" / "differences.png"
     for name, what, metric in [on for on in tests if on[0] in names and on[2] == "top1"]:
-        other = experiments().get(name, {}).get("against", name.replace("-be", "", 1))
-        here, there = (name, what, metric), (runs_of(other), what, metric)
-        whole = (name, what.replace("swapped", "test"), metric)
-        for difference, a, b in ((f"{name} - {other}", here, there), (f"{name}: test - swapped", whole, here)):
+        others = experiments().get(name, {}).get("against", name.replace("-be", "", 1))
+        here, whole = (name, what, metric), (name, what.replace("swapped", "test"), metric)
+        pairs = [(f"{name} - {other}", here, (runs_of(other), what, metric))
+                 for other in ([others] if isinstance(others, str) else others)]
+        for difference, a, b in (*pairs, (f"{name}: test - swapped", whole, here)):
             both = sorted(tests.get(a, {}).keys() & tests.get(b, {}).keys())
             if a != b and both:
                 x, y = np.array([[tests[on][key]["top1"] for key in both] for on in (a, b)])

@@ -1,9 +1,9 @@
 """Training: the loop, pre-training and fine-tuning. One `fit` serves every objective; the two differ in what they hand
 to it.
 
-Nothing in here depends on how the work is spread: `batch_size` is global, each of `world` processes takes its rows of
-every batch, and all random numbers are functions of (seed, step, sample). So 1 and 8 devices, or a run that was
-interrupted and one that was not, compute the same.
+Nothing in here depends on how the work is spread: `batch_size` is global, each process takes its rows of every batch,
+and all random numbers are functions of (seed, step, sample). So 1 and 8 devices compute the same, and so do a run
+that was interrupted and one that was not. The exceptions draw from the local batch: be/erase.py names them.
 """
 
 import atexit
@@ -33,6 +33,7 @@ from tqdm import tqdm
 from be import backbones, datasets, objectives
 from be.augment import Draws, apply_view, draw_view
 from be.config import Config, ConfigError, choose, experiments
+from be.erase import PARTNERED
 from be.evaluate import Probe, accuracy, classify, load_backbone
 from be.runs import Clock, Run, RunError, duration, make_accelerator, provenance, read_metrics, run_dir, tracking
 from be.video import static_clips
@@ -61,8 +62,10 @@ def schedule_problems(cfg: Config) -> list[str]:
     if cfg.schedule == "step":
         if late := [f"{epoch:g}" for epoch in cfg.lr_steps if epoch >= cfg.epochs]:
             problems.append(f"lr_steps {', '.join(late)} lie beyond epochs={cfg.epochs}: the rate does not fall there")
-        rates = [lr_at(epoch, 1, cfg) / cfg.lr for epoch in range(cfg.epochs)]
-        if (tiny := sum(rate <= 1.001e-3 for rate in rates)) > cfg.epochs / 2:
+        if early := [f"{epoch:g}" for epoch in cfg.lr_steps if epoch < cfg.warmup]:
+            problems.append(f"lr_steps {', '.join(early)} lie within warmup={cfg.warmup:g}: the rate falls at its end")
+        falls = [sum(epoch >= step for step in cfg.lr_steps) for epoch in range(cfg.epochs)]
+        if (tiny := sum(cfg.lr_factor**n <= 1.001e-3 for n in falls)) > cfg.epochs / 2:
             problems.append(f"{tiny} of {cfg.epochs} epochs run at a thousandth of lr={cfg.lr:g} or less; give "
                             f"lr_steps that go with epochs, or schedule=cosine")
     return problems
@@ -82,8 +85,8 @@ def fit(objective, samples: datasets.Samples, cfg: Config, run: Run, accelerator
     at_epoch: called by all processes as at_epoch(epoch) after each epoch, 1 to `cfg.epochs`; what it returns is logged
         on a line of its own. It may leave the objective in eval mode, and must not touch global random states.
 
-    Raises ConfigError when the batch does not fit the data or the processes; RunError where a checkpoint is of another
-    list of videos, and on a loss or a weight that is not finite, before anything of it is saved.
+    Raises ConfigError when the batch does not fit the data or the processes; RunError if the checkpoint belongs to another
+    list of videos, or if a loss or a weight is not finite. Nothing of such a step is saved.
     """
     check_batch(cfg, len(samples), accelerator.num_processes)
     state = State(objective, samples, cfg, run, accelerator)
@@ -109,7 +112,7 @@ def fit(objective, samples: datasets.Samples, cfg: Config, run: Run, accelerator
                 line = state.log_line(stats)
                 log(step=done, epoch=done / per_epoch, **line)
                 show_line(accelerator, bar, done, total, line, state)
-            if tests:  # before the checkpoint: what has one has its line, too
+            if tests:  # before saving, so that every checkpoint has its line in the log
                 with state.clock():
                     share_statistics(objective)
                     if found := at_epoch(done // per_epoch):
@@ -247,8 +250,8 @@ def check_same(accelerator: Accelerator, run: Run, samples: datasets.Samples, ch
 def share_statistics(objective):
     """Gives all processes the first one's running statistics of BatchNorm, in place, for an evaluation.
 
-    Each has its own, of its own clips, and the first one's are saved. Training does not read them, so that nothing else
-    changes, and a run that was interrupted, after which all have them, finds the same.
+    Each process has statistics of its own clips; only the first one's are saved. Training never reads them. So sharing
+    changes nothing, and a resumed run sees the same.
     """
     for name, buffer in objective.named_buffers():
         if "running_" in name:
@@ -307,6 +310,9 @@ def check_batch(cfg: Config, n: int, world: int):
     if cfg.method == "moco" and n < cfg.K:
         raise ConfigError(f"the queue of K={cfg.K} is longer than the training list of {n} videos, and would hold "
                           f"several keys of each, the old ones stale; give a K of at most {n}")
+    if cfg.batch_size == cut and (cfg.erase in PARTNERED or cfg.method in ("simclr", "byol")):
+        raise ConfigError(f"method={cfg.method}, erase={cfg.erase} needs two clips on each device, a part of "
+                          f"batch_size={cfg.batch_size} has one; raise batch_size or lower accumulate")
     if cfg.bn_group and cfg.batch_size // cut % cfg.bn_group:
         raise ConfigError(f"{cfg.batch_size // cut} clips per device and step (batch_size={cfg.batch_size} / {world} "
                           f"processes / accumulate={cfg.accumulate}) do not divide by bn_group={cfg.bn_group}")
@@ -371,7 +377,7 @@ def describe(stage: str, cfg: Config, n: int, world: int, data: str) -> list[str
         f"  data     {data}",
         f"  steps    {cfg.epochs} epochs of {n // cfg.batch_size}: {cfg.epochs * (n // cfg.batch_size)}",
         f"  lr       {cfg.lr:g} for the batch of {cfg.batch_size}, on any number of devices, "
-        f"{falls}{f', warm-up {cfg.warmup:g}' if cfg.warmup else ''}",
+        f"{falls}{f', warm-up over {cfg.warmup:g} epochs' if cfg.warmup else ''}",
         f"  batch    {cfg.batch_size} = {world} device(s) x {cfg.accumulate} part(s) x {each}, BatchNorm over "
         f"{cfg.bn_group or each}",
         *(f"  warning  {problem}" for problem in schedule_problems(cfg)),
@@ -404,9 +410,10 @@ def pretrain(cfg: Config):
         accelerator.print(f"{run.path}: done already; remove the folder to run it again")
         return
     announce(accelerator, "pretrain", cfg, samples)
-    if cfg.method == "moco" and cfg.bn_group == cfg.batch_size // cfg.accumulate:
-        accelerator.print(f"  warning  a part of {cfg.bn_group} clips is a single BatchNorm group: MoCo's shuffle has "
-                          f"nothing to mix, and a query may know its key by their statistics; lower accumulate")
+    part = cfg.batch_size // cfg.accumulate
+    if cfg.method == "moco" and cfg.shuffle_bn and accelerator.num_processes == 1 and (cfg.bn_group or part) == part:
+        accelerator.print(f"  warning  a part of {part} clips is a single BatchNorm group: MoCo's shuffle has "
+                          f"nothing to mix, and a query may know its key by their statistics; give bn_group, or lower accumulate")
     probe = Probe(objective, samples, cfg, accelerator) if cfg.probe_every else None
     fit(objective, samples, cfg, run, accelerator, probe)
     run.save_weights("backbone", objective.backbone, backbone=cfg.backbone, width=cfg.width, experiment=cfg.name,
@@ -422,8 +429,8 @@ def finetune(cfg: Config):
 
     The backbone is that of `cfg.pretrained`: self, this experiment's own; random; another's; or published weights.
 
-    The last epoch is what is tested; or, with select=holdout, the one that is best on a tenth of the training list,
-    whole source videos that are not trained on. The test list plays no part here.
+    The last epoch is tested. With select=holdout a tenth of the training list (whole source videos) is held out, and the
+    epoch that is best on it is kept. The test list plays no part here.
     """
     accelerator = make_accelerator(cfg)
     samples = datasets.load_for(cfg, "train")

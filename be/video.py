@@ -406,11 +406,11 @@ def distant_clips(n, rng, *, T, stride, gap):
                                                   . . . . . o . o . o . .       5 7 9
 
     The distance is rounded up to frames, at least one. All pairs of starts that keep it are equally likely. A video
-    shorter than a clip is a circle, and so is the distance, at most n // 2 then.
+    without room for it is a circle, if that brings the clips farther apart: they wrap around, at most n // 2 apart.
     """
     span = (T - 1) * stride + 1
     apart, places = max(1, math.ceil(gap * span)), n - span + 1
-    if places < 1:
+    if places - 1 < min(apart, n // 2):
         distance = rng.integers(min(apart, n // 2), n // 2 + 1)
         first = rng.integers(n)
     else:

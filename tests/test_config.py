@@ -29,7 +29,7 @@ def test_help_has_every_key_once_with_its_group_default_and_meaning():
     assert [key for key, *_ in rows] == [field.name for field in dataclasses.fields(Config)]
     said = {key: (default, meaning) for key, default, meaning in rows}
     assert said["gamma"] == ("0.3", "lam ~ U[0, gamma] (Eq. 1); larger blurs")
-    assert said["erase_side"] == ("query", "query | key | both; the distracted one; both costs 1.8 times as much")
+    assert said["erase_side"] == ("query", "query | key | both; the distracted one; both costs MoCo + BE 1.8 times as much")
     assert said["pretrained"][1].endswith("hf:USER/REPO (be/weights.py)")  # a meaning of two lines
     assert all(meaning for _, meaning in said.values())
     assert said["lr_steps"][0] == "[10, 20, 30, 40]"
@@ -89,6 +89,25 @@ def test_a_part_for_a_data_set_counts_where_it_is_read(tmp_path):
         load(str(mine))
 
 
+def test_what_is_said_of_the_pre_training_does_not_reach_fine_tuning(tmp_path):
+    """method, erase and erase_side, typed for all stages of a row, or at the top of an entry."""
+    words = ["method=byol", "erase=video-mixup", "erase_side=both"]
+    cfg, tuned = load("table1-moco", words), load("table1-moco", words, "finetune")
+    assert (cfg.method, cfg.erase, cfg.erase_side) == ("byol", "video-mixup", "both")
+    assert (tuned.method, tuned.erase, tuned.erase_side) == ("classify", "none", "query")
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("from: table1-moco\nerase: video-mixup\n")
+    assert load(str(mine), stage="finetune").erase == "none"
+    assert load("more-classify-be", stage="finetune").erase == "intra-video-frame"
+
+
+def test_what_rows_are_compared_with_exists():
+    for name, entry in config.experiments().items():
+        others = entry.get("against", [])
+        for other in [others] if isinstance(others, str) else others:
+            assert other in config.experiments() and other != name
+
+
 def test_the_strong_recipe():
     cfg, tuned = (load("table1-moco-be", ["recipe=strong"], stage) for stage in ("pretrain", "finetune"))
     assert (cfg.epochs, cfg.schedule, cfg.warmup, cfg.temperature, cfg.weight_decay) == (200, "cosine", 10, 0.1, 1e-4)
@@ -142,6 +161,9 @@ def test_a_saved_config_that_lacks_a_key_has_its_default(tmp_path):
     ("table1-moco", ["scale=[0.5]"], "scale=[0.5] must be null"),
     ("table1-moco", ["flip=1.5"], "flip=1.5 is too large, expected at most 1"),
     ("table1-moco", ["gamma=1.5"], "gamma=1.5 is too large, expected at most 1"),
+    ("table1-moco", ["lr=.nan"], "lr=nan is float, expected a number"),
+    ("table1-moco", ["hard_negative_gap=.inf"], "hard_negative_gap=inf is float, expected a number"),
+    ("table1-moco", ["lr_steps=[-1]"], "lr_steps=-1.0 is too small"),
     ("table1-moco", ["temperature=0"], "temperature=0.0 is too small"),
     ("table1-moco", ["jitter=[0.4, 0.4, 0.4]"], "jitter=[0.4, 0.4, 0.4] must be 4 strengths"),
     ("table1-moco", ["flip=-0.5"], "flip=-0.5 is too small, expected at least 0"),

@@ -190,6 +190,32 @@ def test_an_entry_of_ones_own(monkeypatch, capsys):
         targets.steps("mine")
 
 
+def test_a_named_variant_is_its_own_to_the_end(capsys):
+    """Its fine-tuning starts from its own pre-training, not from that of the row it borrows from; one name, one row."""
+    targets.steps("table2-moco-be", "recipe=strong name=mine", [1])
+    pretrain, finetune, *_ = (words_of(line) for line in capsys.readouterr().out.splitlines())
+    assert pretrain[:3] == ["pretrain", "--cfg", "table1-moco-be"] and "name=mine" in pretrain
+    cfg = config.load(finetune[2], finetune[3:], "finetune")
+    assert (cfg.name, cfg.pretrained, cfg.recipe) == ("mine", "self", "strong")
+    with pytest.raises(config.ConfigError, match="table4 has 6 rows, which cannot all have name=mine; give out="):
+        targets.steps("table4", "name=mine", [1])
+
+
+def test_a_batch_that_does_not_divide_runs_on_one_device(capsys):
+    """The released recipe on 8 GPUs: 64 clips to pre-train, 4 to fine-tune."""
+    launch = "python -m accelerate.commands.launch --multi_gpu --num_processes 8 run.py"
+    targets.steps("table1-moco-be", "recipe=released", [1], launch=launch)
+    lines = {words_of(line)[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert "--num_processes 8" in lines["pretrain"] and "--num_processes 8" in lines["evaluate"]
+    assert "--num_processes" not in lines["finetune"]
+
+
+def test_a_rehearsal_keeps_the_data_set_that_was_typed(capsys):
+    targets.steps("table1-moco-be-i3d-ucf101", "recipe=released dataset=hmdb51", [1], synth=True)
+    pretrain = next(w for w in map(words_of, capsys.readouterr().out.splitlines()) if w[0] == "pretrain")
+    assert config.load(pretrain[2], pretrain[3:]).dataset == "hmdb51"
+
+
 def test_the_evidence_draws_its_videos_first(capsys):
     targets.steps("evidence-methods", splits=[1])
     commands = [words_of(line) for line in capsys.readouterr().out.splitlines()]

@@ -61,7 +61,8 @@ def test_cosine_and_warm_up_are_torchs():
 
 @pytest.mark.parametrize("words, says", [
     ([], []), (["epochs=200"], ["170 of 200 epochs run at a thousandth of lr=0.01 or less"]),
-    (["epochs=20"], ["lr_steps 20, 30, 40 lie beyond epochs=20"]), (["epochs=200", "schedule=cosine"], []),
+    (["epochs=20"], ["lr_steps 20, 30, 40 lie beyond epochs=20"]), (["lr=0"], []),
+    (["warmup=15"], ["lr_steps 10 lie within warmup=15: the rate falls at its end"]), (["epochs=200", "schedule=cosine"], []),
     (["recipe=released"], []), (["recipe=strong"], []),
 ])
 def test_an_odd_schedule_is_said(words, says):
@@ -143,7 +144,9 @@ def test_batches_that_do_not_fit():
     cfg = config.load("demo-moco-be")
     for change, n, world, message in [({"batch_size": 30}, 500, 4, "batch_size=30 is global and does not divide by 4"),
                                       ({"accumulate": 3}, 500, 1, "accumulate=3"), ({}, 31, 1, "has 31 videos"),
-                                      ({"bn_group": 5}, 500, 1, "do not divide by bn_group=5")]:
+                                      ({"bn_group": 5}, 500, 1, "do not divide by bn_group=5"),
+                                      ({"accumulate": 32, "erase": "video-mixup"}, 500, 1, "needs two clips"),
+                                      ({"accumulate": 32, "method": "simclr"}, 500, 1, "needs two clips")]:
         with pytest.raises(ConfigError, match=message):
             train.check_batch(replace(cfg, **change), n, world)
     train.check_batch(config.load("table1-moco-be", ["recipe=released"]), 246534, 8)  # on 8 GPUs, as released

@@ -461,13 +461,13 @@ def test_distant_clips_keep_their_distance(n):
 
 
 def test_distant_clips_where_there_is_no_room():
-    """As far as the video allows: from end to end, or half way around one shorter than a clip."""
-    for seed in range(50):
-        rng = np.random.default_rng(seed)
-        assert sorted(video.distant_clips(70, rng, T=16, stride=4, gap=0.5)[:, 0]) == [0, 9]
-        assert sorted(video.distant_clips(61, rng, T=16, stride=4, gap=0.5)[:, 0]) == [0, 0]  # the only one
-        a, b = video.distant_clips(41, rng, T=16, stride=4, gap=0.5)[:, 0]
-        assert abs(int(a) - int(b)) in (20, 21)
+    """As far as the video allows: half way around one that has no room, and never the same frames twice."""
+    for n in (41, 60, 61, 62, 70, 91):
+        starts = [video.distant_clips(n, np.random.default_rng(s), T=16, stride=4, gap=0.5)[:, 0] for s in range(300)]
+        apart = {min(abs(int(a) - int(b)), n - abs(int(a) - int(b))) for a, b in starts}
+        assert apart == set(range(min(31, n // 2), n // 2 + 1)), n  # 31 is half a span of 61
+    starts = [video.distant_clips(70, np.random.default_rng(s), T=16, stride=4, gap=2)[:, 0] for s in range(300)]
+    assert {min(abs(int(a) - int(b)), 70 - abs(int(a) - int(b))) for a, b in starts} == {35}
     pairs = [video.distant_clips(100, np.random.default_rng(s), T=16, stride=4, gap=0)[:, 0] for s in range(500)]
     near = {abs(int(a) - int(b)) for a, b in pairs}
     assert min(near) == 1 and max(near) > 30  # gap 0: distinct, and that is all
