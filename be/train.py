@@ -85,7 +85,7 @@ def fit(objective, samples: datasets.Samples, cfg: Config, run: Run, accelerator
     at_epoch: called by all processes as at_epoch(epoch) after each epoch, 1 to `cfg.epochs`; what it returns is logged
         on a line of its own. It may leave the objective in eval mode, and must not touch global random states.
 
-    Raises ConfigError when the batch does not fit the data or the processes; RunError if the checkpoint belongs to another
+    Raises ConfigError when the batch does not fit the data or the processes; RunError if the checkpoint is of another
     list of videos, or if a loss or a weight is not finite. Nothing of such a step is saved.
     """
     check_batch(cfg, len(samples), accelerator.num_processes)
@@ -413,7 +413,7 @@ def pretrain(cfg: Config):
     part = cfg.batch_size // cfg.accumulate
     if cfg.method == "moco" and cfg.shuffle_bn and accelerator.num_processes == 1 and (cfg.bn_group or part) == part:
         accelerator.print(f"  warning  a part of {part} clips is a single BatchNorm group: MoCo's shuffle has "
-                          f"nothing to mix, and a query may know its key by their statistics; give bn_group, or lower accumulate")
+                          f"nothing to mix, and a query may know its key by their statistics; give a smaller bn_group")
     probe = Probe(objective, samples, cfg, accelerator) if cfg.probe_every else None
     fit(objective, samples, cfg, run, accelerator, probe)
     run.save_weights("backbone", objective.backbone, backbone=cfg.backbone, width=cfg.width, experiment=cfg.name,
@@ -429,8 +429,8 @@ def finetune(cfg: Config):
 
     The backbone is that of `cfg.pretrained`: self, this experiment's own; random; another's; or published weights.
 
-    The last epoch is tested. With select=holdout a tenth of the training list (whole source videos) is held out, and the
-    epoch that is best on it is kept. The test list plays no part here.
+    The last epoch is tested. With select=holdout a tenth of the training list (whole source videos) is held out, and
+    the epoch that is best on it is kept. The test list plays no part here.
     """
     accelerator = make_accelerator(cfg)
     samples = datasets.load_for(cfg, "train")

@@ -62,7 +62,8 @@ def test_cosine_and_warm_up_are_torchs():
 @pytest.mark.parametrize("words, says", [
     ([], []), (["epochs=200"], ["170 of 200 epochs run at a thousandth of lr=0.01 or less"]),
     (["epochs=20"], ["lr_steps 20, 30, 40 lie beyond epochs=20"]), (["lr=0"], []),
-    (["warmup=15"], ["lr_steps 10 lie within warmup=15: the rate falls at its end"]), (["epochs=200", "schedule=cosine"], []),
+    (["warmup=15"], ["lr_steps 10 lie within warmup=15: the rate falls at its end"]),
+    (["epochs=200", "schedule=cosine"], []),
     (["recipe=released"], []), (["recipe=strong"], []),
 ])
 def test_an_odd_schedule_is_said(words, says):
