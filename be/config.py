@@ -144,6 +144,7 @@ DEFAULTS = {field.name: field.default for field in dataclasses.fields(Config) if
 # Keys that may differ between a run and the command that goes on with it: they do not change what is computed.
 FREE_KEYS = {"out", "data", "test_data", "workers", "cache_gb", "log_every", "save_every", "keep", "probe_every",
              "subset", "test_clips", "protocol", "memory_gb", "scene", "tracker", "checkpointing"}
+HARD_NEGATIVE = ("hard_negative_view", "hard_negative_gap", "hard_negative_encoder")
 # What an entry, or a person, says of the pre-training; fine-tuning has its own, in a block `finetune:`
 OF_PRETRAINING = ("method", "erase", "erase_side")
 ALIASES = {"pretrained": {None: "self", "none": "random"}}  # values as they were once written
@@ -172,6 +173,9 @@ def changes(saved: Path, cfg: Config) -> str:
     """
     before, now = dataclasses.asdict(load(str(saved))), dataclasses.asdict(cfg)
     free = FREE_KEYS - ({"test_clips"} if cfg.select == "holdout" else set())  # they choose the epoch there
+    for key, value, idle in (("erase", "none", ("erase_side", "gamma")), ("hard_negative", False, HARD_NEGATIVE)):
+        if before[key] == now[key] == value:
+            free = free.union(idle)  # they mean nothing then
     return ", ".join(f"{k}: {before[k]} -> {now[k]}" for k in now if k not in free and before[k] != now[k])
 
 
