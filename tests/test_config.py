@@ -139,7 +139,7 @@ def test_a_saved_config_that_lacks_a_key_has_its_default(tmp_path):
     assert load("demo-random", ["pretrained=none"]).pretrained == "random"
     saved.write_text(config.as_text(load("table1-moco", ["erase_side=key", "hard_negative_view=a1"])))
     assert config.changes(saved, load("table1-moco")) == ""  # plain MoCo has no distracted side
-    assert config.changes(saved, load("table1-moco-be")).startswith("name: table1-moco -> table1-moco-be, erase: none -> intra-video-frame, erase_side: key")
+    assert "erase: none -> intra-video-frame, erase_side: key" in config.changes(saved, load("table1-moco-be"))
 
 
 @pytest.mark.parametrize("name, overrides, message", [
