@@ -56,7 +56,7 @@ def read_about(path: Path) -> dict:
     """What `write` was told about the file, without reading its tensors. Raises WeightsError where there is none."""
     if not path.exists():
         raise WeightsError(f"{path} does not exist; the stage that writes it has not been run, or not to its end")
-    with refused(f"{path} cannot be read as safetensors"), safe_open(path, framework="pt") as file:
+    with named(path), safe_open(path, framework="pt") as file:
         return json.loads((file.metadata() or {}).get("about", "{}"))
 
 
@@ -93,7 +93,7 @@ def find(source: str) -> Path | None:
 
 
 def load(path: Path, module: nn.Module, strict: bool = False) -> dict:
-    """Loads a file, or the backbone.safetensors of a folder, into `module`, and prints what came of it.
+    """Loads a file, or that of a folder (FILES), into `module`, and prints what came of it.
 
     strict: names and shapes must all be the same. -> {"naming": key of NAMINGS, "prefix": what stood before the names,
     "missing", "left_out": names}. Raises WeightsError if the file cannot be read safely or does not fit.
@@ -115,6 +115,9 @@ def load(path: Path, module: nn.Module, strict: bool = False) -> dict:
     lacks = len(missing) > 0.1 * len(wanted) or any(own[name].ndim == 5 for name in missing)
     if inside or lacks or (strict and missing + left_out):
         raise WeightsError(f"does not fit {type(module).__name__}: {'only ' if missing else ''}{report}")
+    if bad := [name for name, tensor in fit.items() if not tensor.isfinite().all()]:
+        raise WeightsError(f"{path}: {len(bad)} of {len(fit)} tensors hold NaN or infinity, such as {bad[0]}: the "
+                           f"training that wrote them had diverged")
     module.load_state_dict({**own, **as_ours(fit, NAMINGS[naming], module)})
     print(f"loaded {report}")
     return {"naming": naming, "prefix": prefix, "missing": missing, "left_out": left_out}
@@ -123,23 +126,60 @@ def load(path: Path, module: nn.Module, strict: bool = False) -> dict:
 def read(path: Path) -> Tensors:
     """All tensors of a file under dotted names; the containers of a checkpoint ("state_dict") become part of them.
 
-    Raises WeightsError where torch.load would have to run code from the file.
+    Of a folder: of the first of FILES that lies there. Raises WeightsError, which says what the file is instead, or
+    where torch.load would have to run code from it.
     """
-    path = Path(path) / "backbone.safetensors" if Path(path).is_dir() else Path(path)
-    if path.suffix == ".safetensors":
-        with refused(f"{path} cannot be read as safetensors"):
+    if Path(path).is_dir():
+        file = next((Path(path) / name for name in FILES if (Path(path) / name).is_file()), None)
+        if file is None:
+            raise WeightsError(f"{path} has no weights: none of {', '.join(FILES)} is in that folder; name a file")
+        path = file
+    with named(path := Path(path)):
+        if path.suffix == ".safetensors":
             return load_file(path)
-    try:
         with torch.serialization.safe_globals([argparse.Namespace]):  # options of scripts: values, not code
             return _flatten(torch.load(path, map_location="cpu", weights_only=True))
+
+
+FILES = "backbone.safetensors", "model.safetensors", "pytorch_model.bin"  # ours, and those of the Hub
+INSTEAD = {  # how a file begins -> what it is
+    b"": "is empty, as a full disk or a download that failed leaves it: fetch it again",
+    b"<": "is a web page, as Google Drive sends one in place of a large file: fetch it with a browser, or with gdown",
+    b"version https://git-lfs": "is a Git-LFS pointer, not the weights: run `git lfs pull` where it was cloned",
+    b"\x1f\x8b": "is a gzip archive: unpack it, and name what is in it",
+}
+BREAKS_OFF = "central directory|EOF|truncated|Ran out of input|not fully covered|InvalidHeaderLength|expected .* bytes"
+
+
+@contextlib.contextmanager
+def named(path: Path):
+    """Turns what reading `path` raises into a WeightsError that says what the file is instead of weights."""
+    try:
+        yield
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be read: {error.strerror or error}") from None
     except Exception as error:  # of what is not a checkpoint, the unpickler raises nearly anything
-        found = re.search(r"GLOBAL \S+", str(error))
-        raise WeightsError(
-            f"{path} is damaged, or holds more than tensors and could run code of its author when opened "
-            f"({found[0] if found else str(error).split('. ')[0]}). If you trust the author, make a file of its "
+        raise WeightsError(f"{path} {_instead(path, str(error))}") from None
+
+
+def _instead(path: Path, error: str) -> str:
+    with open(path, "rb") as file:
+        start = file.read(64).removeprefix(b"\xef\xbb\xbf").lstrip()
+    for sign, what in INSTEAD.items():
+        if start.startswith(sign) if sign else not start:
+            return what
+    if re.fullmatch(rb"[\t\r\n -~]+", start):
+        return f"is text, not weights; it begins with {start.decode()!r}"
+    if re.search(BREAKS_OFF, error):
+        return f"breaks off after {path.stat().st_size} bytes, as half a download does: fetch it again ({error})"
+    if path.suffix == ".safetensors":
+        return f"cannot be read as safetensors: {error}"
+    found = re.search(r"GLOBAL \S+", error)
+    return (f"is damaged, or holds more than tensors and could run code of its author when opened "
+            f"({found[0] if found else error.split('. ')[0]}). If you trust the author, make a file of its "
             f"tensors, and use that:\n  python -c \"import torch; c = torch.load('{path}', 'cpu', weights_only=False); "
             f"torch.save(c.get('state_dict', c.get('model', c)) if isinstance(c, dict) else c.state_dict(), "
-            f"'{path.stem}-tensors.pth')\"") from None
+            f"'{path.stem}-tensors.pth')\"")
 
 
 def _flatten(value, name: str = "") -> Tensors:
@@ -153,7 +193,7 @@ def _best_fit(tensors: Tensors, wanted: Tensors) -> tuple[str, str, Tensors]:
     """(naming, prefix, tensors under names of ours) of the pair of naming and prefix with the most tensors that fit.
 
     A prefix is all that may stand before the names of a network: `module.`, `encoder_q.0.`, `state_dict.`. Where
-    several fit as well, the first in the file wins: a query encoder comes before its momentum encoder.
+    several fit as well, a momentum encoder (`encoder_k`, `target`) loses, then the first in the file wins.
     """
     heads = Counter(name[:end] for name in tensors for end in (0, *(m.end() for m in re.finditer(r"\.", name))))
     found = [(0, "same", "", tensors)]
@@ -163,7 +203,7 @@ def _best_fit(tensors: Tensors, wanted: Tensors) -> tuple[str, str, Tensors]:
             theirs = NAMINGS[naming].ours(under)
             fits = sum(name in theirs and theirs[name].shape == tensor.shape for name, tensor in wanted.items())
             found.append((fits, naming, prefix, theirs))
-    return max(found, key=lambda one: one[0])[1:]
+    return max(found, key=lambda one: (one[0], not re.search(r"momentum|target|_k\b|\bkey", one[2])))[1:]
 
 
 # ---- whose names they are

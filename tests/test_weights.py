@@ -1,6 +1,7 @@
 """Checkpoints of others become backbones that compute what theirs computed, or are refused with the reason."""
 
 import argparse
+import gzip
 import json
 import re
 import shutil
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 import torchvision
 from conftest import TINY
 from networks import awake
+from safetensors.torch import save_file
 from torch import nn
 
 from be import config, weights
@@ -358,13 +360,68 @@ def test_pickles_that_could_run_code_are_refused_and_the_way_out_works(tmp_path)
     assert load(tmp_path / "theirs-tensors.pth", fresh("r3d18"))["missing"] == []
 
 
-@pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b"no checkpoint at all"])
-@pytest.mark.parametrize("name", ["theirs.pth", "theirs.safetensors"])
-def test_damaged_files(tmp_path, damage, name):
-    path = saved(tmp_path, {"w": torch.ones(500)}, name)
-    path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(WeightsError, match="is damaged|cannot be read as safetensors"):
+PAGE, POINTER = "is a web page, as Google Drive", "is a Git-LFS pointer.*git lfs pull"
+NO_WEIGHTS = {  # what a file is instead: (its bytes, of those of a sound one, what is said)
+    "empty": (lambda whole: b"", "is empty"), "blank": (lambda whole: b"\n \n", "is empty"),
+    "page": (lambda whole: b"<!DOCTYPE html><html>Google Drive - Virus scan warning</html>", PAGE),
+    "page, BOM": (lambda whole: b"\xef\xbb\xbf\r\n<html lang=de><title>Anmelden</title>", PAGE),
+    "xml": (lambda whole: b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", PAGE),
+    "pointer": (lambda whole: b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n", POINTER),
+    "json": (lambda whole: b'{"error": "Repository not found"}', "is text, not weights; it begins with '{\"error"),
+    "half": (lambda whole: whole[: len(whole) // 2], "breaks off after [0-9]+ bytes, as half a download"),
+    "nine tenths": (lambda whole: whole[: len(whole) * 9 // 10], "breaks off after"),
+    "gzip": (gzip.compress, "is a gzip archive: unpack it"),
+    "noise": (lambda whole: bytes(range(128, 256)), "is damaged|cannot be read as safetensors"),
+}
+
+
+@pytest.mark.parametrize("what", NO_WEIGHTS)
+@pytest.mark.parametrize("kind", [".pth", ".safetensors", ".pth.tar"])
+def test_what_is_not_weights_is_named(tmp_path, what, kind):
+    path, tensors = tmp_path / f"theirs{kind}", trained("r3d18").state_dict()
+    if kind == ".safetensors":
+        save_file(tensors, path)
+    else:
+        torch.save(tensors, path, _use_new_zipfile_serialization=kind == ".pth")  # .pth.tar: as before torch 1.6
+    assert load(path, fresh("r3d18"))["missing"] == []
+    content, said = NO_WEIGHTS[what]
+    path.write_bytes(content(path.read_bytes()))
+    with pytest.raises(WeightsError, match=f"^{path} .*{said}"):
         load(path, fresh("r3d18"))
+    if kind == ".safetensors":
+        with pytest.raises(WeightsError, match=said):
+            weights.read_about(path)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_weights_that_diverged_are_refused(tmp_path, value):
+    state, ours = trained("r3d18").state_dict(), fresh("r3d18")
+    state["layer4.1.bn2.weight"][1] = value
+    with pytest.raises(WeightsError, match="1 of 120 tensors hold NaN or infinity, such as layer4.1.bn2.weight"):
+        load(saved(tmp_path, state), ours)
+    torch.testing.assert_close(ours.state_dict(), fresh("r3d18").state_dict(), rtol=0, atol=0)  # as it was
+    unused = {"fc.weight": torch.full((9,), value)}  # a head that is left out may hold what it likes
+    assert load(saved(tmp_path, trained("r3d18").state_dict() | unused), ours)["left_out"] == ["fc.weight"]
+
+
+def test_the_weights_of_a_folder(tmp_path):
+    with pytest.raises(WeightsError, match=f"{tmp_path} has no weights: none of backbone.safetensors, model.safe"):
+        load(tmp_path, fresh("r3d18"))
+    for seed, name in enumerate(["pytorch_model.bin", "model.safetensors", "backbone.safetensors"]):
+        state, ours = trained("r3d18", seed=seed).state_dict(), fresh("r3d18")
+        (torch.save if name.endswith("bin") else save_file)(state, tmp_path / name)
+        load(tmp_path, ours)
+        assert torch.equal(ours.conv1.weight, state["conv1.weight"]), name
+
+
+@pytest.mark.parametrize("query, momentum", [("encoder_q", "encoder_k"), ("online_network", "target_network"),
+                                             ("backbone", "momentum"), ("module.net", "module.momentum_net")])
+def test_a_momentum_encoder_is_not_taken_whatever_the_order(tmp_path, query, momentum):
+    first, second = trained("r3d18", seed=1).state_dict(), trained("r3d18", seed=2).state_dict()
+    state = {f"{momentum}.{name}": tensor for name, tensor in second.items()}
+    state |= {f"{query}.{name}": tensor for name, tensor in first.items()}
+    load(saved(tmp_path, {"state_dict": state}), ours := fresh("r3d18"))
+    assert torch.equal(ours.conv1.weight, first["conv1.weight"])
 
 
 def test_where_weights_are_looked_for(tmp_path, monkeypatch):
@@ -405,9 +462,6 @@ def test_files_of_ours_load_strictly(tmp_path, capsys):
             load_weights(path, nn.Sequential(*layers))
     with pytest.raises(WeightsError, match="nothing.safetensors does not exist; the stage"):
         load_weights(tmp_path / "nothing.safetensors", net)
-    path.write_bytes(b"no weights")
-    with pytest.raises(WeightsError, match="cannot be read as safetensors"):
-        load_weights(path, net)
 
 
 def finished(folder, name, width=4):
