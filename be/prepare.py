@@ -103,15 +103,16 @@ def inspect_file(root, check, record) -> Record:
     """Reads all of a file. This runs in a process of its own."""
     file, state = os.path.join(root, record.path), blake2b(digest_size=16)
     try:
-        with Reader(file) as video:
-            info, index = video.info, video.index
+        with Reader(file, strict=True) as video:
+            info, index, files = video.info, video.index, video.files
             if check == "decode":
                 video.decode(np.arange(video.frames), short_side=16)
     except VideoError as error:
         return replace(record, check=check, problem=str(error).removeprefix(f"{file}: "))
-    with open(file, "rb") as content:
-        for part in iter(partial(content.read, 2**20), b""):
-            state.update(part)
+    for name in files:
+        with open(name, "rb") as content:
+            for part in iter(partial(content.read, 2**20), b""):
+                state.update(part)
     packed = base64.b64encode(index.pack()).decode()
     return replace(record, check=check, digest=state.hexdigest(), index=packed, frames=info.frames, fps=info.fps,
                    width=info.width, height=info.height, codec=info.codec)
@@ -134,7 +135,7 @@ def transcode(root, copy, short_side, gop, path) -> str | OSError | None:
 
 def write_copy(source, target, short_side, gop):
     """Raises VideoError unless the copy has as many frames as its source, and they agree."""
-    with Reader(source) as video:
+    with Reader(source, strict=True) as video:
         side = min(short_side, video.info.width, video.info.height) // 2 * 2
         n, step = video.frames, max(1, BUFFER // (side * 2 * side * 3))
         parts = (video.decode(np.arange(start, min(n, start + step)), side) for start in range(0, n, step))

@@ -80,20 +80,35 @@ class Index:
         return cls(order, pts, np.frombuffer(data, bool, packets, 4 * frames + 8 * packets))
 
 
-class Reader(AbstractContextManager):
-    """An open video file: `.frames`, `.info`, `.index` and `.decode`. A context manager, for one thread.
+class Damage(VideoError):
+    """The decoder complains amid a video that is whole. Raised only by a strict Reader."""
 
-    path: a regular file. index: an earlier `Reader(path).index`, which spares the pass over the packets. One that does
-    not fit the file is noticed when frames are decoded. Raises VideoError unless path is a whole file with a video
-    stream that can be decoded.
+
+class Reader(AbstractContextManager):
+    """An open video: `.frames`, `.info`, `.index` and `.decode`. A context manager, for one thread.
+
+    path: a regular file, or a folder of frames, which gives a FrameFolder. index: an earlier `Reader(path).index`,
+    which spares the pass over the packets. One that does not fit the file is noticed when frames are decoded.
+    Of several video streams it reads the one that FFmpeg calls the best, but no cover picture, which is one, too.
+
+    `.damaged` says whether frames decoded so far rest on damage inside the file. They are what FFmpeg makes of it in
+    one pass over all of it, and where it gives no frame, the one before. strict: raise Damage instead. Raises
+    VideoError unless path is whole and has a video stream that can be decoded.
     """
 
-    def __init__(self, path, index: Index | None = None):
-        self.path = os.fspath(path)
+    def __new__(cls, path, *_, **__):
+        return super().__new__(FrameFolder if os.path.isdir(path) else cls)
+
+    def __init__(self, path, index: Index | None = None, strict: bool = False):
+        self.path, self.strict, self.damaged = os.fspath(path), strict, False
+        self.files = [self.path]  # all that the video consists of
+        self._container, self._frame_of, self._size = None, {}, None
+        self._scaler, self._painter = VideoReformatter(), VideoReformatter()  # they keep their tables between frames
+        self._start(index)
+
+    def _start(self, index):
         if not os.path.isfile(self.path):
             raise VideoError(f"{self.path}: {'not a regular' if os.path.exists(self.path) else 'no such'} file")
-        self._container, self._frame_of = None, {}
-        self._scaler, self._painter = VideoReformatter(), VideoReformatter()  # they keep their tables between frames
         try:
             self._open(trust=index is not None)
             self.index = index or self._scan()
@@ -113,9 +128,15 @@ class Reader(AbstractContextManager):
             self._container.close()
 
     @cached_property
+    def _first(self):
+        """Frame 0. Its size is that of the video."""
+        with Reader(self.path, self.index, self.strict) as video:
+            return next(video._pictures([0]))[1]
+
+    @cached_property
     def info(self) -> Info:
         """Decodes one frame, for only a decoded frame tells whether it is rotated."""
-        _, picture = next(self._pictures([0]))
+        picture = self._first
         width, height = (picture.width, picture.height)[:: -1 if round(picture.rotation / 90) % 2 else 1]
         fps = float(self._stream.average_rate or self._stream.guessed_rate or 1)
         if self._frame_of and self.frames > 1:
@@ -129,8 +150,9 @@ class Reader(AbstractContextManager):
         indices: integers in 0..frames-1, an array of any shape in any order.
         short_side: px (None: the native size). The shorter side becomes short_side; the longer one keeps the
         proportion, to the nearest even number, and is centre-cropped to 2 * short_side. Bilinear, anti-aliased.
+        A frame of another size than frame 0 is stretched to that one's.
         Raises IndexError for an index that the video does not have, and VideoError if a needed frame cannot be
-        decoded or rests on damaged data, or if it is to be scaled and is over 16 times as long as wide.
+        decoded, rests on damage and the Reader is strict, or is to be scaled and is over 16 times as long as wide.
         """
         indices = np.asarray(indices)
         flat, out = indices.ravel(), None
@@ -138,7 +160,8 @@ class Reader(AbstractContextManager):
             raise IndexError(f"{self.path}: frames {flat.min()}..{flat.max()} asked for, has 0..{self.frames - 1}")
         for n, picture in self._pictures(sorted(set(flat.tolist())) or [0]):
             if out is None:
-                width, height = picture.width, picture.height
+                first = picture if (picture.width, picture.height) == self._size else self._first
+                width, height = first.width, first.height
                 if short_side:
                     short, long = sorted((width, height))
                     if long > 16 * short:
@@ -146,7 +169,7 @@ class Reader(AbstractContextManager):
                     long = max(short_side, 2 * round(long * short_side / short / 2))
                     width, height = (long, short_side) if width > height else (short_side, long)
                 size = {"width": width, "height": height, "threads": 1}  # or scaling takes a thread per core
-                turns = round(picture.rotation / 90) % 4  # counter-clockwise; a mirror in its matrix is ignored
+                turns = round(first.rotation / 90) % 4  # counter-clockwise; a mirror in its matrix is ignored
                 H, W = (width, height) if turns % 2 else (height, width)
                 most = 2 * short_side if short_side else max(H, W)
                 top, left = max(0, H - most) // 2, max(0, W - most) // 2
@@ -168,11 +191,15 @@ class Reader(AbstractContextManager):
             self._container = av.open("file:" + self.path, options=TRUST_HEADER if trust else {}, **ANY_TITLE)
         except (av.error.FFmpegError, OSError) as error:
             raise VideoError(f"{self.path}: cannot be opened as a video: {error.strerror}") from error
+        if trust and len(self._container.streams.video) > 1:
+            return self._open()  # what tells them apart is not in the header
         if not self._container.streams.video:
             raise VideoError(f"{self.path}: has no video stream")
-        self._stream = self._container.streams.video[0]
+        best = self._container.streams.best("video").index
+        self._stream = max(self._container.streams.video, key=lambda one: (one.frames != 1, one.index == best))
         if self._stream.codec_context is None:
             raise VideoError(f"{self.path}: its video codec is unknown to this build of FFmpeg")
+        self._size = self._stream.codec_context.width, self._stream.codec_context.height
         self._stream.codec_context.thread_count = 1  # the loader has a process per core already
 
     def _packets(self):
@@ -187,17 +214,18 @@ class Reader(AbstractContextManager):
     def _scan(self) -> Index:
         """From the packets alone where they tell, or else by decoding and counting everything."""
         codec, avi = self._stream.codec_context, self._container.format.name == "avi"
-        pts, key, shown, mpeg4 = [], [], [], []
+        pts, key, shown, mpeg4, corrupt = [], [], [], [], None
         for packet in self._packets():
-            if packet.is_corrupt:
-                raise VideoError(f"{self.path}: breaks off, or is damaged, in packet {len(pts)}")
+            corrupt = len(pts) if packet.is_corrupt else corrupt
             pts.append(packet.pts)
             key.append(packet.is_keyframe)
             shown.append(not packet.is_discard)  # an MP4 edit list can have pictures decoded but not shown
             if codec.name == "mpeg4":
                 mpeg4.append(bytes(packet))
+        if corrupt is not None and (self.strict or corrupt == len(pts) - 1):
+            raise VideoError(f"{self.path}: breaks off, or is damaged, in packet {corrupt}")
         # Timestamps can serve as labels if every packet has its own, and if decoding starts with the first one.
-        labels = None not in pts and len(set(pts)) == len(pts) > 0 and key[0] and pts[0] == min(pts)
+        labels = corrupt is None and None not in pts and len(set(pts)) == len(pts) > 0 and key[0] and pts[0] == min(pts)
         # They tell the order too, unless made up: AVI stores none, and where pictures are reordered pts must be.
         made_up = avi or (labels and codec.has_b_frames and pts == sorted(pts))
         order = None
@@ -216,7 +244,32 @@ class Reader(AbstractContextManager):
     # Decoding. Generators of (number, picture, error): which frame, what came out of the decoder, its complaint.
 
     def _pictures(self, wanted):
-        """(number, picture) of each of the frames `wanted`, a sorted list; or VideoError."""
+        """(number, picture) of each of the frames `wanted`, a sorted list; or VideoError. A number can come twice."""
+        try:
+            yield from self._sound(wanted)
+        except Damage:
+            if self.strict:
+                raise
+            self.damaged = True
+            yield from self._concealed(wanted)
+
+    def _concealed(self, wanted):
+        """The same of a damaged file, in one pass over all of it: so it does not matter which frames are wanted."""
+        before, left = None, list(wanted)
+        for n, picture, _ in self._counted():
+            if picture is None or (n := self._frame_of.get(picture.pts, -1) if self._frame_of else n) < 0:
+                continue
+            while left and left[0] <= n:
+                yield left[0], picture if left[0] == n or before is None else before
+                left.pop(0)
+            if not left:
+                return
+            before = picture
+        if before is None:
+            raise VideoError(f"{self.path}: not one frame of it can be decoded")
+        yield from ((n, before) for n in left)
+
+    def _sound(self, wanted):
         missing = set(wanted)
         for first, last, numbers in self._runs(wanted) if self._frame_of else ():
             yield from self._take(missing, self._run(first, last, numbers))
@@ -236,7 +289,7 @@ class Reader(AbstractContextManager):
         """
         for n, picture, error in outputs:
             if error or picture.is_corrupt:
-                raise VideoError(f"{self.path}: damaged near frame {max(n, 0)}: {error or 'parts of it are missing'}")
+                raise Damage(f"{self.path}: damaged near frame {max(n, 0)}: {error or 'parts of it are missing'}")
             if n in missing:
                 missing.remove(n)
                 yield n, picture
@@ -261,8 +314,10 @@ class Reader(AbstractContextManager):
             for picture in pictures:
                 yield n, picture, None
                 n += 1
-        if self._frame_of and n != self.frames:
-            raise VideoError(f"{self.path}: timestamps tell of {self.frames} frames, decoding gives {n}")
+        if self._frame_of and n != self.frames and not self.damaged:
+            with Reader(self.path) as again:  # the index may be of another file
+                kind = Damage if np.array_equal(again.index.pts, self.index.pts) else VideoError
+            raise kind(f"{self.path}: timestamps tell of {self.frames} frames, decoding gives {n}")
 
     def _runs(self, wanted):
         """Cut `wanted` into runs [first, last, numbers]: decoding packets first..last gives those frames.
@@ -324,6 +379,50 @@ class Reader(AbstractContextManager):
                 return chain([start], packets)
         self._open()
         return self._packets()
+
+
+class FrameFolder(Reader):
+    """A folder with a picture for each frame, as older code has them: img_00001.jpg, frame000001.png, 7.jpg, ...
+
+    All pictures NAME + number + suffix of one NAME, in the order of the numbers; optical flow (flow_x_00001.jpg) may
+    lie beside them. Only the files of the wanted frames are read, and frame 0's for its size. fps is unknown: 25.
+    Raises VideoError if there are none, or of several NAMEs. A picture that cannot be decoded is damage.
+    """
+
+    def _start(self, index):
+        try:
+            names, kinds = os.listdir(self.path), {}
+        except OSError as error:
+            raise VideoError(f"{self.path}: cannot be read: {error.strerror}") from error
+        for name in names:
+            if found := re.fullmatch(r"(?!\.|flow)(.*?)(\d+)\.(jpe?g|png)", name, re.IGNORECASE | re.DOTALL):
+                kinds.setdefault(found[1], []).append((int(found[2]), os.path.join(self.path, name)))
+        if len(kinds) != 1:
+            names = f"several kinds: {', '.join(sorted(kinds)[:4])}" if kinds else "no img_00001.jpg or alike"
+            raise VideoError(f"{self.path}: not a regular file, and as a folder of frames it has {names}")
+        (numbered,) = kinds.values()
+        self.files, self.frames = [file for _, file in sorted(numbered)], len(dict(numbered))
+        self.index = Index(np.arange(self.frames, dtype=np.int32), np.empty(0, np.int64), np.empty(0, bool))
+        if self.frames != len(numbered) or (index and len(index.order) != self.frames):
+            raise VideoError(f"{self.path}: {len(numbered)} pictures for {self.frames} frames")
+
+    @cached_property
+    def info(self) -> Info:
+        return Info(self.frames, 25.0, self._first.width, self._first.height, "pictures")
+
+    def _sound(self, wanted):
+        return self._take(set(wanted), self._counted(wanted))
+
+    def _counted(self, wanted=None):
+        for n in range(self.frames) if wanted is None else wanted:
+            try:
+                with open(self.files[n], "rb") as file:
+                    data = file.read()
+                decoder = av.CodecContext.create("mjpeg" if data.startswith(b"\xff\xd8") else "png", "r")
+                decoder.thread_count, decoder.options = 1, {"err_detect": "explode"}  # or half of one passes for whole
+                yield n, (decoder.decode(av.Packet(data)) or decoder.decode(None))[0], None
+            except (av.error.FFmpegError, OSError, IndexError):
+                yield n, None, f"{os.path.basename(self.files[n])} cannot be decoded"
 
 
 def _mpeg4_order(packets):
