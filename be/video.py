@@ -224,6 +224,7 @@ class Reader(AbstractContextManager):
                 mpeg4.append(bytes(packet))
         if corrupt is not None and (self.strict or corrupt == len(pts) - 1):
             raise VideoError(f"{self.path}: breaks off, or is damaged, in packet {corrupt}")
+        self.damaged = corrupt is not None
         # Timestamps can serve as labels if every packet has its own, and if decoding starts with the first one.
         labels = corrupt is None and None not in pts and len(set(pts)) == len(pts) > 0 and key[0] and pts[0] == min(pts)
         # They tell the order too, unless made up: AVI stores none, and where pictures are reordered pts must be.
@@ -255,16 +256,14 @@ class Reader(AbstractContextManager):
 
     def _concealed(self, wanted):
         """The same of a damaged file, in one pass over all of it: so it does not matter which frames are wanted."""
-        before, left = None, list(wanted)
+        before, left = None, sorted(wanted, reverse=True)
         for n, picture, _ in self._counted():
-            if picture is None or (n := self._frame_of.get(picture.pts, -1) if self._frame_of else n) < 0:
-                continue
-            while left and left[0] <= n:
-                yield left[0], picture if left[0] == n or before is None else before
-                left.pop(0)
+            n = self._frame_of.get(picture.pts, -1) if picture and self._frame_of else n
+            while picture and left and left[-1] <= n:
+                yield left[-1], picture if left.pop() == n or before is None else before
             if not left:
                 return
-            before = picture
+            before = picture if picture and n >= 0 else before
         if before is None:
             raise VideoError(f"{self.path}: not one frame of it can be decoded")
         yield from ((n, before) for n in left)
@@ -384,9 +383,8 @@ class Reader(AbstractContextManager):
 class FrameFolder(Reader):
     """A folder with a picture for each frame, as older code has them: img_00001.jpg, frame000001.png, 7.jpg, ...
 
-    All pictures NAME + number + suffix of one NAME, in the order of the numbers; optical flow (flow_x_00001.jpg) may
-    lie beside them. Only the files of the wanted frames are read, and frame 0's for its size. fps is unknown: 25.
-    Raises VideoError if there are none, or of several NAMEs. A picture that cannot be decoded is damage.
+    The frames are in the order of the numbers, of one NAME before them; optical flow (flow_x_00001.jpg) may lie there,
+    too. Only the files of wanted frames are read, and frame 0's for its size. A broken one is damage. fps: 25, unknown.
     """
 
     def _start(self, index):

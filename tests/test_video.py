@@ -57,6 +57,7 @@ def test_frames_are_those_of_sequential_decoding(kinds, kind, monkeypatch):
             assert np.array_equal(reader.decode(indices), whole[indices]), indices
     index = video.Index.unpack(reader.index.pack(), len(whole))
     monkeypatch.setattr(video.Reader, "_scan", lambda self: pytest.fail("passed over the packets again"))
+    monkeypatch.setattr(video.Reader, "_first", property(lambda self: pytest.fail("decoded frame 0 for its size")))
     with video.Reader(path, index) as reader:
         for i in range(len(whole)):
             assert np.array_equal(reader.decode([i])[0], whole[i]), i
@@ -545,6 +546,41 @@ def test_damage_is_told_and_costs_no_other_frame(kinds, tmp_path, kind, header):
             candidates += sequential if lenient.damaged and len(sequential) < reader.frames else []
             assert any(np.array_equal(frame, candidate) for candidate in candidates), (seed, i)
     assert errors
+
+
+@pytest.mark.parametrize("codec", ["libx264", "mpeg2video"])
+def test_broadcasts_joined_by_cat(tmp_path, codec):
+    """MPEG transport streams may be joined so; the counters of their packets jump there, which looks like damage."""
+    parts = [videos.write(tmp_path / f"{i}.ts", videos.film(20, seed=i), codec, g=10) for i in range(2)]
+    path = tmp_path / "joined.ts"
+    path.write_bytes(b"".join(part.read_bytes() for part in parts))
+    with video.Reader(path) as reader:
+        whole = videos.whole(path)
+        assert reader.frames == len(whole) > 36 and reader.damaged
+        for indices in index_sets(len(whole), 5):
+            assert np.array_equal(reader.decode(indices), whole[indices])
+    with pytest.raises(video.VideoError, match="breaks off, or is damaged"):
+        video.Reader(path, strict=True)
+
+
+@pytest.mark.parametrize("kind", ["mpeg4, B", "h264"])
+def test_two_bytes_cost_no_video(kinds, tmp_path, kind):
+    path, sound = kinds(kind)
+    with av.open(str(path)) as container:
+        at, size = [(p.pos, p.size) for p in container.demux(video=0) if p.size][24]  # the third key frame, of four
+    data = bytearray(path.read_bytes())
+    for i in range(at + size // 2, at + size // 2 + 2):
+        data[i] ^= 255
+    (damaged := tmp_path / path.name).write_bytes(data)
+    with video.Reader(damaged) as reader:
+        frames = reader.decode(np.arange(40))
+        assert reader.damaged and not np.array_equal(frames, sound)
+        assert sum(map(np.array_equal, frames, sound)) > 20 and np.abs(frames.astype(int) - sound).mean() < 15
+    with video.Reader(damaged) as reader:
+        reader.decode(np.arange(4))
+        assert not reader.damaged  # these do not rest on it
+    with video.Reader(damaged, strict=True) as reader, pytest.raises(video.Damage, match=f"{damaged}: damaged near"):
+        reader.decode(np.arange(40))
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="counts file handles in /proc")
