@@ -500,8 +500,9 @@ class Clips:
             if self.cache_gb:
                 with suppress(VideoError):  # damaged somewhere: what is asked for may still be sound
                     frames = video.decode(np.arange(video.frames), short_side)
-                    CACHE.add(key, frames, self.cache_gb)
-                    return frames[indices]
+                    if not video.damaged:
+                        CACHE.add(key, frames, self.cache_gb)
+                        return frames[indices]
             return video.decode(indices, short_side)
 
 

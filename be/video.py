@@ -91,8 +91,8 @@ class Reader(AbstractContextManager):
     which spares the pass over the packets. One that does not fit the file is noticed when frames are decoded.
     Of several video streams it reads the one that FFmpeg calls the best, but no cover picture, which is one, too.
 
-    `.damaged` says whether frames decoded so far rest on damage inside the file. They are what FFmpeg makes of it in
-    one pass over all of it, and where it gives no frame, the one before. strict: raise Damage instead. Raises
+    `.damaged` says whether the frames of the last `decode` rest on damage inside the file. They are what FFmpeg makes
+    of it in one pass over all of it, and where it gives no frame, the one before. strict: raise Damage instead. Raises
     VideoError unless path is whole and has a video stream that can be decoded.
     """
 
@@ -100,7 +100,7 @@ class Reader(AbstractContextManager):
         return super().__new__(FrameFolder if os.path.isdir(path) else cls)
 
     def __init__(self, path, index: Index | None = None, strict: bool = False):
-        self.path, self.strict, self.damaged = os.fspath(path), strict, False
+        self.path, self.strict, self.damaged, self._torn = os.fspath(path), strict, False, False
         self.files = [self.path]  # all that the video consists of
         self._container, self._frame_of, self._size = None, {}, None
         self._scaler, self._painter = VideoReformatter(), VideoReformatter()  # they keep their tables between frames
@@ -154,7 +154,7 @@ class Reader(AbstractContextManager):
         Raises IndexError for an index that the video does not have, and VideoError if a needed frame cannot be
         decoded, rests on damage and the Reader is strict, or is to be scaled and is over 16 times as long as wide.
         """
-        indices = np.asarray(indices)
+        indices, self.damaged = np.asarray(indices), self._torn
         flat, out = indices.ravel(), None
         if flat.size and not 0 <= flat.min() <= flat.max() < self.frames:
             raise IndexError(f"{self.path}: frames {flat.min()}..{flat.max()} asked for, has 0..{self.frames - 1}")
@@ -224,7 +224,7 @@ class Reader(AbstractContextManager):
                 mpeg4.append(bytes(packet))
         if corrupt is not None and (self.strict or corrupt == len(pts) - 1):
             raise VideoError(f"{self.path}: breaks off, or is damaged, in packet {corrupt}")
-        self.damaged = corrupt is not None
+        self._torn = corrupt is not None
         # Timestamps can serve as labels if every packet has its own, and if decoding starts with the first one.
         labels = corrupt is None and None not in pts and len(set(pts)) == len(pts) > 0 and key[0] and pts[0] == min(pts)
         # They tell the order too, unless made up: AVI stores none, and where pictures are reordered pts must be.

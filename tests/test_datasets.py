@@ -577,8 +577,8 @@ def test_a_clip_before_the_damage_is_read_with_a_cache_too(tmp_path, monkeypatch
     samples = listing([0], [0], 1, str(tmp_path))
     samples.paths[0] = b"00000.avi"
     plain, cached = (Clips(samples, first, 16, 0, False, gb)[0, 0] for gb in (0, 1))
-    with pytest.raises(video.VideoError):
-        files.decode(samples.path(0), np.arange(files.probe(samples.path(0)).frames))
+    with video.Reader(samples.path(0), strict=True) as reader, pytest.raises(video.VideoError):
+        reader.decode(np.arange(reader.frames))
     assert plain.ok and same(plain, cached) and not datasets.CACHE
 
 
