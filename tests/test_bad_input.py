@@ -166,3 +166,33 @@ def test_a_video_without_progress_is_given_up(bad, monkeypatch, capfd):
     (batch,) = loader(Clips(samples, sampler, 24, 0, train=True), [[(0, 0)]], workers=1)
     assert batch.skipped.item() == 1 and batch.index.item() == 1
     assert "one frame.mp4: makes no progress, given up after 0.5 s" in capfd.readouterr().err
+
+
+def test_folders_of_frames_are_prepared_copied_and_read(tmp_path, capsys):
+    """As files are: a broken picture is named by `prepare`, and costs no more than itself in training."""
+    root = tmp_path / "plain"
+    root.mkdir()
+    for seed, name in enumerate(["whole", "broken"]):
+        film(root / "film.mp4", seed=seed)
+        with video.Reader(root / "film.mp4") as reader:
+            frames = reader.decode(np.arange(24))
+        (root / name).mkdir()
+        for number, frame in enumerate(frames, 1):
+            video.encode(root / name / f"img_{number:05d}.png", [frame], 25, "png", pix_fmt="rgb24")
+    (root / "broken/img_00007.png").write_bytes(b"")
+    (root / "classes.txt").write_text("one\n")
+    (root / "train.txt").write_text("whole 0\nbroken 0\n")
+    film(root / "test.mp4", seed=9), (root / "test.txt").write_text("test.mp4 0\n")
+    prepare.prepare("plain", str(tmp_path), workers=1, accept_missing=1)
+    assert "broken: damaged near frame 6: img_00007.png cannot be decoded" in capsys.readouterr().out
+    samples = load("plain", tmp_path, "train")
+    assert samples.index(0) is not None and samples.index(1) is None
+    clips = Clips(samples, EVERY_FRAME, 32, 0, train=True)
+    (whole, broken) = (clips[0, i].clips[0] for i in range(2))
+    with video.Reader(root / "broken") as reader:
+        assert np.array_equal(broken, reader.decode(np.arange(24), 32)) and reader.damaged
+    assert np.array_equal(broken[6], broken[5]) and not np.array_equal(whole[6], whole[5])
+
+    prepare.prepare("plain", str(tmp_path), workers=1, transcode=True, short_side=16, accept_missing=1)
+    with video.Reader(tmp_path.with_name(f"{tmp_path.name}-16") / "plain/whole") as copy:
+        assert (copy.frames, copy.info.height, copy.info.codec) == (24, 16, "h264")
