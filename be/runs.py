@@ -20,8 +20,10 @@ is of. There is no random state: every draw is a function of (seed, step, sample
 
 import contextlib
 import dataclasses
+import errno
 import fcntl
 import fnmatch
+import functools
 import json
 import math
 import os
@@ -33,11 +35,12 @@ import weakref
 import zlib
 from pathlib import Path
 
+import av
 import torch
 import yaml
 from accelerate import Accelerator, PartialState
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import DistributedDataParallelKwargs, parse_flag_from_env
+from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, parse_flag_from_env
 from safetensors import SafetensorError
 from tqdm import tqdm
 
@@ -64,10 +67,14 @@ def make_accelerator(cfg: Config) -> Accelerator:
     if precision != "no" and state.device.type == "cpu":  # docs/BENCHMARKS.md
         state.print(f"precision={precision} is for GPUs (on CPUs Conv3d's gradients are wrong): using fp32")
         precision = "no"
+    if state.num_processes == 1 and "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ:
+        print("WARNING: several processes were asked for, this is one by itself: `accelerate launch --cpu` starts no "
+              "more than one; use torchrun --nproc_per_node N run.py ...", file=sys.stderr)
     if cfg.tracker != "none" and cfg.tracker not in map(str, get_available_trackers()):
         raise RunError(f"tracker={cfg.tracker} needs a package that is not installed: pip install {cfg.tracker}")
+    once = GradientAccumulationPlugin(num_steps=1)  # whatever the environment says: `accumulate` is ours
     return Accelerator(mixed_precision=precision, kwargs_handlers=[kwargs], project_dir=cfg.out,
-                       log_with=None if cfg.tracker == "none" else cfg.tracker)
+                       gradient_accumulation_plugin=once, log_with=None if cfg.tracker == "none" else cfg.tracker)
 
 
 @contextlib.contextmanager
@@ -99,6 +106,23 @@ _LOCKS = weakref.WeakSet()
 os.register_at_fork(after_in_child=lambda: [lock.close() for lock in _LOCKS])
 
 
+def lock(file, how: int):
+    """`fcntl.flock` without waiting: BlockingIOError if it is held elsewhere. Where there are no locks, as on Lustre or
+    NFS mounted without them, all may write, after a warning."""
+    try:
+        fcntl.flock(file, how | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP):
+            raise
+        _warn_of_no_locks(error.strerror)
+
+
+@functools.cache
+def _warn_of_no_locks(why: str):
+    print(f"WARNING: this file system has no locks ({why}): nothing keeps two processes from writing into one run, and "
+          f"`status` calls a running one stopped", file=sys.stderr)
+
+
 class Run:
     """One stage's directory, open for writing by one process (the main one; the others hold `write=False`).
 
@@ -112,7 +136,7 @@ class Run:
         try:
             (self.path / "checkpoint").mkdir(parents=True, exist_ok=True)
             self._lock = open(self.path / "lock", "w")  # noqa: SIM115 (held for the life of the process)
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(self._lock, fcntl.LOCK_EX)
             _LOCKS.add(self._lock)
         except BlockingIOError:
             raise RunError(f"{self.path}: another process is writing into this run; wait for it, or give this one "
@@ -240,7 +264,7 @@ def _alive(path: Path, lines: list[dict], now: float) -> str:
         return "done"
     try:
         with open(path / "lock") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # for some microseconds
+            lock(file, fcntl.LOCK_SH)  # for some microseconds
     except FileNotFoundError:
         pass
     except BlockingIOError:
@@ -272,7 +296,7 @@ def provenance(samples, accelerator: Accelerator) -> dict:
     device = accelerator.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     return {"manifest_hash": samples.manifest_hash, "git_sha": git_sha(), "torch": torch.__version__,
-            "device": f"{accelerator.num_processes} x {name}"}
+            "av": av.__version__, "device": f"{accelerator.num_processes} x {name}"}
 
 
 def write_text(path: Path, text: str):

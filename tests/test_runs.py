@@ -1,6 +1,7 @@
 """The run directory: what is written can be read, what is damaged is named; `status`; trackers."""
 
 import contextlib
+import errno
 import importlib.util
 import json
 import multiprocessing
@@ -126,6 +127,46 @@ def test_two_processes_cannot_write_at_once(tmp_path):
         Run(tmp_path, CFG)
     first.close()
     Run(tmp_path, CFG).close()
+
+
+@pytest.mark.parametrize("number", ["ENOSYS", "ENOLCK", "EOPNOTSUPP"])
+def test_a_file_system_without_locks_is_written_to_after_one_warning(tmp_path, capsys, monkeypatch, number):
+    """Lustre and NFS of many clusters; any other error still ends the run."""
+    def flock(file, how):
+        raise OSError(getattr(errno, number), os.strerror(getattr(errno, number)))
+
+    monkeypatch.setattr(runs.fcntl, "flock", flock)
+    runs._warn_of_no_locks.cache_clear()
+    run = Run(tmp_path / "demo/pretrain-seed0", CFG)
+    run.save(1, objective={"w": torch.ones(2)})
+    assert Run(tmp_path / "other", CFG).write and run_state(run.path)[2] == "stopped"
+    said = capsys.readouterr().err
+    assert said.count("WARNING") == 1 and os.strerror(getattr(errno, number)) in said
+    number = "EIO"
+    with pytest.raises(RunError, match="Input/output error"):
+        Run(tmp_path / "third", CFG)
+
+
+@pytest.mark.parametrize("steps", ["4", "3"])
+def test_the_environment_divides_no_gradient(monkeypatch, steps):
+    """A variable that a job script of another project exported."""
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", steps)
+    weight = torch.ones(2, requires_grad=True)
+    accelerator = runs.make_accelerator(replace(CFG, precision="fp32"))
+    assert accelerator.gradient_accumulation_steps == 1
+    accelerator.backward((3 * weight).sum())
+    assert weight.grad.tolist() == [3, 3]
+
+
+def test_a_process_that_was_to_have_company_says_so(monkeypatch, capsys):
+    """`accelerate launch --cpu --num_processes 2` starts one, and tells it where the other would be."""
+    for name in ("WORLD_SIZE", "MASTER_ADDR"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value, warns in (("X", "1", False), ("MASTER_ADDR", "127.0.0.1", True), ("WORLD_SIZE", "1", False)):
+        monkeypatch.setenv(name, value)
+        runs.make_accelerator(replace(CFG, precision="fp32"))
+        assert ("torchrun" in capsys.readouterr().err) == warns
+
 
 
 def test_a_workers_copy_of_the_lock_holds_nothing(tmp_path):
