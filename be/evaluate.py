@@ -22,7 +22,7 @@ from be import backbones, datasets, objectives, video, weights
 from be.augment import eval_view
 from be.config import Config, ConfigError, load, run_dir
 from be.objectives import Classify, Objective, global_pool
-from be.runs import RunError, make_accelerator, progress, provenance, write_aside, write_text
+from be.runs import RunError, make_accelerator, progress, provenance, read_result, write_aside, write_text
 from be.weights import load_weights, read_about
 
 # Keys that the result of a test follows from, beside the weights and the videos
@@ -55,11 +55,17 @@ def each_video(compute, samples, sampler, cfg: Config, accelerator, what: str):
         yield from gather_object([row])[: len(samples) - first]
 
 
-def over_videos(compute, samples, sampler, cfg: Config, accelerator, what: str):
-    """What `each_video` yields, stacked: results (N, ...) float32, ok (N,) bool. An unreadable video's row is zero."""
+def over_videos(compute, samples, sampler, cfg: Config, accelerator, what: str, classes: int = 0):
+    """What `each_video` yields, stacked: results (N, ...) float32, ok (N,) bool. An unreadable video's row is zero.
+    Where all are unreadable, results are (N, classes) zeros after a warning; RunError if `classes` is 0."""
     rows = list(each_video(compute, samples, sampler, cfg, accelerator, what))
     ok = torch.tensor([row is not None for row in rows])
-    empty = torch.zeros_like(next((row for row in rows if row is not None), ok[0]))
+    if not ok.any():
+        none = f"{what}: not one of {len(rows)} videos in {samples.root} can be read; run.py prepare says why"
+        if not classes:
+            raise RunError(none)
+        accelerator.print(f"WARNING: {none}")
+    empty = next((torch.zeros_like(row) for row in rows if row is not None), torch.zeros(classes))
     return torch.stack([empty if row is None else row for row in rows]).float(), ok
 
 
@@ -73,7 +79,7 @@ def classify(model: Classify, samples, cfg: Config, accelerator):
     """Mean softmax over `test_clips` clips spread over the video (paper 4.1) -> (N, classes), ok (N,)."""
     model.eval()
     return over_videos(lambda x, i: model.logits(x).float().softmax(1).mean(0), samples,
-                       spread_clips(cfg, cfg.test_clips), cfg, accelerator, "test")
+                       spread_clips(cfg, cfg.test_clips), cfg, accelerator, "test", len(samples.classes))
 
 
 def clip_features(backbone, pool, x):
@@ -265,8 +271,8 @@ def hash_inputs(cfg: Config, samples, weights: bytes, settings) -> str:
 def known_result(path, subset: str, inputs: str) -> dict | None:
     """The content of result-SUBSET.json, if it is of these inputs and nothing of it is missing."""
     there = [file.exists() for file in (path / f"result-{subset}.json", path / f"probabilities-{subset}.safetensors")]
-    result = json.loads((path / f"result-{subset}.json").read_text(encoding="utf-8")) if all(there) else {}
-    return result if result.get("inputs") == inputs else None
+    result = read_result(path / f"result-{subset}.json") if all(there) else None
+    return result if result and result.get("inputs") == inputs else None
 
 
 def format_result(result: dict) -> str:

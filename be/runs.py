@@ -217,8 +217,21 @@ def read_metrics(path: Path) -> list[dict]:
 
 def read_results(out: Path, kind: str = "result") -> list[dict]:
     """Every KIND-*.json below `out` (result: of a test, recall: of a retrieval); `path` is its directory."""
-    found = sorted(Path(out).glob(f"*/*/{kind}-*.json"))
-    return [{**json.loads(path.read_text()), "path": str(path.parent)} for path in found]
+    found = {path: read_result(path) for path in sorted(Path(out).glob(f"*/*/{kind}-*.json"))}
+    return [{**result, "path": str(path.parent)} for path, result in found.items() if result]
+
+
+def read_result(path: Path) -> dict | None:
+    """None, after a warning, for a file that is empty or broken, as a full disk or an rsync cut short leaves it."""
+    try:
+        result = json.loads(Path(path).read_text(encoding="utf-8"))
+        if isinstance(result, dict) and "n_scored" in result:
+            return result
+        why = "it is no result"
+    except (OSError, ValueError) as error:
+        why = error
+    print(f"WARNING: {path} is passed over ({why}); evaluate or retrieve writes it anew", file=sys.stderr)
+    return None
 
 
 def status(out: str = "runs", names: str = "*"):

@@ -6,6 +6,7 @@ import re
 import shutil
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import networks
 import numpy as np
@@ -19,6 +20,7 @@ from be.backbones import build
 from be.evaluate import accuracy
 from be.objectives import Objective
 from be.prepare import prepare
+from be.runs import RunError
 from be.weights import read_about
 
 
@@ -127,6 +129,38 @@ def test_a_broken_video_counts_as_wrong(tested, tmp_path, capsys):
     torch.testing.assert_close(broken["probabilities"][1:], probabilities["probabilities"][1:], rtol=0, atol=0)
     first = probabilities["probabilities"][0].argmax() == probabilities["label"][0]
     assert result["top1"] == pytest.approx(whole["top1"] - 100 / 16 * float(first))
+
+
+@pytest.mark.parametrize("content", [b"version https://git-lfs.github.com/spec/v1\n", b""])
+def test_where_nothing_can_be_read_all_is_wrong(tested, tmp_path, capsys, content):
+    """Git-LFS pointers in the videos' place, or empty files; what needs features says so and ends."""
+    path, verb = tested
+    for line in range(16):
+        listed(tmp_path / "data", line=line).write_bytes(content)
+    verb()
+    said, (result, kept) = capsys.readouterr().out, outcome(path)
+    assert "WARNING: test: not one of 16 videos in" in said and "0 of 16 videos" in said
+    assert (result["top1"], result["n_scored"], result["n_expected"]) == (0, 0, 16)
+    assert kept["probabilities"].shape == (16, 8) and not kept["probabilities"].any() and not kept["ok"].any()
+    cfg = config.load("demo-random", [f"data={tmp_path / 'data'}", *TINY], "finetune")
+    samples, accelerator = datasets.load_for(cfg, "test"), runs.make_accelerator(cfg)
+    with pytest.raises(RunError, match="features: not one of 16 videos"):
+        evaluate.features(build("c3d", 4), "avg", samples, cfg, accelerator)
+
+
+@pytest.mark.parametrize("content", ["", '{"top1": 50', "[1, 2]"])
+def test_a_broken_result_is_named_and_made_anew(tested, capsys, content):
+    """As a full disk leaves it, or an rsync cut short. Others can be read."""
+    path, verb = tested
+    verb()
+    (path / "result-swapped.json").write_bytes((path / "result-test.json").read_bytes())
+    (path / "result-test.json").write_text(content)
+    capsys.readouterr()
+    assert [Path(r["path"]) for r in runs.read_results(path.parents[1])] == [path]
+    assert f"{path / 'result-test.json'} is passed over" in capsys.readouterr().err
+    verb()
+    assert outcome(path)[0]["n_scored"] == 16
+
 
 
 def test_training_names_and_counts_what_it_skips(tiny, tmp_path, capsys):
