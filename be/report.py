@@ -33,6 +33,7 @@ SECTIONS = yaml.safe_load(Path(__file__).with_name("quoted.yaml").read_text(enco
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]  # Okabe-Ito: colour-blind safe
 STYLE = {"xtick.labelsize": 7, "ytick.labelsize": 7, "axes.grid": True, "grid.alpha": 0.25, "axes.axisbelow": True}
 UNDRAWN = {"step", "epoch", "seconds", "skipped"}  # of metrics.jsonl
+PROTOCOL = ("test_clips", "select", "synthetic")  # of a test: results that differ in these make no common mean
 METRICS = ("top1", "R@1", "R@5", "R@10", "R@20", "R@50")
 TABLE3 = "hmdb51 test, split 1, protocol paper"  # what the paper retrieved
 COLUMNS = ("experiment", "what", "tested on", "metric", "ours", "paper", "delta", "splits", "seeds", "scored", "note")
@@ -51,11 +52,14 @@ def report(out: str = "runs", names: str = "*"):
     report.html holds its pictures and needs nothing else, no network either.
     """
     out = Path(out)
-    (out / "report").mkdir(parents=True, exist_ok=True)
     results = read_results(out) + read_results(out, "recall")
     tests = index(results)
     known = fnmatch.filter(dict.fromkeys([*experiments(), *(on[0] for on in tests)]), names)
     ours = list(dict.fromkeys(map(runs_of, known)))
+    if not (any(on[0] in known for on in tests) or any(any((out / name).glob("*-seed*")) for name in ours)):
+        raise RunError(f"there is no run named {names} in {out}: run.py status out={out} lists those that "
+                       f"are there")
+    (out / "report").mkdir(exist_ok=True)
     found = [*tables(known, tests), *differences(out, ours, tests)] or [{"about": "No results yet."}]
     sections = [SECTIONS["results"], *found, *curves(out, ours), *pictures(out, ours), provenance(out, ours, results)]
     for kind in ("md", "html"):
@@ -108,14 +112,22 @@ def runs_of(name: str) -> str:
 
 
 def index(results: list[dict]) -> dict[tuple, dict]:
-    """Results by experiment, list and metric, then by split and seed: see the top of this file."""
-    tests = defaultdict(dict)
-    for r in sorted(results, key=lambda r: r["subset"], reverse=True):  # test before swapped
+    """Results by experiment, list and metric, then by split and seed: see the top of this file. Tests of another
+    protocol than that of most clips are a list of their own: "hmdb51 test, test_clips=1"."""
+    tests, usual = defaultdict(dict), {}
+    for r in sorted(results, key=lambda r: (r["subset"], r.get("test_clips", 0)), reverse=True):  # test before swapped
         what = "{dataset} {subset}, split {split}, protocol {protocol}" if "protocol" in r else "{dataset} {subset}"
+        what, own = what.format(**r), protocol(r)
+        first = usual.setdefault((r["experiment"], what), own)
+        what = ", ".join([what, *(f"{key}={own[key]}" for key in own if own[key] != first[key])])
         for metric in METRICS:
             if metric in r:
-                tests[r["experiment"], what.format(**r), metric][r["split"], r["seed"]] = r
+                tests[r["experiment"], what, metric][r["split"], r["seed"]] = r
     return dict(tests)
+
+
+def protocol(result: dict) -> dict:
+    return {key: result.get(key) for key in PROTOCOL}
 
 
 def paper_lists(name: str) -> dict[tuple, float | None]:
@@ -164,6 +176,8 @@ def summary(found: dict[tuple, dict], metric: str = "top1", paper: float | None 
     results = [found[on] for on in product(most, seeds)]
     ours = [mean(found[split, seed][metric] for split in most) for seed in seeds]
     notes = ["synthetic videos"] * any(r.get("synthetic") for r in results)
+    expected = [{found[split, seed]["n_expected"] for seed in seeds} for split in most]
+    notes += ["lists of different length"] * any(len(lengths) > 1 for lengths in expected)
     notes += dict.fromkeys(key for r in results for key in other_settings(r["experiment"], Path(r["path"]), r))
     scored, expected = (sum(r[key] for r in results) for key in ("n_scored", "n_expected"))
     return {"ours": ours, "delta": None if notes or paper is None else mean(ours) - paper, "splits": most,
@@ -232,7 +246,8 @@ def differences(out: Path, names: list[str], tests: dict) -> list[dict]:
         pairs = [(f"{name} - {other}", here, (runs_of(other), what, metric))
                  for other in ([others] if isinstance(others, str) else others)]
         for difference, a, b in (*pairs, (f"{name}: test - swapped", whole, here)):
-            both = sorted(tests.get(a, {}).keys() & tests.get(b, {}).keys())
+            x, y = tests.get(a, {}), tests.get(b, {})
+            both = sorted(key for key in x.keys() & y.keys() if protocol(x[key]) == protocol(y[key]))
             if a != b and both:
                 x, y = np.array([[tests[on][key]["top1"] for key in both] for on in (a, b)])
                 drawn[f"{difference}, {what}"] = x - y
@@ -398,10 +413,11 @@ def compared(out: Path, on: str, *names: str) -> list[list[dict]]:
     where there are none."""
     tests = index(read_results(out))
     static, base, better = (tests.get((runs_of(name), on, "top1"), {}) for name in names)
-    both = [key for key in base if key in better and key[0] in {split for split, _ in static}]
+    both = [key for key in base if key in better and key[0] in {split for split, _ in static}
+            and base[key].get("test_clips") == better[key].get("test_clips")]
     if not both:
         raise RunError(f"{out}: no split of {on} on which all of {', '.join(names)} were tested, the last two with the "
-                       f"same seed; finetune and evaluate them first")
+                       f"same seed and test_clips; finetune and evaluate them first")
     still = [r for (split, _), r in static.items() if split in {split for split, _ in both}]
     return [still, [base[key] for key in both], [better[key] for key in both]]
 

@@ -86,6 +86,28 @@ def test_a_run_of_other_settings_is_marked_and_not_compared(tmp_path):
         "-", "synthetic videos; finetune select=holdout"]
 
 
+def test_tests_of_another_protocol_have_a_row_of_their_own():
+    """Not a mean over ten clips and one, over the last epoch and the best, or over drawn videos and real ones."""
+    for key, usual, other in (("test_clips", 10, 1), ("select", "last", "holdout"), ("synthetic", False, True)):
+        found = [result("mine", seed=s, top1=10.0 * s, **{key: other if s == 2 else usual}) for s in range(3)]
+        rows = {row["tested on"]: row["ours"] for row in table(["mine"], found)}
+        assert rows == {"ucf101 test": [0, 10], f"ucf101 test, {key}={other}": [20]}
+    found = [result("mine", seed=0, test_clips=1), result("mine", seed=1, test_clips=10)]
+    assert [row["seeds"] for row in table(["mine"], found)] == [[1], [0]]  # of most clips first
+    lists = table(["table1-moco-be"], [result(), result(seed=1) | {"n_expected": 7}])
+    assert texts(lists[0], "delta", "note") == ["-", "lists of different length"]
+
+
+def test_no_difference_between_two_protocols(tmp_path):
+    (tmp_path / "report").mkdir()
+    found = [result(name, seed=s, test_clips=10 if s else clips)
+             for name, clips in (("table1-moco", 10), ("table1-moco-be", 1)) for s in range(3)]
+    (section,) = report.differences(tmp_path, ["table1-moco-be"], report.index(found))
+    assert [(row["seeds"], row["n"]) for row in section["rows"]] == [([1, 2], 2)]
+    found = [r | {"test_clips": 3 if r["experiment"] == "table1-moco" else 10} for r in found]
+    assert report.differences(tmp_path, ["table1-moco-be"], report.index(found)) == []
+
+
 def test_rows_that_share_runs():
     """Table 4's last row is Table 1's, and Figure 5 shows one run on two data sets: each number in its own row only."""
     results = [result("table1-moco-be-i3d-ucf101"), result("table1-k400", "hmdb51", top1=70.0),
@@ -327,9 +349,29 @@ def test_text_is_text(tmp_path, monkeypatch):
 
 
 def test_nothing_to_report(tmp_path, capsys):
-    report.report(str(tmp_path / "none"), "demo-*")
+    """A run without a result is said to have none; a report over nothing, of a typing error, writes nothing."""
+    (tmp_path / "demo-moco/pretrain-seed0").mkdir(parents=True)
+    report.report(str(tmp_path), "demo-*")
     assert "No results yet." in capsys.readouterr().out
-    assert "No results yet." in (tmp_path / "none/report.html").read_text()
+    before = {path: path.read_bytes() for path in tmp_path.glob("report.*")}
+    assert len(before) == 2 and b"No results yet." in before[tmp_path / "report.html"]
+    for out, names in (tmp_path, "nothing-*"), (tmp_path, "table1-*"), (tmp_path / "typo", "*"):
+        with pytest.raises(RunError, match=f"no run named {re.escape(names)} in {out}"):
+            report.report(str(out), names)
+    assert {path: path.read_bytes() for path in tmp_path.glob("report.*")} == before
+    assert not (tmp_path / "typo").exists()
+
+
+def test_one_broken_result_costs_itself(tmp_path, capsys):
+    """Empty after a full disk, cut short by rsync, or no result at all: it is named, the others are in the report."""
+    for seed, content in enumerate([json.dumps(result("mine")), "", '{"top1": 5', "[]"]):
+        folder = tmp_path / f"mine/finetune-ucf101-split1-seed{seed}"
+        folder.mkdir(parents=True)
+        (folder / "result-test.json").write_text(content)
+    report.report(str(tmp_path))
+    said = capsys.readouterr()
+    assert said.err.count("is passed over") == 3 and "seed3/result-test.json" in said.err
+    assert re.search(r"\| mine +\|.*\| 50.0 +\|", said.out)
 
 
 # ---- Figures 4 and 5
