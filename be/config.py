@@ -10,12 +10,14 @@ or a value out of range stops the run with one line (`ConfigError`) that names t
 No torch in here, so that `run.py --help` answers at once.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import fnmatch
 import functools
 import inspect
 import math
+import os
 import re
 import types
 import typing
@@ -25,6 +27,7 @@ from typing import Annotated, Any, Literal
 
 import yaml
 
+CPU_MAX = "/sys/fs/cgroup/cpu.max"  # microseconds of processors in a period
 REGISTRY = Path(__file__).resolve().parent.parent / "experiments.yaml"
 STAGES = ("pretrain", "finetune", "retrieve")
 # An entry's own, never inherited; parts for data sets; parts for stages
@@ -164,6 +167,15 @@ def key_groups() -> dict[str, list[tuple[str, str, str]]]:
         elif more := re.fullmatch(r"    #\s{9,}(.*)", line):
             rows[-1] = (*rows[-1][:2], f"{rows[-1][2]} {more[1].strip()}")
     return groups
+
+
+def cores() -> int:
+    """How many processors this process may use: its affinity's, as SLURM sets it, and at most its container's quota."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):  # no cgroup of version 2, or no quota: "max 100000"
+        quota, period = Path(CPU_MAX).read_text().split()
+        count = min(count, math.ceil(int(quota) / int(period)))
+    return count
 
 
 def changes(saved: Path, cfg: Config) -> str:

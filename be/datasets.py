@@ -36,6 +36,7 @@ from be.config import ConfigError, UserError, choose
 from be.video import Index, Reader, VideoError
 
 MANIFEST = "manifest.npz"  # of a data set's folder
+COPIED = "transcode.json"  # in a copy: how `prepare` made it
 DRAWN = "synthetic.jsonl"  # beside the lists of drawn videos: what each was made of
 TIME_LIMIT = 120  # seconds of a processor for the clips of one video
 in_worker = False  # is this process one of a loader's?
@@ -244,8 +245,20 @@ def load(dataset: str, data, subset: str, split: int = 1, classes: Iterable[str]
 
 
 def load_for(cfg, subset: str, data: str | None = None) -> Samples:
-    """The list `subset` of a config's data set, split and classes, from its folder or from another one."""
-    return load(cfg.dataset, data or cfg.data, subset, cfg.split, cfg.classes)
+    """The list `subset` of a config's data set, split and classes, from its folder or from another one. Raises
+    ConfigError where its videos are a copy that is smaller than `short_side`: they would be enlarged."""
+    samples = load(cfg.dataset, data or cfg.data, subset, cfg.split, cfg.classes)
+    if (side := copied_at(samples.root)) and side < cfg.short_side:
+        raise ConfigError(f"{samples.root} is a copy made with short_side={side}, too small for short_side="
+                          f"{cfg.short_side}; give data= the original, or a copy that `prepare transcode=true "
+                          f"short_side={cfg.short_side}` makes (it enlarges no video), or short_side={side}")
+    return samples
+
+
+def copied_at(root) -> int | None:
+    """The short side in pixels at which `prepare` made the copy in `root`; None if it made none there."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        return int(json.loads(Path(root, COPIED).read_text())["short_side"])
 
 
 def register(**known):

@@ -34,12 +34,13 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from be import config
 from be.config import Config, ConfigError, UserError, changes, choose, experiments, load, paper_numbers, run_dir
-from be.datasets import DATASETS, MANIFEST, Manifest
+from be.datasets import COPIED, DATASETS, MANIFEST, Manifest
 from be.video import Reader, VideoError, encode
 
 # Processes that read files do without torch, which takes seconds and 300 MB
-REPORT, JOURNAL, NOTE, PART = "prepare-report.txt", "prepare-journal.jsonl", "transcode.json", ".part.mp4"
+REPORT, JOURNAL, PART = "prepare-report.txt", "prepare-journal.jsonl", ".part.mp4"
 # H.264's quantiser: films come out at about 39 dB. Key frames and B-pictures at fixed places.
 QP, FIXED = 22, {"bf": "3", "b_strategy": "0", "b-pyramid": "none", "sc_threshold": "0", "tune": "fastdecode"}
 PSNR = 25  # dB, how well a frame has to agree with its source. Worst is noise in colours, which H.264 halves: 26 dB
@@ -193,7 +194,7 @@ def parallel(job, items, what, workers=None, limit=lambda item: 600):
         del own.process
         return item, None, problem
 
-    pool = ThreadPool(max(1, min(workers or os.cpu_count() or 1, len(items))))
+    pool = ThreadPool(max(1, min(workers or config.cores(), len(items))))
     try:
         yield from progress(pool.imap_unordered(attempt, items), len(items), what)
     finally:
@@ -241,7 +242,7 @@ def copy_dataset(root, copy, lists, paths, workers=None, *, short_side, gop):
 
     Raises UserError if COPY holds copies made in another way, OSError if the disk is full."""
     copy.mkdir(parents=True, exist_ok=True)
-    note, made = copy / NOTE, json.dumps(dict(short_side=short_side, gop=gop, qp=QP, bf=3))
+    note, made = copy / COPIED, json.dumps(dict(short_side=short_side, gop=gop, qp=QP, bf=3))
     if note.exists() and note.read_text() != made:
         raise UserError(f"{copy} was made with {note.read_text()}, not {made}: delete it, or ask for the same")
     note.write_text(made)

@@ -33,9 +33,9 @@ import time
 import uuid
 import weakref
 import zlib
+from importlib.metadata import version
 from pathlib import Path
 
-import av
 import torch
 import yaml
 from accelerate import Accelerator, PartialState
@@ -45,7 +45,7 @@ from safetensors import SafetensorError
 from tqdm import tqdm
 
 from be import config as configs
-from be import weights
+from be import datasets, weights
 from be.config import Config, UserError, run_dir  # noqa: F401 (of a run, so it is found here, too)
 
 PATIENCE = 600  # seconds without a line, and ten times what a line usually takes, before a run counts as stale
@@ -309,7 +309,8 @@ def provenance(samples, accelerator: Accelerator) -> dict:
     device = accelerator.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     return {"manifest_hash": samples.manifest_hash, "git_sha": git_sha(), "torch": torch.__version__,
-            "av": av.__version__, "device": f"{accelerator.num_processes} x {name}"}
+            "av": version("av"), "copied_at": datasets.copied_at(samples.root),
+            "device": f"{accelerator.num_processes} x {name}"}
 
 
 def write_text(path: Path, text: str):

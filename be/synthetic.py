@@ -30,7 +30,7 @@ import numpy as np
 from numpy.random import default_rng  # with keys behind a seed; a last key of 0 is as none
 from tqdm import tqdm
 
-from be.config import Amount, ConfigError, Count, Natural, Share, choose
+from be.config import Amount, ConfigError, Count, Natural, Share, choose, cores
 from be.video import encode
 
 # class -> how far it moves coordinates of STATE in a cycle. All are in cycles: 1.0 is back at the start.
@@ -348,7 +348,7 @@ def synth(root: str, layout: str = "ucf101", train: Count = 96, test: Natural = 
     videos = plan(layout, **values)
     missing = {root / video.path: video.spec for video in videos if not (root / video.path).exists()}
     # Spawned: the caller may hold threads or a GPU, which do not survive a fork
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(workers or cores(), multiprocessing.get_context("spawn")) as pool:
         done = (map if workers == 1 else pool.map)(write, missing, missing.values())
         list(tqdm(done, "synthetic videos", len(missing), mininterval=0.1 if sys.stderr.isatty() else 60))
     for path, text in split_lists(layout, videos, train, test).items():

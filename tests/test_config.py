@@ -1,6 +1,7 @@
 """The registry: what wins over what, and how a typing mistake is answered."""
 
 import dataclasses
+import os
 import typing
 
 import pytest
@@ -207,3 +208,26 @@ def test_arguments_follow_the_signature():
         another.__annotations__["workers"] = hint
         assert config.arguments(another, ["workers=16"]) == {"workers": 16}
         assert config.arguments(another, ["workers=null"]) == {"workers": None}
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="affinity is Linux's")
+@pytest.mark.parametrize("quota, count", [(None, 1), ("max 100000", 1), ("50000 100000", 1)])
+def test_cores_are_the_jobs_not_the_nodes(tmp_path, monkeypatch, quota, count):
+    """SLURM gives a job of one core on a node of many its affinity, Docker a quota."""
+    all_of_them = os.sched_getaffinity(0)
+    monkeypatch.setattr(os, "cpu_count", lambda: 128)
+    monkeypatch.setattr(config, "CPU_MAX", tmp_path / "cpu.max")
+    if quota:
+        (tmp_path / "cpu.max").write_text(quota + "\n")
+    os.sched_setaffinity(0, [min(all_of_them)])
+    try:
+        assert config.cores() == count
+    finally:
+        os.sched_setaffinity(0, all_of_them)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(64))
+    assert config.cores() == {None: 64, "max 100000": 64, "50000 100000": 1}[quota]
+    (tmp_path / "cpu.max").write_text("150000 100000")
+    assert config.cores() == 2
+    monkeypatch.delattr(os, "sched_getaffinity")  # macOS
+    (tmp_path / "cpu.max").unlink()
+    assert config.cores() == 128

@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import av
 import networks
 import numpy as np
 import pytest
@@ -299,3 +300,25 @@ def test_pre_training_does_not_notice(tiny, tmp_path):
     probes = [line for line in lines[1] if "probe_knn" in line]
     assert [(line["step"], line["epoch"]) for line in probes] == [(8, 2), (16, 4)]
     assert len(lines[0]) == len(plain) and all("loss" not in line for line in probes)
+
+
+def test_a_copy_smaller_than_asked_for_is_refused(tested, tmp_path):
+    """Its videos would be enlarged; its size is in the result. Of what is no copy nothing is known."""
+    (path, verb), data = tested, tmp_path / "data"
+    assert datasets.copied_at(data / "ucf101") is None
+    for side, enough in ((24, True), (240, True), (22, False), (16, False)):
+        (data / "ucf101/transcode.json").write_text(json.dumps({"short_side": side, "gop": 16}))
+        if enough:
+            verb()
+            (path / "model.safetensors").touch()
+            assert datasets.copied_at(data / "ucf101") == side
+        else:
+            with pytest.raises(config.ConfigError, match=f"short_side={side}, too small for short_side=24"):
+                verb()
+            with pytest.raises(config.ConfigError, match="give data= the original"):
+                train.pretrain(config.load("demo-moco", [f"data={data}", f"out={tmp_path / 'no'}", *TINY]))
+    prepare("ucf101", str(data), transcode=True, short_side=24, workers=1)
+    (path / "result-test.json").unlink()
+    evaluate.evaluate(config.load("demo-random", [f"out={tmp_path / 'runs'}", f"data={data}-24", *TINY], "finetune"))
+    result = outcome(path)[0]
+    assert (result["copied_at"], result["av"]) == (24, av.__version__)
