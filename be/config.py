@@ -33,10 +33,18 @@ STAGES = ("pretrain", "finetune", "retrieve")
 # An entry's own, never inherited; parts for data sets; parts for stages
 META = ("from", "about", "paper", "against", "same_runs_as", "for", *STAGES)
 
-ENDLESS = float("inf")
-Count, Natural = Annotated[int, 1, ENDLESS], Annotated[int, 0, ENDLESS]
+ENDLESS, LARGEST = float("inf"), 2**31 - 1
+Count, Natural = Annotated[int, 1, LARGEST], Annotated[int, 0, LARGEST]
 Share, Amount = Annotated[float, 0, 1], Annotated[float, 0, ENDLESS]
-Floats = tuple[Annotated[float, 0, ENDLESS], ...]
+Floats = tuple[Amount, ...]
+# As others call a key: the nearest choice to what is typed
+SYNONYMS = dict(re.findall(r"(\w+):(\w+)", """
+learning_rate:lr base_lr:lr bs:batch_size num_workers:workers arch:backbone model:backbone network:backbone queue:K
+queue_size:K tau:temperature wd:weight_decay ema:m crop_size:size resolution:size num_frames:frames clip_len:frames
+sampling_rate:stride frame_interval:stride feature_dim:dim lam:gamma lambda:gamma milestones:lr_steps amp:precision
+fp16:precision scheduler:schedule gradient_accumulation_steps:accumulate weights:pretrained checkpoint:pretrained
+resume:pretrained loss:method algorithm:method hflip:flip data_dir:data data_root:data root:data output_dir:out
+save_dir:out work_dir:out num_clips:test_clips views:test_clips resize:short_side exp_name:name"""))
 
 
 class UserError(Exception):
@@ -205,9 +213,9 @@ def load(name_or_file: str, overrides: list[str] | tuple[str, ...] = (), stage: 
     complete `config.yaml` saved with a run, which has its presets in it. `overrides`: `key=value`, values in YAML.
     """
     entries = registry()
-    typed = {key: typed_value(key, value, choose(TYPES, key, "key")) for key, value in map(_split, overrides)}
+    typed = dict(_typed(word, TYPES) for word in overrides)
     if str(name_or_file).endswith((".yaml", ".yml")):
-        path = Path(name_or_file)
+        path = Path(name_or_file).expanduser()
         entry = _read_yaml(path)
         _check_entry(str(path), entry)
         if "from" not in entry:  # a run's own, complete
@@ -280,8 +288,7 @@ def arguments(function, overrides: list[str]) -> dict[str, Any]:
     """`key=value` strings as keyword arguments of `function`, checked against its signature."""
     hints = typing.get_type_hints(function, include_extras=True)
     parameters, values = inspect.signature(function).parameters, {}
-    for key, value in map(_split, overrides):
-        values[key] = typed_value(key, value, choose({k: hints.get(k) for k in parameters}, key, "key"))
+    values.update(_typed(word, {key: hints.get(key) for key in parameters}) for word in overrides)
     missing = [k for k, p in parameters.items() if p.default is p.empty and k not in values]
     if missing:
         raise ConfigError(f"{function.__name__} needs {', '.join(f'{k}=...' for k in missing)}")
@@ -291,6 +298,8 @@ def arguments(function, overrides: list[str]) -> dict[str, Any]:
 def _config(values: dict[str, Any]) -> Config:
     """Raises ConfigError for a value of the wrong type or out of range, and for keys that do not go together."""
     cfg = Config(**{key: typed_value(key, value, TYPES[key]) for key, value in values.items()})
+    if Path(cfg.name).name != cfg.name or cfg.name == "..":
+        raise ConfigError(f"name={cfg.name} is no name of a folder in {cfg.out}; the place of all runs is out=...")
     if cfg.scale is not None and not (len(cfg.scale) == 2 and 0 < cfg.scale[0] <= cfg.scale[1] <= 1):
         raise ConfigError(f"scale={list(cfg.scale)} must be null or a range [low, high] of areas in (0, 1]")
     if len(cfg.jitter) != 4 or min(cfg.jitter) < 0 or cfg.jitter[3] > 0.5:
@@ -305,7 +314,7 @@ def _config(values: dict[str, Any]) -> Config:
 
 def _chain(name: str, seen: tuple = ()) -> list[dict]:
     """The entry and its parents, oldest first."""
-    if name not in experiments():
+    if str(name) not in experiments():
         raise ConfigError(f"unknown experiment {name!r}; {nearest(name, experiments())}; `run.py list` shows them all")
     if name in seen:
         raise ConfigError(f"experiments.yaml: `from` goes in a circle: {' -> '.join((*seen, name))}")
@@ -324,29 +333,49 @@ def _merged(blocks: list[dict], stage: str, dataset: str | None = None) -> dict[
     return values
 
 
-def _check_entry(where: str, entry: dict) -> None:
-    for dataset, block in (entry.get("for") or {}).items():
-        _check_entry(f"{where}, for {dataset}", block)
-    for key in [key for key in entry if key not in META] + [key for stage in STAGES for key in entry.get(stage) or {}]:
-        choose(TYPES, key, f"key in {where}:")
+def _check_entry(where: str, entry: dict, known=META) -> None:
+    """Keys, types and ranges of all stages and data sets, so that none is found wrong after a pre-training."""
+    if not isinstance(entry, dict):
+        raise ConfigError(f"{where} holds {type(entry).__name__}, expected keys and values")
+    blocks = entry.get("for") or {}
+    parts = {f"for {name}": blocks[name] for name in blocks} if isinstance(blocks, dict) else {"for": blocks}
+    for name, part in [*parts.items(), *((stage, entry[stage]) for stage in STAGES if entry.get(stage) is not None)]:
+        _check_entry(f"{where}, {name}", part, () if name in STAGES else META)
+    for key in [key for key in entry if key not in known]:
+        kind = choose(TYPES, key, f"key in {where}:")
+        try:
+            typed_value(key, entry[key], kind)
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error}") from None
 
 
-def _split(text: str) -> tuple[str, Any]:
-    key, equals, value = text.partition("=")
+def _typed(word: str, kinds: dict) -> tuple[str, Any]:
+    """(key, value) of `key=value`. The value is YAML, but stays as typed where the kind is str: `name=2026-09-30`."""
+    key, equals, text = word.partition("=")
     if not equals:
-        raise ConfigError(f"{text!r} is not of the form key=value")
+        raise ConfigError(f"{word!r} is not of the form key=value")
+    kind = choose(kinds, key, "key")
+    options, value = (kind, *typing.get_args(kind)), text
     try:
-        return key, yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise ConfigError(f"{text!r}: the value is not YAML") from None
+        value = yaml.safe_load(text)
+        if tuple[str, ...] in options and value is not None:
+            value = yaml.load(text, yaml.BaseLoader)  # all text
+    except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: the 31st of February
+        if str not in options:
+            raise ConfigError(f"{word!r}: the value is not YAML") from None
+    null = value is None and (type(None) in options or key in ALIASES)
+    if str in options and text and text[0] not in "'\"" and not null:
+        value = text
+    return key, typed_value(key, value, kind)
 
 
 def typed_value(key: str, value, kind):
     """`value` as the type `kind` of a key, without guessing: an int may stand for a float, nothing else converts.
 
-    Raises ConfigError for another type, a value that is no choice of a Literal, or one out of an Annotated range.
+    `~` at the start of a text is the home folder. Raises ConfigError for another type, a value that is no choice of a
+    Literal, a number that is not finite, or one out of an Annotated range.
     """
-    value = ALIASES.get(key, {}).get(value, value) if not isinstance(value, list) else value
+    value = ALIASES.get(key, {}).get(value, value) if not isinstance(value, list | dict) else value
     origin, parts = typing.get_origin(kind), typing.get_args(kind)
     if origin is Annotated:
         value, (_, least, most) = typed_value(key, value, parts[0]), parts
@@ -363,12 +392,12 @@ def typed_value(key: str, value, kind):
     if origin in (list, tuple) and isinstance(value, list | tuple):
         return origin(typed_value(key, item, parts[0]) for item in value)
     try:
-        if kind is float and not isinstance(value, bool):
-            number = float(value)  # also "1e-3", which YAML 1.1 reads as text
-            if math.isfinite(number):
-                return number
-    except (TypeError, ValueError):
+        if kind is float and not isinstance(value, bool) and math.isfinite(number := float(value)):
+            return number  # also "1e-3", which YAML 1.1 reads as text
+    except (TypeError, ValueError, OverflowError):
         pass
+    if type(value) is str is kind:
+        return os.path.expanduser(value)
     if type(value) is not kind or kind is float:  # NaN and infinity, too
         wanted = {float: "a number", tuple: "a list"}.get(origin or kind, getattr(kind, "__name__", str(kind)))
         raise ConfigError(f"{key}={value!r} is {type(value).__name__}, expected {wanted}")
@@ -380,7 +409,7 @@ def _read_yaml(path: Path) -> dict:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(data, dict):
         raise ConfigError(f"{path} holds {type(data).__name__}, expected keys and values")
@@ -388,5 +417,7 @@ def _read_yaml(path: Path) -> dict:
 
 
 def nearest(name: str, choices) -> str:
+    meant = SYNONYMS.get(str(name).lower().replace("-", "_").split(".")[-1])
     near = difflib.get_close_matches(str(name), [str(choice) for choice in choices], n=4, cutoff=0.4)
+    near = [meant] if meant in choices else near
     return f"nearest: {', '.join(near)}" if near else f"choices: {', '.join(map(str, choices))}"

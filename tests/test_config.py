@@ -175,6 +175,19 @@ def test_a_saved_config_that_lacks_a_key_has_its_default(tmp_path):
     ("table1-moco", ["hard_negative_gap=-1"], "hard_negative_gap=-1.0 is too small"),
     ("table1-moco", ["jitter=[0.1"], "the value is not YAML"),
     ("table1-moco", ["jitter=0.1"], "expected a list"),
+    ("table1-moco", ["lr=.nan"], "lr=nan is float, expected a number"),
+    ("table1-moco", ["lr_steps=[.inf]"], "lr_steps=inf is float, expected a number"),
+    ("table1-moco", ["lr_steps=[-1]"], "lr_steps=-1.0 is too small"),
+    ("table1-moco", ["seed=99999999999999999999"], "is too large, expected at most 2147483647"),
+    ("table1-moco", ["epochs=2026-02-31"], "the value is not YAML"),
+    ("table1-moco", ["classes=[[a]]"], "classes=['a'] is list, expected str"),
+    ("table1-moco", ["out="], "out=None is NoneType, expected str"),
+    *(("table1-moco", [f"name={name}"], f"name={name} is no name of a folder")
+      for name in ("../x", "/x", "a/b", "..", ".")),
+    *(("table1-moco", [f"{other}=1"], f"unknown key '{other}'; nearest: {key}") for other, key in (
+        ("learning_rate", "lr"), ("bs", "batch_size"), ("arch", "backbone"), ("queue", "K"), ("tau", "temperature"),
+        ("wd", "weight_decay"), ("Model", "backbone"), ("optim.weight-decay", "weight_decay"),
+        ("finetune.bs", "batch_size"))),
     ("no/such.yaml", [], "cannot read"),
 ])  # fmt: skip
 def test_mistakes_are_answered_with_choices(name, overrides, message):
@@ -186,7 +199,16 @@ def test_mistakes_are_answered_with_choices(name, overrides, message):
 def test_mistakes_in_a_file(tmp_path):
     for text, message in [("gama: 1", "unknown key in .*: 'gama'"), ("pretrain: {gama: 1}", "key in .*: 'gama'"),
                           ("[1, 2]", "expected keys and values"), ("a: [", "is not YAML"),
-                          ("from: nothing", "unknown experiment 'nothing'")]:  # fmt: skip
+                          ("from: nothing", "unknown experiment 'nothing'"), ("from: [a]", "unknown experiment"),
+                          ("pretrain: 3", "bad.yaml, pretrain holds int, expected keys and values"),
+                          ("for: [ucf101]", "bad.yaml, for holds list"),
+                          ("for: {ucf101: }", "for ucf101 holds NoneType"),
+                          ("pretrain: {from: a}", "unknown key in .*: 'from'"),
+                          ("pretrained: {a: 1}", "is dict, expected"),
+                          ("finetune: {lr: fast}", "bad.yaml, finetune: lr='fast' is str, expected a number"),
+                          ("retrieve: {memory_gb: -1}", "retrieve: memory_gb=-1.0 is too small"),
+                          ("for: {hmdb51: {finetune: {dropout: 1.5}}}", "dropout=1.5 is too large"),
+                          ("a: 2026-02-31", "is not YAML"), ("[" * 5000, "is not YAML")]:  # fmt: skip
         path = tmp_path / "bad.yaml"
         path.write_text(text)
         with pytest.raises(ConfigError, match=message.replace("'", ".")):
@@ -231,3 +253,21 @@ def test_cores_are_the_jobs_not_the_nodes(tmp_path, monkeypatch, quota, count):
     monkeypatch.delattr(os, "sched_getaffinity")  # macOS
     (tmp_path / "cpu.max").unlink()
     assert config.cores() == 128
+
+
+def test_text_stays_as_typed(tmp_path, monkeypatch):
+    """YAML would make a date, a number, a bool or null of it; quotes and null keep their meaning where there is one."""
+    for text in ("2026-09-30", "007", "yes", "1e3", "null", "a: b", "[x", "2026-02-31", "x #1"):
+        assert load("demo-moco", [f"name={text}"]).name == text
+    cfg = load("demo-moco", ["name='a b'", "test_data=null", "classes=[No, 007, 'x']", "pretrained=null"])
+    assert (cfg.name, cfg.test_data, cfg.classes, cfg.pretrained) == ("a b", None, ("No", "007", "x"), "self")
+
+    def verb(target: str, words: str | None = None): ...
+
+    assert config.arguments(verb, ["target=1", "words=2"]) == {"target": "1", "words": "2"}
+    monkeypatch.setenv("HOME", "/home/me")
+    (tmp_path / "mine.yaml").write_text("from: demo-moco\ntest_data: ~/there")
+    cfg = load(str(tmp_path / "mine.yaml"), ["out=~/runs", "data=~", "pretrained=~/x.pth"])
+    assert (cfg.out, cfg.data, cfg.pretrained, cfg.test_data) == (
+        "/home/me/runs", "/home/me", "/home/me/x.pth", "/home/me/there")
+    assert config.arguments(verb, ["target=~/x"]) == {"target": "/home/me/x"}
