@@ -84,11 +84,13 @@ GROUPS := table1 table2 table3 table4 figure4 figure5 figure6 figure7 sweep-gamm
 
 $(if $(SYNTH),$(eval export OMP_NUM_THREADS ?= 1))
 
-$(EXPERIMENTS) $(GROUPS): $(READY)
-	$(or $(subst ;;,$(newline),$(shell $(STEPS) | sed 's/$$/;;/')),false)
+# .DEFAULT: what is no target, of which run.py says what comes nearest
+$(EXPERIMENTS) $(GROUPS) .DEFAULT: $(READY)
+	$(or $(subst ;;,$(newline),$(shell $(STEPS) | sed 's/$$/;;/')),@exit 2)
 
-STEPS = $(RUN) steps target=$@ words='$(if $(DATA),data=$(DATA)) out=$(OUT) $(SET)' splits=$(call list,$(SPLIT)) \
-	seeds=$(call list,$(SEED)) $(if $(SYNTH),synth=true) $(if $(FORCE),force=true) run='$(RUN)' launch='$(LAUNCH)'
+STEPS = $(RUN) steps target=$@ words='$(if $(DATA),data=$(call quote,$(DATA))) out=$(call quote,$(OUT)) $(SET)' \
+	splits=$(call list,$(SPLIT)) seeds=$(call list,$(SEED)) $(if $(SYNTH),synth=true) $(if $(FORCE),force=true) run='$(RUN)' launch='$(LAUNCH)'
+quote = "$(subst ','\'',$(subst \$(space),$(space),$(1)))"
 list = [$(subst $(space),$(comma),$(strip $(1)))]
 space := $(subst ,, )
 comma := ,

@@ -20,6 +20,20 @@ import sys
 import textwrap
 from pathlib import Path
 
+if sys.version_info < (3, 10):  # noqa: UP036 (pyproject.toml says it to pip alone)
+    sys.exit(f"run.py: Python 3.10 or newer is needed, {sys.executable} is {sys.version.split()[0]}")
+
+# What ends a run from outside: a part of the error's text, and what to do about it
+ADVICE = {
+    "shared memory": "/dev/shm is too small for batches of decoded clips (Docker's is 64 MB): docker run --ipc=host, "
+                     "or --shm-size=16g; or workers=0, which needs none",
+    "DataLoader worker": "a process that decodes videos was ended from outside, mostly for want of memory: give fewer "
+                         "workers=, or a smaller cache_gb=",
+    "out of memory|not enough memory|can't allocate memory":
+        "the memory is too small: give accumulate=2 or more, which cuts a batch into parts, checkpointing=true, or a "
+        "smaller batch_size, width or size",
+}
+
 # verb: (module, function, stage of the config it runs under, an example). Modules are imported when
 # a verb runs, since torch takes seconds; a verb without a stage takes the arguments of its function as key=value. The
 # stage `runs` is for verbs that look at finished runs: --cfg names their directories, the function gets (directory,
@@ -58,7 +72,7 @@ VERBS = {
 
 def main(argv: list[str]) -> int:
     """Runs one verb. Returns 0, or 2 after one line on stderr about what the person must settle."""
-    from be.config import ConfigError, UserError, arguments, load
+    from be.config import STAGES, ConfigError, UserError, arguments, load
 
     if not argv or argv[0] in ("-h", "--help"):
         print(f"{__doc__}\nverbs:\n" + "".join(f"  {verb:16}{docstring(verb)[0]}\n" for verb in VERBS))
@@ -78,12 +92,15 @@ def main(argv: list[str]) -> int:
         if not stage and cfg is not None:
             raise ConfigError(f"{verb} takes no --cfg, only key=value, as in: {example}")
         if stage == "runs":
-            runs = [(Path(run), load(Path(run) / "config.yaml", overrides)) for run in cfg.split(",")]
+            runs = [Path(run).expanduser() for run in cfg.split(",")]
+            runs = [(run, load(run / "config.yaml", overrides)) for run in runs]
             getattr(importlib.import_module(module), function)(*runs)
         elif stage == "dataset":
             call = getattr(importlib.import_module(module), function)
             call(**arguments(call, [f"dataset={cfg}", *overrides]))
         elif stage:
+            for one in STAGES:  # as the entry has them: none is to be found wrong after days of another
+                load(cfg, (), one)
             configs = [load(cfg, overrides, one) for one in stage.split(",")]  # wrong words are found before torch is
             getattr(importlib.import_module(module), function)(*configs)  # imported
         else:
@@ -92,6 +109,15 @@ def main(argv: list[str]) -> int:
         leave()
     except UserError as error:
         print(f"run.py {verb}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"run.py {verb}: interrupted", file=sys.stderr)
+        return 130
+    except (OSError, RuntimeError, MemoryError) as error:
+        said = [text for part, text in ADVICE.items() if re.search(part, str(error), re.I)]
+        if not said and getattr(error, "filename", None) is None:
+            raise
+        print(f"run.py {verb}: {said[0] if said else f'{error.filename}: {error.strerror}'}", file=sys.stderr)
         return 2
     return 0
 
@@ -107,18 +133,21 @@ def split_words(words: list[str]) -> tuple[str | None, list[str]]:
     """The name behind --cfg, and the key=value words."""
     from be.config import ConfigError
 
-    cfg, overrides, words = None, [], list(words)
+    given, words = {}, list(words)
     while words:
         word = words.pop(0)
-        if word == "--cfg" and words:
-            cfg = words.pop(0)
-        elif word.startswith("--cfg="):
-            cfg = word.removeprefix("--cfg=")
-        elif word.startswith("-"):
+        if word == "--cfg":
+            if not words:
+                raise ConfigError("--cfg needs a name behind it: run.py list shows them")
+            word = f"--cfg={words.pop(0)}"
+        key = word.partition("=")[0]
+        if key.startswith("-") and key != "--cfg":
             raise ConfigError(f"unknown option {word!r}; options are --cfg NAME and --help, all else is key=value")
-        else:
-            overrides.append(word)
-    return cfg, overrides
+        if key in given:
+            raise ConfigError(f"{key} is given twice, {given[key]} and {word}")
+        given[key] = word
+    cfg = given.pop("--cfg", None)
+    return cfg and cfg.removeprefix("--cfg="), [*given.values()]
 
 
 def help_text(verb: str) -> str:
@@ -161,5 +190,7 @@ if __name__ == "__main__":
     except ModuleNotFoundError as error:
         if (error.name or "be").split(".")[0] == "be":
             raise
+        if error.name == "fcntl":
+            sys.exit("run.py: Linux or macOS is needed; on Windows this runs in WSL, the Linux inside it")
         sys.exit(f"run.py: {sys.executable} has no package {error.name!r}. `make demo` and `make test` install what is "
                  f"needed into .venv: source .venv/bin/activate")

@@ -30,7 +30,7 @@ from hashlib import blake2b
 from itertools import chain
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 
@@ -48,9 +48,9 @@ BUFFER = 2**27  # bytes of frames held in memory
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)  # errors that are no video's fault
 
 
-def prepare(dataset: str, data: str = "data", check: Literal["decode", "packets"] = "decode", accept_missing: int = 0,
-            shortest: int = 16, transcode: bool = False, short_side: int = 128, gop: int = 16,
-            workers: int | None = None):
+def prepare(dataset: str, data: str = "data", check: Literal["decode", "packets"] = "decode",
+            accept_missing: config.Natural = 0, shortest: config.Natural = 16, transcode: bool = False,
+            short_side: Annotated[int, 2, 8192] = 128, gop: config.Count = 16, workers: config.Natural | None = None):
     """Checks every video of DATA/DATASET against the lists, writes manifest and report; makes a copy, if asked
 
     check: decode all frames; or only read the packets, which is many times faster, but blind to damage inside them.
@@ -391,7 +391,10 @@ def steps(target: str, words: str = "", splits: list[int] = (1, 2, 3), seeds: li
     force          the target's runs are removed, to be done again
     run, launch    what a command starts with, the second on as many devices as there are
     """
-    typed = shlex.split(words)
+    try:
+        typed = shlex.split(words)
+    except ValueError as error:
+        raise ConfigError(f"words={words}: {error}") from None
     own = {key: value for key, _, value in (word.partition("=") for word in typed)}
     for key in own.keys() & {"seed", "split"}:
         raise ConfigError(f"{key}={own[key]} cannot be one of the words, a target says it for each command; give make "
@@ -506,6 +509,7 @@ def pictures(target: str, typed: list[str], splits, synth) -> Iterator[Step]:
 
 def step(verb: str, name: str, words: list[str], end: str) -> Step:
     stage = "finetune" if verb == "evaluate" else verb
+    words = [*{word.partition("=")[0]: word for word in words}.values()]  # of two of a key the later
     cfg = load(name, words, stage)
     end = run_dir(cfg, stage) / end.format(protocol=cfg.protocol, subset=cfg.subset.split(",")[-1])
     return Step((verb, "--cfg", name, *words), end, cfg.dataset, cfg if end.suffix == ".safetensors" else None)

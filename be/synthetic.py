@@ -322,7 +322,7 @@ def split_lists(layout, videos, train, test):
 
 def synth(root: str, layout: str = "ucf101", train: Count = 96, test: Natural = 16, frames: Count = 64,
           height: Count = 40, width: Count = 48, scene_bias: Share = 0.6, drift: Amount = 24, seed: Natural = 0,
-          stills: bool = False, workers: int | None = None, look: dict | None = None):
+          stills: bool = False, workers: Natural | None = None, look: dict | None = None):
     """Writes synthetic videos in the layout of a real data set, in ROOT
 
     layout                  ucf101, hmdb51, kinetics400 or diving48

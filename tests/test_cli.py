@@ -54,9 +54,21 @@ def test_every_verb_exists_and_has_an_example():
     (["synth", "root=x", "scene_bais=1"], "unknown key 'scene_bais'; nearest: scene_bias"),
     (["synth", "root=x", "scene_bias=7"], "scene_bias=7.0 is too large, expected at most 1"),
     (["synth"], "synth needs root"),
+    (["synth", "root=x", "workers=-1"], "workers=-1 is too small"),
+    (["prepare", "--cfg", "ucf101", "gop=0"], "gop=0 is too small, expected at least 1"),
+    (["prepare", "--cfg", "ucf101", "short_side=-4"], "short_side=-4 is too small"),
+    (["pretrain", "--cfg"], "--cfg needs a name behind it"),
+    (["pretrain", "--cfg", "demo-moco", "--cfg=demo-random"], "--cfg is given twice"),
+    (["pretrain", "--cfg", "demo-moco", "lr=1", "lr=1e-3"], "lr is given twice, lr=1 and lr=1e-3"),
+    (["list", "names=a", "names=b"], "names is given twice"),
+    (["pretrain", "--cfg", "demo-moco", "learning_rate=1"], "unknown key 'learning_rate'; nearest: lr"),
+    (["pretrain", "--cfg", "demo-moco", "name=../x"], "name=../x is no name of a folder"),
+    (["show-batch", "--cfg", "demo-moco-be", "out=/dev/null/x"], "/dev/null/x: Not a directory"),
+    (["steps", "target=table1", "words=data='x"], "No closing quotation"),
+    (["report", "names=nothing-*"], "there is no run named nothing-*"),
 ])  # fmt: skip
 def test_a_mistake_is_one_line_and_exit_code_2(words, message, tiny):
-    data = [f"data={tiny}"] if words[:1] == ["pretrain"] and len(words) > 3 else []
+    data = [f"data={tiny}"] if words[:1] in (["pretrain"], ["show-batch"]) and len(words) > 3 else []
     done = run(*words, *data, code=2)
     assert message in done.stderr
     assert "Traceback" not in done.stderr and len(done.stderr.strip().splitlines()) == 1
@@ -67,6 +79,50 @@ def test_a_missing_dataset_is_explained(tmp_path):
     for part in (str(tmp_path / "ucf101"), "trainlist01.txt", "make demo"):
         assert part in said
     assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("text", ["finetune: {lr: fast}", "retrieve: {memory_gb: 0}", "finetune: {warmup: 1000}"])
+def test_all_stages_are_right_before_the_first(text, tiny, tmp_path):
+    """Else fine-tuning would be found wrong after days of pre-training."""
+    (tmp_path / "mine.yaml").write_text(f"from: demo-moco-be\n{text}")
+    said = run("pretrain", "--cfg", tmp_path / "mine.yaml", f"data={tiny}", f"out={tmp_path / 'runs'}", code=2).stderr
+    assert text.split("{")[1].split(":")[0] in said and len(said.splitlines()) == 1
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("error, message", [
+    (RuntimeError("unable to allocate shared memory(shm) for file </x>: No space left on device"), "--ipc=host"),
+    (RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error. ... out of shared memory"), "workers=0"),
+    (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), "fewer workers="),
+    (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), "accumulate=2"),
+    (NotADirectoryError(20, "Not a directory", "/dev/null/x"), "/dev/null/x: Not a directory"),
+])  # fmt: skip
+def test_what_ends_a_run_from_outside_is_one_line(monkeypatch, capsys, error, message):
+    def end():
+        raise error
+
+    monkeypatch.setattr("be.config.show_list", end)
+    assert importlib.import_module("run").main(["list"]) == 2
+    said = capsys.readouterr().err
+    assert message in said and len(said.splitlines()) == 1
+    error = RuntimeError("a fault of the program")
+    with pytest.raises(RuntimeError, match="a fault"):
+        importlib.import_module("run").main(["list"])
+
+
+def test_what_the_machine_lacks_is_one_line():
+    """Windows has no fcntl; an old Python cannot read the program."""
+    start = "import runpy, sys; sys.argv = ['run.py', 'status']; "
+    for first, message in (("sys.modules['fcntl'] = None", "WSL"), ("sys.version_info = (3, 8)", "Python 3.10")):
+        code = f"{start}{first}; runpy.run_path({str(ROOT / 'run.py')!r}, run_name='__main__')"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
+        assert done.returncode == 1 and message in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_head_has_seen_enough():
+    words = f"{sys.executable} {ROOT / 'run.py'} list | head -n 1"
+    done = subprocess.run(["bash", "-c", words], capture_output=True, text=True, check=True)
+    assert len(done.stdout.splitlines()) == 1 and not done.stderr
 
 
 def test_list_shows_all_with_the_papers_numbers():
