@@ -65,6 +65,7 @@ def test_every_verb_exists_and_has_an_example():
     (["pretrain", "--cfg", "demo-moco", "name=../x"], "name=../x is no name of a folder"),
     (["show-batch", "--cfg", "demo-moco-be", "out=/dev/null/x"], "/dev/null/x: Not a directory"),
     (["steps", "target=table1", "words=data='x"], "No closing quotation"),
+    (["steps", "target=table1-mocobe"], "unknown target 'table1-mocobe'; nearest: table1-moco-be"),
     (["report", "names=nothing-*"], "there is no run named nothing-*"),
 ])  # fmt: skip
 def test_a_mistake_is_one_line_and_exit_code_2(words, message, tiny):
