@@ -170,14 +170,18 @@ def parallel(job, items, what, workers=None, limit=lambda item: 600):
     from be.runs import progress
 
     context, own, started = multiprocessing.get_context("spawn"), threading.local(), []
+    lock, over = threading.Lock(), threading.Event()  # no process starts once the others are killed
 
     def attempt(item):  # in a thread, each with a process of its own
         if not hasattr(own, "process"):
             own.pipe, theirs = context.Pipe()
-            own.process = context.Process(target=_serve, args=(job, theirs), daemon=True)
-            own.process.start()
+            with lock:
+                if over.is_set():
+                    return item, None, "not begun"
+                own.process = context.Process(target=_serve, args=(job, theirs), daemon=True)
+                own.process.start()
+                started.append(own.process)
             theirs.close()  # so that the pipe ends when the process does
-            started.append(own.process)
         seconds = int(limit(item))
         try:
             own.pipe.send(item)
@@ -199,9 +203,11 @@ def parallel(job, items, what, workers=None, limit=lambda item: 600):
         yield from progress(pool.imap_unordered(attempt, items), len(items), what)
     finally:
         pool.terminate()
-        for process in started:
-            process.kill()
-            process.join()
+        with lock:
+            over.set()
+            for process in started:
+                process.kill()
+                process.join()
 
 
 def _serve(job, pipe):
