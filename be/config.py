@@ -355,7 +355,8 @@ def _typed(word: str, kinds: dict) -> tuple[str, Any]:
     if not equals:
         raise ConfigError(f"{word!r} is not of the form key=value")
     kind = choose(kinds, key, "key")
-    options, value = (kind, *typing.get_args(kind)), text
+    union = typing.get_origin(kind) in (types.UnionType, typing.Union)
+    options, value = typing.get_args(kind) if union else (kind,), text
     try:
         value = yaml.safe_load(text)
         if tuple[str, ...] in options and value is not None:

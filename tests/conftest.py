@@ -26,6 +26,12 @@ def tiny(tmp_path_factory):
     return data
 
 
+def latest(*words):
+    """The words, each key once: the last of those that are given twice, such as one of TINY."""
+    last = {str(word).split("=")[0]: word for word in words}
+    return [word for word in words if last[str(word).split("=")[0]] is word]
+
+
 def command(*words, launch: int = 0):
     """Arguments of subprocess for run.py as a person types it, on `launch` CPU processes if that is not 0.
 

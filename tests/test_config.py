@@ -224,6 +224,10 @@ def test_arguments_follow_the_signature():
     with pytest.raises(ConfigError, match="expected int"):
         config.arguments(verb, ["count=many"])
 
+    def several(names: list[str] = ()): ...
+
+    assert config.arguments(several, ["names=[a, b]"]) == {"names": ["a", "b"]}
+
     def another(workers: int | None = None): ...
 
     for hint in int | None, typing.Union[int, None]:  # noqa: UP007  the second is what Python 3.10 makes of the first

@@ -48,7 +48,7 @@ def test_a_fork_trains_and_stays_green(number, file, name, tests, tiny, tmp_path
         (shutil.copytree if (ROOT / part).is_dir() else shutil.copy)(ROOT / part, fork / part)
     for path, lines in ((fork / file, code), (fork / "experiments.yaml", entry)):
         path.write_text(apply(lines, path.read_text()))
-    words = ["pretrain", "--cfg", name, f"data={tiny}", f"out={out}", *TINY, "epochs=1"]
+    words = ["pretrain", "--cfg", name, f"data={tiny}", f"out={out}", *TINY]
     for command in (["run.py", *words], ["-m", "pytest", "-x", *SHARED, *tests]):
         done = subprocess.run([sys.executable, *command], cwd=fork, env={**os.environ, "OMP_NUM_THREADS": "1"},
                               capture_output=True, text=True, check=False)  # fmt: skip

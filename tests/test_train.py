@@ -11,7 +11,7 @@ from functools import partial
 
 import pytest
 import torch
-from conftest import TINY, command, run
+from conftest import TINY, command, latest, run
 
 from be import backbones, config, datasets, objectives, train
 from be.augment import Draws, apply_view, draw_view
@@ -21,7 +21,7 @@ from be.runs import RunError, make_accelerator, read_metrics
 
 
 def words(tiny, out, *more):
-    return ["--cfg", "demo-moco-be", f"data={tiny}", f"out={out}", *TINY, *more]
+    return latest("--cfg", "demo-moco-be", f"data={tiny}", f"out={out}", *TINY, *more)
 
 
 def load(tiny, out, *more, stage="pretrain"):
