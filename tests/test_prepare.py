@@ -462,9 +462,11 @@ def test_whoever_leaves_early_leaves_no_process():
 def test_stopped_and_interrupted_as_by_a_shell():
     """Ctrl-Z, a laptop's lid, a scheduler that suspends: such time does not count. Ctrl-C ends all processes."""
     code = f"""{BARE}
+import signal
 from functools import partial
 from be.prepare import parallel
 from deadly import deadly, limit
+signal.signal(signal.SIGINT, signal.default_int_handler)  # who starts the tests in the background has it ignored
 for item, result, problem in parallel(partial(deadly, 0), [1, "slow", "wait", "wait"], "", 2, limit):
     print(item, problem, flush=True)
 """
