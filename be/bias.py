@@ -32,7 +32,7 @@ from be.config import Config, ConfigError, choose
 from be.erase import draw_frame
 from be.evaluate import load_classifier, load_list, over_videos, spread_clips
 from be.report import page, plot_differences
-from be.runs import RunError, make_accelerator, progress, provenance, write_text
+from be.runs import RunError, make_accelerator, place, progress, provenance, write_text
 from be.video import Reader, VideoError, encode, even_clips
 from be.weights import find, load
 
@@ -200,7 +200,8 @@ def compare(verb: str, runs, one):
         for name, (path, cfg) in zip(names, runs, strict=True):
             model, classes = load_classifier(cfg, path)
             samples = load_list(cfg, subset, classes)
-            numbers = one(model.to(accelerator.device), samples, cfg, accelerator, path, subset)
+            numbers = one(place(model, accelerator.device, cfg.precision), samples, cfg, accelerator, path,
+                          subset)
             rows.append({"experiment": name, "run": str(path), "split": cfg.split, "seed": cfg.seed, **numbers})
         if accelerator.is_main_process:
             about = {"dataset": first.dataset, "subset": subset, "test_clips": first.test_clips, "scene": first.scene,

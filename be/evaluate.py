@@ -22,7 +22,7 @@ from be import backbones, datasets, objectives, video, weights
 from be.augment import eval_view
 from be.config import Config, ConfigError, load, run_dir
 from be.objectives import Classify, Objective, global_pool
-from be.runs import RunError, make_accelerator, progress, provenance, read_result, write_aside, write_text
+from be.runs import RunError, make_accelerator, place, progress, provenance, read_result, write_aside, write_text
 from be.weights import load_weights, read_about
 
 # Keys that the result of a test follows from, beside the weights and the videos
@@ -232,7 +232,7 @@ def evaluate(cfg: Config):
     """
     accelerator, path = make_accelerator(cfg), run_dir(cfg, "finetune")
     model, classes = load_classifier(cfg)
-    model.to(accelerator.device)
+    place(model, accelerator.device, cfg.precision)
     for subset in cfg.subset.split(","):
         samples, began = load_list(cfg, subset, classes), time.perf_counter()
         inputs = hash_inputs(cfg, samples, (path / "model.safetensors").read_bytes(), TEST_SETTINGS)

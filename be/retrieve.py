@@ -24,7 +24,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from be import datasets
 from be.config import Config, ConfigError, as_text
 from be.evaluate import about_result, clip_features, each_video, hash_inputs, load_backbone
-from be.runs import RunError, make_accelerator, progress, run_dir, write_text, writing
+from be.runs import RunError, make_accelerator, place, progress, run_dir, write_text, writing
 from be.video import even_clips
 
 KS = (1, 5, 10, 20, 50)
@@ -186,7 +186,7 @@ def retrieve(cfg: Config):
     """
     accelerator, path = make_accelerator(cfg), run_dir(cfg, "retrieve")
     path.mkdir(parents=True, exist_ok=True)
-    backbone = load_backbone(cfg).to(accelerator.device).eval()
+    backbone = place(load_backbone(cfg), accelerator.device, cfg.precision).eval()
 
     def features_of(subset):
         samples = datasets.load_for(cfg, subset)

@@ -77,6 +77,14 @@ def make_accelerator(cfg: Config) -> Accelerator:
                        gradient_accumulation_plugin=once, log_with=None if cfg.tracker == "none" else cfg.tracker)
 
 
+def place(module: torch.nn.Module, device: torch.device, precision: str) -> torch.nn.Module:
+    """Moves a network of 3D convolutions to the device, in the layout that they are fast in there, and returns it."""
+    module.to(device)
+    if device.type == "cpu" or precision != "fp32":  # docs/BENCHMARKS.md
+        module.to(memory_format=torch.channels_last_3d)  # of the weights: the activations follow
+    return module
+
+
 @contextlib.contextmanager
 def tracking(accelerator: Accelerator, run: "Run"):
     """Yields log(step=, **metrics), which writes a line of metrics.jsonl and tells the tracker, if there is one."""

@@ -35,7 +35,7 @@ from be.augment import Draws, apply_view, draw_view
 from be.config import Config, ConfigError, choose, experiments
 from be.erase import PARTNERED
 from be.evaluate import Probe, accuracy, classify, load_backbone
-from be.runs import Clock, Run, RunError, duration, make_accelerator, provenance, read_metrics, run_dir, tracking
+from be.runs import Clock, Run, RunError, duration, make_accelerator, place, provenance, read_metrics, run_dir, tracking
 from be.video import static_clips
 from be.weights import load_weights
 
@@ -140,7 +140,9 @@ class State:
         self.step, self.skipped = 0, 0
         self.losses, self.missed = [], 0  # of the steps since the last sync: on the device; unreadable videos
         self.recent = []  # losses since the last line of the log, a number per part of a batch
-        place(objective, cfg, accelerator.device)
+        place(objective, accelerator.device, cfg.precision)
+        if cfg.compile:
+            compile_backbones(objective)
         optimizer = make_optimizer(objective, cfg)
         checkpoint = run.latest()
         check_same(accelerator, run, samples, checkpoint)
@@ -263,15 +265,10 @@ def not_finite(run: Run, what: str, step: int) -> RunError:
                     f"lower lr, or use precision=fp32, and run again under another name")
 
 
-def place(objective, cfg: Config, device: torch.device):
-    """Moves the objective to the device; on a GPU in the layout that its 16-bit convolutions are fast in."""
-    objective.to(device)
-    if device.type == "cuda" and cfg.precision != "fp32":
-        objective.to(memory_format=torch.channels_last_3d)  # of the weights: the activations follow
-    if cfg.compile:
-        for module in objective.modules():
-            if type(module) is type(objective.backbone):  # teachers, too
-                module.compile()
+def compile_backbones(objective):
+    for module in objective.modules():
+        if type(module) is type(objective.backbone):  # teachers, too
+            module.compile()
 
 
 def make_views(batch: datasets.Batch, wanted, draws: Draws, cfg: Config, flips_together=False) -> list[torch.Tensor]:

@@ -21,7 +21,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from be import backbones, config, datasets, objectives
 from be.augment import Draws
 from be.config import Config, ConfigError, UserError, arguments
-from be.train import make_views, place
+from be.runs import place
+from be.train import compile_backbones, make_views
 
 HALF = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 PLAIN = {"erase": "none", "hard_negative": False}
@@ -58,7 +59,9 @@ class Step:
         torch.manual_seed(0)
         backbone = backbones.build(cfg.backbone, cfg.width)
         self.objective = objectives.build(make, backbone, asdict(cfg)).train()
-        place(self.objective, cfg, device)
+        place(self.objective, device, cfg.precision)
+        if cfg.compile:
+            compile_backbones(self.objective)
         learned = [p for name, p in self.objective.named_parameters() if "momentum_encoder" not in name]
         self.optimizer = torch.optim.SGD(learned, lr=1e-3, momentum=cfg.momentum, weight_decay=cfg.weight_decay)
         B, K, side = cfg.batch_size, 1 + max(clip for clip, _ in self.objective.views), cfg.short_side

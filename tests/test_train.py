@@ -307,16 +307,18 @@ def test_the_loss_scaler_is_resumed(tiny, tmp_path, monkeypatch):
 
 
 def test_the_layout_and_the_compiler_are_for_the_convolutions(tiny, monkeypatch):
-    """On a GPU in half precision weights lie channels last; compile=true compiles the backbone and the teacher's."""
+    """Weights lie channels last on a CPU, on a GPU in half precision; compile=true: the backbone and the teacher's."""
     compiled = []
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compiled.append(self))
     cfg = replace(load(tiny, "out"), precision="bf16", compile=True)
     moco = objectives.build("moco", backbones.build("c3d", 4), asdict(cfg))
-    monkeypatch.setattr(moco, "to", lambda *args, to=moco.to, **kw: to(**kw) if kw else moco)  # there is no GPU
-    train.place(moco, cfg, torch.device("cuda"))
+    train.compile_backbones(moco)
     assert compiled == [moco.backbone, moco.momentum_encoder.backbone]
-    for p in moco.parameters():
-        assert p.dim() != 5 or p.is_contiguous(memory_format=torch.channels_last_3d)
+    monkeypatch.setattr(moco, "to", lambda *args, to=moco.to, **kw: to(**kw) if kw else moco)  # there is no GPU
+    for device, precision, last in [("cuda", "fp32", False), ("cuda", "bf16", True), ("cpu", "fp32", True)]:
+        train.place(moco.to(memory_format=torch.contiguous_format), torch.device(device), precision)
+        for p in moco.parameters():
+            assert p.dim() != 5 or p.is_contiguous(memory_format=torch.channels_last_3d) is last or 1 in p.shape
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
