@@ -5,7 +5,7 @@ GPUS  ?= 1
 DATA  ?= $(if $(SYNTH),data/synth)
 OUT   ?= $(if $(SYNTH),runs/synth,runs)
 SEED  ?= 0
-SPLIT ?= $(if $(or $(SYNTH),$(filter evidence-% real-%,$(MAKECMDGOALS))),1,1 2 3)  # of the drawn and the cut sets: one
+SPLIT ?= $(if $(or $(SYNTH),$(filter evidence-% real-% speedrun%,$(MAKECMDGOALS))),1,1 2 3)  # of the drawn and the cut sets: one
 
 ifeq ($(origin PYTHON), undefined)
 PYTHON := .venv/bin/python
@@ -78,9 +78,10 @@ $(DEMO_SEEDS:%=demo-seed-%): demo-seed-%:
 #   FORCE=1  removes what the target has left and does it again     SET="accumulate=4 ..."  any other key=value
 
 EXPERIMENTS := $(shell sed -nE '/^(defaults|presets|demo)/d; s/^([a-z][^:]*):.*/\1/p' experiments.yaml)
-GROUPS := table1 table2 table3 table4 figure4 figure5 figure6 figure7 sweep-gamma sweep-stride analyses more real-methods \
-	evidence-methods evidence-erase-side evidence-hard-negative-view evidence-erase
-.PHONY: $(EXPERIMENTS) $(GROUPS)
+GROUPS := table1 table2 table3 table4 figure4 figure5 figure6 figure7 sweep-gamma sweep-stride analyses more speedrun \
+	real-methods real-erase real-gamma evidence-methods evidence-erase-side evidence-hard-negative-view evidence-erase
+.PHONY: $(EXPERIMENTS) $(GROUPS) evidence-real
+evidence-real: real-methods real-erase real-gamma  ## parts of UCF101 and HMDB51, small networks: docs/EVIDENCE.md
 
 $(if $(SYNTH),$(eval export OMP_NUM_THREADS ?= 1))
 
