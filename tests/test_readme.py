@@ -10,15 +10,19 @@ import pytest
 from conftest import ROOT, TINY
 from test_rooms import ROWS
 
-from be import config
+from be import config, datasets
 
 README = (ROOT / "README.md").read_text()
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-SHARED = ["tests/test_config.py", "tests/test_registry.py"]  # read experiments.yaml
+TOUCHED = ["tests/test_config.py", "tests/test_registry.py", "tests/test_erase.py", "tests/test_objectives.py",
+           "tests/test_tasks.py", "tests/test_backbones.py", "-k", "not at_112 and not two_processes"]
 
 
 def diffs():
-    return [block.splitlines() for block in re.findall(r"```diff\n(.*?)```", README, re.S)]
+    """Of each block of the page: [(file, its lines), ...]"""
+    for block in re.findall(r"```diff\n(.*?)```", README, re.S):
+        parts = re.split(r"^# (\S+)\n", block, flags=re.M)
+        yield [(file, lines.splitlines()) for file, lines in zip(parts[1::2], parts[2::2], strict=True)]
 
 
 def apply(lines, text):
@@ -29,31 +33,41 @@ def apply(lines, text):
             added.append(line[1:])
         else:
             place = rest.index(line[1:])
-            out += rest[:place] + added + [line[1:]]
+            out += rest[:place] + added + [line[1:]] * (line[0] == " ")
             rest, added = rest[place + 1 :], []
     return "\n".join(out + added + rest if out else rest + added) + "\n"
 
 
-@pytest.mark.parametrize("number, file, name, tests", [
-    (0, "be/erase.py", "demo-moco-mean-frame", ["tests/test_erase.py"]),
-    (2, "be/objectives.py", "demo-simsiam-be", ["tests/test_objectives.py", "-k", "not at_112 and not two_processes"]),
-])  # fmt: skip
-def test_a_fork_trains_and_stays_green(number, file, name, tests, tiny, tmp_path):
-    """A code block and the YAML block behind it, in a copy of the project: the training command, then its tests."""
-    code, entry = diffs()[number : number + 2]
-    assert len(code) + len(entry) < 30
-    fork, out = tmp_path / "fork", tmp_path / "runs"
+def test_a_fork_trains_and_stays_green(tiny, tmp_path):
+    """All diffs of the page in a copy of the project: the training commands, then the tests that they touch."""
+    fork, out, names = tmp_path / "fork", tmp_path / "runs", []
     fork.mkdir()
     for part in ("be", "tests", "run.py", "experiments.yaml", "pyproject.toml"):
         (shutil.copytree if (ROOT / part).is_dir() else shutil.copy)(ROOT / part, fork / part)
-    for path, lines in ((fork / file, code), (fork / "experiments.yaml", entry)):
-        path.write_text(apply(lines, path.read_text()))
-    words = ["pretrain", "--cfg", name, f"data={tiny}", f"out={out}", *TINY]
-    for command in (["run.py", *words], ["-m", "pytest", "-x", *SHARED, *tests]):
-        done = subprocess.run([sys.executable, *command], cwd=fork, env={**os.environ, "OMP_NUM_THREADS": "1"},
-                              capture_output=True, text=True, check=False)  # fmt: skip
-        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert (out / name / "pretrain-seed0/backbone.safetensors").exists()
+    for block in diffs():
+        for file, lines in block:
+            (fork / file).write_text(apply(lines, (fork / file).read_text()))
+            names += re.findall(r"^\+(demo-[\w-]+):", "\n".join(lines), re.M)
+    assert len(names) == 6
+    data = {"demo-mine": plain_copy(tiny, tmp_path / "mine")}
+    typed = [["pretrain", "--cfg", name, f"data={data.get(name, tiny)}", f"out={out}", *TINY] for name in names]
+    script = f"""import pytest, sys, run
+for words in {typed!r}:
+    assert run.main(words) == 0
+sys.exit(pytest.main(["-x", *{TOUCHED!r}]))"""  # one process: torch takes seconds to load
+    done = subprocess.run([sys.executable, "-c", script], cwd=fork, env={**os.environ, "OMP_NUM_THREADS": "1"},
+                          capture_output=True, text=True, check=False)  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert all((out / name / "pretrain-seed0/backbone.safetensors").exists() for name in names)
+
+
+def plain_copy(tiny, root):
+    """The videos of a drawn UCF101 as a user's own: files of any name, and a list of `PATH LABEL`."""
+    (root / "plain").mkdir(parents=True)
+    samples = datasets.load("ucf101", tiny, "train", 1)
+    lines = [f"{samples.path(i)} {label}" for i, label in enumerate(samples.labels)]
+    (root / "plain/train.txt").write_text("\n".join(lines))
+    return root
 
 
 def test_make_targets_and_experiments_exist():
@@ -62,7 +76,7 @@ def test_make_targets_and_experiments_exist():
     command = ["make", "-n", f"PYTHON={sys.executable}", *targets]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0 and "run.py pretrain --cfg table1-moco-be" in done.stdout, done.stderr
-    known = config.experiments().keys() | {"demo-moco-mean-frame"}
+    known = config.experiments().keys() | {"NAME"}
     assert set(re.findall(r"--cfg ([\w-]+)", README)) <= known
 
 
