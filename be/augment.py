@@ -1,8 +1,7 @@
 """Views of clips: crop, rotation and colour, drawn once per clip and shared by its frames.
 
-The loader hands over uint8 frames. Everything here happens a batch at a time, on the tensors' device,
-in float32. Drawing and applying are two steps, because the paper augments the hard negative, another
-clip of the same video, with the query's own augmentation a1:
+The loader hands over uint8 frames. Everything here happens a batch at a time, on the tensors' device, in float32.
+Drawing and applying are two steps, because two clips may share a draw:
 
     a1 = draw_view(draws, B, rotate=10.0, jitter=(0.5, 0.5, 0.25, 0.5))
     x_o = apply_view(clips[:, 0], size, a1, S)                      # (B, 3, T, S, S)
@@ -27,22 +26,15 @@ GREY = (0.299, 0.587, 0.114)  # luma of ITU-R BT.601, as in PIL; sums to 1, so t
 class Draws:
     """The random numbers of one training step: a pure function of (seed, step), with no state to save.
 
-    Every draw is made for the *global* batch of world * n rows, of which this rank gets rows rank * n to
-    (rank + 1) * n. Two processes of n rows thus draw exactly what one process of 2n rows draws, as long
-    as all make the same calls in the same order. Successive calls give different numbers.
-
-    The numbers are made by numpy on the CPU and then sent to `device`, so that they are the same on every
-    kind of device. A step needs some hundreds, which takes microseconds; a batch of noise frames for
-    `erase.gaussian_noise`, 64 x 3 x 112 x 112, takes about 30 ms.
-
-    seed, step: integers >= 0.
+    Every draw is made for the *global* batch of world * n rows, of which this rank gets n rows from rank * n on.
+    Two processes of n rows thus draw exactly what one process of 2n rows draws, as long as all make the same calls in
+    the same order. Successive calls give different numbers. numpy makes them on the CPU, so that they are the same on
+    every kind of device: some hundreds a step, in microseconds; noise frames, 64 x 3 x 112 x 112, take about 30 ms.
     """
 
     def __init__(self, seed, step, rank=0, world=1, device="cpu"):
-        if not 0 <= rank < world:
-            raise ValueError(f"rank must lie in 0..{world - 1} for a world of {world}, got {rank}")
-        # numpy fills short seeds up with zeros: the last two words keep these numbers apart from those of
-        # the loader, seeded by (seed, epoch, index). A torch.Generator on the CPU has seeds of 32 bits only.
+        # numpy fills short seeds up with zeros: the last two words keep these numbers apart from those of the loader,
+        # seeded by (seed, epoch, index). A torch.Generator on the CPU has seeds of 32 bits only.
         self.rng = np.random.default_rng((seed, step, 0, 1))
         self.rank, self.world, self.device = rank, world, torch.device(device)
 
@@ -64,8 +56,6 @@ class Draws:
 
     def dropout(self, x, p):
         """What F.dropout does in training, with the mask drawn here. x: (n, ...), p: in [0, 1)."""
-        if not 0 <= p < 1:
-            raise ValueError(f"the dropout probability must lie in [0, 1), got {p}")
         return x * ((self.rand(*x.shape) >= p) / (1 - p)).to(x.dtype)
 
     def _rows(self, values, n):
@@ -94,32 +84,23 @@ class ViewParams:
 
 
 def draw_view(draws, n, scale=None, flip=0.0, rotate=0.0, jitter=(0.0, 0.0, 0.0, 0.0), jitter_ops="all"):
-    """Draw n augmentations. The defaults are a plain random crop. -> ViewParams
+    """Draw n augmentations, of keys whose ranges be/config.py holds. Default: a plain random crop. -> ViewParams
 
-    scale: range within (0, 1] of the crop window's area, 1 = the frame's largest square. The window is square, and
-      is resized to S x S. None cuts S x S pixels out of the frames as they are stored.
-    flip: probability in [0, 1] that left and right change places.
+    scale: range of the crop window's area, 1 = the frame's largest square. The window is square, and is resized to
+      S x S. None cuts S x S pixels out of the frames as they are stored.
+    flip: probability that left and right change places.
     rotate: angles are uniform in (-rotate, rotate) degrees. Paper: 10.
-    jitter: strengths of brightness, contrast, saturation, hue, in the units of torchvision's ColorJitter:
-      a factor uniform in [max(0, 1 - s), 1 + s], a hue uniform in [-s, s] turns with s <= 0.5.
-      Released code: 0.5, 0.5, 0.25, 0.5.
+    jitter: strengths s of brightness, contrast, saturation, hue as in torchvision's ColorJitter: a factor uniform in
+      [max(0, 1 - s), 1 + s], a hue uniform in [-s, s] turns. Released code: 0.5, 0.5, 0.25, 0.5.
     jitter_ops: "all" of the four, or "one" of them, drawn per clip, as the released code has it in effect.
     """
-    if scale is not None and not (len(scale) == 2 and 0 < scale[0] <= scale[1] <= 1):
-        raise ValueError(f"scale must be a range [low, high] with 0 < low <= high <= 1, got {scale}")
-    if not 0 <= flip <= 1:
-        raise ValueError(f"flip must be a probability in [0, 1], got {flip}")
-    if len(jitter) != 4 or min(jitter) < 0 or jitter[3] > 0.5:
-        raise ValueError(f"jitter must be 4 strengths >= 0, the last one (hue) <= 0.5, got {jitter}")
-    if jitter_ops not in ("all", "one"):
-        raise ValueError(f"jitter_ops must be 'all' or 'one', got {jitter_ops!r}")
     u = draws.rand(n, 10)  # all at once: one copy to the device
-    low = _constant([max(0.0, 1 - s) for s in jitter[:3]] + [-jitter[3]], u)
-    high = _constant([1 + s for s in jitter[:3]] + [jitter[3]], u)
+    still, reach = _constant([1, 1, 1, 0], u), _constant(jitter, u)
+    low, high = (still - reach).maximum(_constant([0, 0, 0, -0.5], u)), still + reach
     colour = low + (high - low) * u[:, 4:8]
     if jitter_ops == "one":
         chosen = (4 * u[:, 8:9]).long() == torch.arange(4, device=u.device)  # (n, 4), one True in a row
-        colour = torch.where(chosen, colour, _constant([1, 1, 1, 0], u))
+        colour = torch.where(chosen, colour, still)
     return ViewParams(
         position=u[:, 0:2],
         area=None if scale is None else scale[0] + (scale[1] - scale[0]) * u[:, 2],
@@ -187,9 +168,8 @@ def recolour(x, colour):
 
     x: float (B, 3, T, S, S) in [0, 1]. colour: (B, 4), see ViewParams. -> like x
 
-    This is not quite torchvision's ColorJitter: contrast is about the mean grey of the clip, not of each
-    frame; hue turns RGB about the grey axis, where HSV would bend it; brightness, contrast, saturation,
-    hue always come in this order; nothing is rounded or clamped in between.
+    Unlike torchvision's ColorJitter, contrast is about the mean grey of the clip, not of each frame; hue turns RGB
+    about the grey axis; brightness, contrast, saturation, hue always come in this order; nothing is rounded in between.
     """
     brightness, contrast, saturation, hue = colour[:, :, None, None].unbind(1)  # (B, 1, 1) each
     grey = _constant(GREY, x)
@@ -208,14 +188,18 @@ def recolour(x, colour):
 
 def normalise(x):
     """RGB in [0, 1] to zero mean and unit variance over ImageNet. x: float (B, 3, ...) -> like x"""
-    mean, std = (_constant(c, x).view(3, *[1] * (x.dim() - 2)) for c in (MEAN, STD))
+    mean, std = _statistics(x)
     return (x - mean) / std
 
 
 def denormalise(x):
     """The inverse of `normalise`, for pictures. x: float (B, 3, ...) -> like x, in [0, 1] up to rounding"""
-    mean, std = (_constant(c, x).view(3, *[1] * (x.dim() - 2)) for c in (MEAN, STD))
+    mean, std = _statistics(x)
     return x * std + mean
+
+
+def _statistics(x):
+    return _constant([MEAN, STD], x).view(2, 3, *[1] * (x.dim() - 2))
 
 
 def _constant(values, like):
