@@ -97,7 +97,7 @@ def test_the_script_asks_slurm_for_what_it_says():
 
 def test_a_job_that_is_told_to_stop_writes_a_checkpoint(tiny, tmp_path):
     """As SLURM does it: every process of the step is signalled, after which the launcher signals its groups again."""
-    begin = command(*latest(*words(tiny, tmp_path), "epochs=1000", "save_every=100000", "log_every=100", "workers=1"),
+    begin = command(*latest(*words(tiny, tmp_path), "epochs=1000", "save_every=100000", "log_every=8", "workers=1"),
                     launch=2)
     launcher = subprocess.Popen(**begin, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 

@@ -14,7 +14,8 @@ from be import config
 
 README = (ROOT / "README.md").read_text()
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-SHARED = ["tests/test_config.py", "tests/test_registry.py"]  # read experiments.yaml
+TOUCHED = ["tests/test_config.py", "tests/test_registry.py", "tests/test_erase.py", "tests/test_objectives.py", "-k",
+           "not at_112 and not two_processes and not learns"]  # those are slow, and name the methods they try
 
 
 def diffs():
@@ -34,26 +35,26 @@ def apply(lines, text):
     return "\n".join(out + added + rest if out else rest + added) + "\n"
 
 
-@pytest.mark.parametrize("number, file, name, tests", [
-    (0, "be/erase.py", "demo-moco-mean-frame", ["tests/test_erase.py"]),
-    (2, "be/objectives.py", "demo-simsiam-be", ["tests/test_objectives.py", "-k", "not at_112 and not two_processes"]),
-])  # fmt: skip
-def test_a_fork_trains_and_stays_green(number, file, name, tests, tiny, tmp_path):
-    """A code block and the YAML block behind it, in a copy of the project: the training command, then its tests."""
-    code, entry = diffs()[number : number + 2]
-    assert len(code) + len(entry) < 30
-    fork, out = tmp_path / "fork", tmp_path / "runs"
+def test_a_fork_trains_and_stays_green(tiny, tmp_path):
+    """Both code blocks and their YAML, in a copy of the project: the training commands, then the tests they touch."""
+    fork, out, blocks = tmp_path / "fork", tmp_path / "runs", diffs()
     fork.mkdir()
     for part in ("be", "tests", "run.py", "experiments.yaml", "pyproject.toml"):
         (shutil.copytree if (ROOT / part).is_dir() else shutil.copy)(ROOT / part, fork / part)
-    for path, lines in ((fork / file, code), (fork / "experiments.yaml", entry)):
-        path.write_text(apply(lines, path.read_text()))
-    words = ["pretrain", "--cfg", name, f"data={tiny}", f"out={out}", *TINY]
-    for command in (["run.py", *words], ["-m", "pytest", "-x", *SHARED, *tests]):
-        done = subprocess.run([sys.executable, *command], cwd=fork, env={**os.environ, "OMP_NUM_THREADS": "1"},
-                              capture_output=True, text=True, check=False)  # fmt: skip
-        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert (out / name / "pretrain-seed0/backbone.safetensors").exists()
+    files = ["be/erase.py", "experiments.yaml", "be/objectives.py", "experiments.yaml"]
+    for file, lines in zip(files, blocks, strict=True):
+        (fork / file).write_text(apply(lines, (fork / file).read_text()))
+    assert len(blocks[0] + blocks[1]) < 30 and len(blocks[2] + blocks[3]) < 30
+    names = ["demo-moco-mean-frame", "demo-simsiam-be"]
+    typed = [["pretrain", "--cfg", name, f"data={tiny}", f"out={out}", *TINY] for name in names]
+    script = f"""import pytest, sys, run
+for words in {typed!r}:
+    assert run.main(words) == 0
+sys.exit(pytest.main(["-x", *{TOUCHED!r}]))"""  # one process: torch takes seconds to load
+    done = subprocess.run([sys.executable, "-c", script], cwd=fork, env={**os.environ, "OMP_NUM_THREADS": "1"},
+                          capture_output=True, text=True, check=False)  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert all((out / name / "pretrain-seed0/backbone.safetensors").exists() for name in names)
 
 
 def test_make_targets_and_experiments_exist():
