@@ -73,13 +73,14 @@ $(DEMO_SEEDS:%=demo-seed-%): demo-seed-%:
 #
 #   make table1-moco-be DATA=/datasets GPUS=8     one row; SPLIT="1 2 3" SEED="0 1 2" for splits and seeds
 #   make table1                                   all of its rows, shared stages once
+#   make linear-moco-be                           a linear classifier and kNN on the frozen backbone of table1-moco-be
 #   make table1-moco-be SYNTH=1                   the same commands on small synthetic stand-ins, in a minute or two
 #   make -n table1-moco-be                        nothing but the commands
 #   FORCE=1  removes what the target has left and does it again     SET="accumulate=4 ..."  any other key=value
 
 EXPERIMENTS := $(shell sed -nE '/^(defaults|presets|demo)/d; s/^([a-z][^:]*):.*/\1/p' experiments.yaml)
-GROUPS := table1 table2 table3 table4 figure4 figure5 figure6 figure7 sweep-gamma sweep-stride analyses more speedrun \
-	real-methods real-erase real-gamma evidence-methods evidence-erase-side evidence-hard-negative-view evidence-erase
+GROUPS := table1 table2 table3 table4 linear figure4 figure5 figure6 figure7 sweep-gamma sweep-stride analyses more \
+	speedrun real-methods real-erase real-gamma evidence-methods evidence-erase-side evidence-hard-negative-view evidence-erase
 .PHONY: $(EXPERIMENTS) $(GROUPS) evidence-real
 evidence-real: real-methods real-erase real-gamma  ## parts of UCF101 and HMDB51, small networks: docs/EVIDENCE.md
 

@@ -49,6 +49,7 @@ VERBS = {
     "finetune": ("be.train", "finetune", "finetune", "run.py finetune --cfg table1-moco-be dataset=hmdb51 split=1"),
     "evaluate": ("be.evaluate", "evaluate", "finetune", "run.py evaluate --cfg demo-moco-be subset=swapped"),
     "retrieve": ("be.retrieve", "retrieve", "retrieve", "run.py retrieve --cfg table3-moco-be-i3d protocol=paper"),
+    "linear": ("be.retrieve", "linear", "finetune", "run.py linear --cfg table1-moco-be dataset=ucf101 split=1"),
     "robustness": ("be.bias", "robustness", "runs",
                    "run.py robustness --cfg runs/A/finetune-ucf101-split1-seed0,runs/B/finetune-ucf101-split1-seed0"),
     "errors": ("be.analysis", "errors", "runs",

@@ -139,7 +139,8 @@ class Config:
     # analyses and retrieval
     scene: Literal["median", "rendered"] = "median"  # tells scene from actor: the clip's median, for a still camera |
     #                                                  the truth of drawn videos
-    protocol: Literal["paper", "vcop", "gap"] = "paper"  # every 16-frame clip | mean of 10 clips | one clip (released)
+    protocol: Literal["paper", "vcop", "gap", "clips"] = "paper"  # every 16-frame clip | mean of 10 clips | one clip
+    #                                                       (released) | each of `test_clips`, which `linear` reads, too
     memory_gb: Annotated[float, 0.01, ENDLESS] = 2  # GiB for the blocks of the search; the program takes about 1 more
 
     # housekeeping

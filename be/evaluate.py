@@ -128,16 +128,25 @@ def knn(x, label, y, k: int = 20, temperature: float = 0.07):
 
 
 def linear(x, label, y, decay: float = 1e-3):
-    """The class of each row of y (M, C) under logistic regression on x (N, C) -> (M,). See `regress`."""
+    """The class of each row of y (M, C) under logistic regression on x (N, C) -> (M,). See `fit`."""
+    weight, bias = fit(x, label, decay)
+    return (y @ weight.T + bias).argmax(1)
+
+
+def fit(x, label, decay: float, classes: int = 0):
+    """`regress` on x (N, C), of which every column is first shifted and scaled to mean 0 and standard deviation 1.
+    -> weight (classes, C), bias (classes,), for x as it is."""
     mean, scale = x.mean(0), x.std(0).clamp(min=1e-6)
-    weight, bias = regress((x - mean) / scale, label, decay)
-    return ((y - mean) / scale @ weight.T + bias).argmax(1)
+    weight, bias = regress((x - mean) / scale, label, decay, classes)
+    weight = weight / scale
+    return weight, bias - weight @ mean
 
 
 @torch.enable_grad()
-def regress(x, label, decay: float):
-    """Weight (classes, C) and bias (classes,) with the least mean cross entropy + decay |weight|^2 / 2, by L-BFGS."""
-    weight = x.new_zeros(int(label.max()) + 1, x.shape[1], requires_grad=True)
+def regress(x, label, decay: float, classes: int = 0):
+    """Weight (classes, C) and bias (classes,) with the least mean cross entropy + decay |weight|^2 / 2, by L-BFGS.
+    classes: by default as many as the largest label says."""
+    weight = x.new_zeros(classes or int(label.max()) + 1, x.shape[1], requires_grad=True)
     bias = x.new_zeros(len(weight), requires_grad=True)
     search = torch.optim.LBFGS([weight, bias], max_iter=200, tolerance_grad=1e-5, line_search_fn="strong_wolfe")
 

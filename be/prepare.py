@@ -362,7 +362,7 @@ PICTURES = {
     "figure7": [CAM],
     "analyses": [("robustness --cfg {runs} data={data} out={out}", "robustness-hmdb51-test.json"),
                  ("errors --cfg {runs} data={data} out={out}", "errors-hmdb51-test.json")]}
-TRAIN, SPREAD = ("pretrain", "finetune", "evaluate", "retrieve"), ("actors", "cam", "robustness", "errors")
+TRAIN, SPREAD = ("pretrain", "finetune", "evaluate", "retrieve", "linear"), ("actors", "cam", "robustness", "errors")
 # SYNTH=1: the demo's networks on stand-ins for all data sets, 48 videos to train on and 16 to test on
 STAND_IN = ("train=6", "test=2", "frames=48")
 REHEARSAL = ("synthetic=true", "epochs=2", "lr_steps=[1]", "K=32", "log_every=1", "test_clips=3")
@@ -454,7 +454,8 @@ def collect(target: str, typed, splits, seeds, synth) -> list[Step]:
 
 
 def row(name: str, typed: list[str], splits, synth, on: tuple[str, ...] = ()) -> Iterator[Step]:
-    """An entry: pre-training, then fine-tuning and test on the data sets `on`: those under `paper`, or its own."""
+    """An entry: pre-training, then fine-tuning and test on the data sets `on`: those under `paper`, or its own. Of one
+    named linear-... the linear classifier in their place."""
     paper = paper_numbers(name)
     on = on or [key for key in paper if not re.fullmatch(r"R@\d+|pearson_r|p_value", key)]
     name = experiments()[name].get("same_runs_as", name)
@@ -481,6 +482,9 @@ def row(name: str, typed: list[str], splits, synth, on: tuple[str, ...] = ()) ->
             words = [*typed, f"dataset={dataset}", f"split={split}"]
             if load(name, words, "finetune").subset == "test" != source.test:
                 words.append(f"subset={source.test}")
+            if name.startswith("linear-"):
+                yield step("linear", name, words, "linear-{subset}.json")
+                continue
             yield step("finetune", name, words, "model.safetensors")
             yield step("evaluate", name, words, "result-{subset}.json")
 
@@ -514,8 +518,9 @@ def pictures(target: str, typed: list[str], splits, synth) -> Iterator[Step]:
 
 
 def step(verb: str, name: str, words: list[str], end: str) -> Step:
-    stage = "finetune" if verb == "evaluate" else verb
+    stage = "finetune" if verb in ("evaluate", "linear") else verb
     words = [*{word.partition("=")[0]: word for word in words}.values()]  # of two of a key the later
     cfg = load(name, words, stage)
-    end = run_dir(cfg, stage) / end.format(protocol=cfg.protocol, subset=cfg.subset.split(",")[-1])
+    where = run_dir(cfg, verb if verb == "linear" else stage)
+    end = where / end.format(protocol=cfg.protocol, subset=cfg.subset.split(",")[-1])
     return Step((verb, "--cfg", name, *words), end, cfg.dataset, cfg if end.suffix == ".safetensors" else None)

@@ -34,7 +34,7 @@ COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 STYLE = {"xtick.labelsize": 7, "ytick.labelsize": 7, "axes.grid": True, "grid.alpha": 0.25, "axes.axisbelow": True}
 UNDRAWN = {"step", "epoch", "seconds", "skipped"}  # of metrics.jsonl
 PROTOCOL = ("test_clips", "select", "synthetic")  # of a test: results that differ in these make no common mean
-METRICS = ("top1", "R@1", "R@5", "R@10", "R@20", "R@50")
+METRICS = ("top1", "knn", "R@1", "R@5", "R@10", "R@20", "R@50")
 TABLE3 = "hmdb51 test, split 1, protocol paper"  # what the paper retrieved
 COLUMNS = ("experiment", "what", "tested on", "metric", "ours", "paper", "delta", "splits", "seeds", "scored", "note")
 FORMATS = {"delta": "+.1f", "gain": "+.1f", "gain, % of base": "+.1f", "r": ".2f", "p": ".2g", "p of t": ".3f",
@@ -52,7 +52,7 @@ def report(out: str = "runs", names: str = "*"):
     report.html holds its pictures and needs nothing else, no network either.
     """
     out = Path(out)
-    results = read_results(out) + read_results(out, "recall")
+    results = [result for kind in ("result", "recall", "linear") for result in read_results(out, kind)]
     tests = index(results)
     known = fnmatch.filter(dict.fromkeys([*experiments(), *(on[0] for on in tests)]), names)
     ours = list(dict.fromkeys(map(runs_of, known)))
@@ -117,7 +117,7 @@ def index(results: list[dict]) -> dict[tuple, dict]:
     tests, usual = defaultdict(dict), {}
     for r in sorted(results, key=lambda r: (r["subset"], r.get("test_clips", 0)), reverse=True):  # test before swapped
         what = "{dataset} {subset}, split {split}, protocol {protocol}" if "protocol" in r else "{dataset} {subset}"
-        what, own = what.format(**r), protocol(r)
+        what, own = what.format(**r) + ", frozen" * ("knn" in r), protocol(r)
         first = usual.setdefault((r["experiment"], what), own)
         what = ", ".join([what, *(f"{key}={own[key]}" for key in own if own[key] != first[key])])
         for metric in METRICS:
@@ -189,7 +189,7 @@ def other_settings(name: str, path: Path, result: dict) -> list[str]:
 
     result: of a test, with what it says itself, such as `test_clips`; of a pre-training, empty.
     """
-    stage, saved = path.name.split("-")[0], path / "config.yaml"
+    stage, saved = path.name.split("-")[0].replace("linear", "finetune"), path / "config.yaml"
     if name not in experiments() or not saved.exists():
         return []
     run = dataclasses.asdict(load(str(saved))) | result

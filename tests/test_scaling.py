@@ -19,7 +19,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is loaded, which set_num_
 CONTEXT = multiprocessing.get_context("forkserver")  # processes that have imported everything when they begin
 CONTEXT.set_forkserver_preload(["be.train", "torch._dynamo"])
 STAGES = {"pretrain": train.pretrain, "finetune": train.finetune, "evaluate": evaluate.evaluate,
-          "retrieve": retrieve.retrieve}
+          "retrieve": retrieve.retrieve, "linear": retrieve.linear}
 
 # MoCo and each pretext task, with BE
 FIRST = {"moco": "demo-moco-be", "rotnet": "table1-rotnet-be", "puzzles": "table1-puzzles-be",
@@ -113,15 +113,17 @@ def test_exactly_the_same_result(spread, tiny):
 
 
 def test_exactly_the_same_retrieval(tiny, tmp_path):
-    """The features, in the order of the list, and the recall that follows from them."""
+    """The features, in the order of the list, and the recall and the linear classifier that follow from them."""
     found = []
     for world in (1, 3):
         cfg = load(tiny, tmp_path / f"on{world}", "demo-random", "retrieve")
-        assert end(start(world, [("retrieve", cfg)])) == [0] * world
-        path = runs.run_dir(cfg, "retrieve")
+        frozen = load(tiny, cfg.out, "demo-random", "finetune")
+        assert end(start(world, [("retrieve", cfg), ("linear", frozen)])) == [0] * world
+        path, probe = (runs.run_dir(cfg, verb) for verb in ("retrieve", "linear"))
         result = json.loads((path / "recall-paper-test.json").read_text())
         found.append([{key: value for key, value in result.items() if "@" in key}, path / "paper-test.json",
-                      *((path / f"paper-{subset}.f16").read_bytes() for subset in ("train", "test"))])
+                      *((path / f"paper-{subset}.f16").read_bytes() for subset in ("train", "test")),
+                      (probe / "probabilities-test.safetensors").read_bytes()])
     assert found[0][1].read_text() == found[1][1].read_text()
     assert len(found[0][0]) == 5 and found[0][0] == found[1][0] and found[0][2:] == found[1][2:]
 
