@@ -50,6 +50,7 @@ VERBS = {
     "evaluate": ("be.evaluate", "evaluate", "finetune", "run.py evaluate --cfg demo-moco-be subset=swapped"),
     "retrieve": ("be.retrieve", "retrieve", "retrieve", "run.py retrieve --cfg table3-moco-be-i3d protocol=paper"),
     "linear": ("be.retrieve", "linear", "finetune", "run.py linear --cfg table1-moco-be dataset=ucf101 split=1"),
+    "biasset": ("be.bias", "biasset", "finetune", "run.py biasset --cfg table1-moco-be dataset=ucf101 kind=scuba"),
     "robustness": ("be.bias", "robustness", "runs",
                    "run.py robustness --cfg runs/A/finetune-ucf101-split1-seed0,runs/B/finetune-ucf101-split1-seed0"),
     "errors": ("be.analysis", "errors", "runs",
@@ -73,7 +74,7 @@ VERBS = {
 
 def main(argv: list[str]) -> int:
     """Runs one verb. Returns 0, or 2 after one line on stderr about what the person must settle."""
-    from be.config import STAGES, ConfigError, UserError, arguments, load
+    from be.config import STAGES, ConfigError, UserError, arguments, experiments, load, run_dir
 
     if not argv or argv[0] in ("-h", "--help"):
         print(f"{__doc__}\nverbs:\n" + "".join(f"  {verb:16}{docstring(verb)[0]}\n" for verb in VERBS))
@@ -93,7 +94,8 @@ def main(argv: list[str]) -> int:
         if not stage and cfg is not None:
             raise ConfigError(f"{verb} takes no --cfg, only key=value, as in: {example}")
         if stage == "runs":
-            runs = [Path(run).expanduser() for run in cfg.split(",")]
+            runs = [run_dir(load(run, overrides, "finetune"), "finetune") if run in experiments()
+                    else Path(run).expanduser() for run in cfg.split(",")]
             runs = [(run, load(run / "config.yaml", overrides)) for run in runs]
             getattr(importlib.import_module(module), function)(*runs)
         elif stage == "dataset":

@@ -3,7 +3,7 @@
 The map is the mean over the channels of the last feature map, which is nowhere negative, resized to the clip in space
 and time (paper 4.7). Networks see each clip as it is and in ways that should not mislead one that looks at motion:
 
-    one frame        nothing moves: the response should be low
+    frozen           one frame in place of all, nothing moves: the response should be low
     static body      the actor of another video stands in the picture, cut out of one frame: no response there
     foreign frame    a still frame of another video lies over all frames, weight 0.3: the response should stay
 
@@ -30,17 +30,17 @@ from matplotlib.cm import ScalarMappable
 
 from be import backbones, datasets
 from be.augment import Draws, denormalise
-from be.bias import MANIPULATIONS, THRESHOLD, compare, publish, rendered_masks, short, shots
+from be.bias import MANIPULATIONS, MASKS, THRESHOLD, compare, lend, pasted, publish, short, shots
 from be.config import Config, choose
 from be.erase import ERASE
-from be.evaluate import features, over_videos, views
+from be.evaluate import features, over_videos
 from be.report import answers, confusion, panels, per_class, plot_confusion, plot_gain, save
-from be.runs import make_accelerator, provenance
+from be.runs import RunError, make_accelerator, provenance
 from be.train import make_views
 from be.video import even_clips, random_clips
 from be.weights import load_weights
 
-INPUTS = ("original", "one frame", "static body", "foreign frame")
+INPUTS = ("original", "frozen", "static body", "foreign frame")
 MEASURES = ("response", "on moving", "on actor", "on body")
 SHOWN = 4  # videos in the picture, the first of them also manipulated
 DRAWS = 8  # of `show-batch`
@@ -128,8 +128,11 @@ def cam(*runs: tuple[Path, Config]):
     sampler = partial(even_clips, K=cfg.test_clips, T=cfg.frames, stride=cfg.stride)
     for subset in cfg.subset.split(","):
         samples = datasets.load_for(cfg, subset)
-        shot, _ = shots(samples, sampler, cfg, accelerator)
-        found, ok = measure(networks.values(), samples, shot, sampler, cfg, accelerator)
+        lenders, _ = lend(samples, cfg, accelerator)
+        if (lenders[0] < 0).any():
+            raise RunError(f"{samples.root}: not every video has one of another class beside it that lends it a body")
+        look = partial(shots, lenders=lenders[:1])
+        found, ok = measure(networks.values(), samples, look, sampler, cfg, accelerator)
         if accelerator.is_main_process:
             means = (100 * found[ok].nanmean(0)).tolist()
             rows = [{"network": network, "input": name, **dict(zip(MEASURES, numbers, strict=True))}
@@ -140,24 +143,24 @@ def cam(*runs: tuple[Path, Config]):
                       "n_scored": int(ok.sum()), "n_expected": len(ok), **provenance(samples, accelerator)}
             out = Path(cfg.out) / f"cam-{cfg.dataset}-{subset}"
             publish(out, "Response of the last feature map in %", about, rows)
-            draw(out.with_suffix(".png"), networks, samples, ok, shot, sampler, cfg, accelerator)
+            draw(out.with_suffix(".png"), networks, samples, ok, look, sampler, cfg, accelerator)
 
 
-def measure(networks, samples, shot, sampler, cfg: Config, accelerator):
+def measure(networks, samples, look, sampler, cfg: Config, accelerator):
     """MEASURES of each video, in [0, 1], NaN where there is none: (N, 1 + networks, inputs, measures), ok (N,). First
     come those of a map that is equal everywhere."""
-    actors = rendered_masks(samples, sampler, cfg) if samples.scenes else None
+    actors = MASKS["rendered"](samples, cfg) if samples.scenes else None
 
-    def compute(x, i):
-        whole, (K, _, T, S, _) = shot(x, i), x.shape
+    def compute(whole, i):
+        x, (K, _, T, S, _) = whole.x, whole.x.shape
         where = {"on moving": moving_pixels(x)}
         if actors:
-            where["on actor"] = actors(x, i)[1][:, 0]
+            where["on actor"] = whole.seen(actors(i, whole.numbers, whole.frames, whole.spread))
         found = x.new_full((1 + len(networks), len(INPUTS), len(MEASURES)), np.nan)
         for n, name in enumerate(INPUTS):
-            y, lies = MANIPULATIONS[name](whole), {} if name == "one frame" else where
+            y, lies = MANIPULATIONS[name](whole), {} if name == "frozen" else where
             if name == "static body":
-                body = whole.other_actor.expand(K, T, S, S)
+                body = whole.seen(pasted(whole)[1]).expand(K, T, S, S)
                 lies = {what: mask & ~body for what, mask in where.items()} | {"on body": body}
             for m, heat in enumerate([x.new_ones(K, T, S, S), *(activation(net(y), T, S) for net in networks)]):
                 found[m, n, 0] = heat.mean()
@@ -166,15 +169,15 @@ def measure(networks, samples, shot, sampler, cfg: Config, accelerator):
         found[:, :, 0] /= found[:, :1, 0].clone()
         return found
 
-    return over_videos(compute, samples, sampler, cfg, accelerator, "cam")
+    return over_videos(compute, samples, sampler, cfg, accelerator, "cam", look=look)
 
 
-def draw(path: Path, networks, samples, ok, shot, sampler, cfg: Config, accelerator):
+def draw(path: Path, networks, samples, ok, look, sampler, cfg: Config, accelerator):
     """SHOWN videos as they are, the first of them also manipulated; below each the maps of the networks."""
     readable, rows = np.flatnonzero(ok), []
     chosen = np.unique(readable[np.linspace(0, len(readable) - 1, SHOWN).astype(int)]).tolist()
-    for i, x in views(samples, sampler, cfg, accelerator, "pictures", chosen):
-        whole, reference = shot(x, i), None
+    for i, whole in look(samples, sampler, cfg, accelerator, "pictures", chosen):
+        reference = None
         for name in INPUTS if i == chosen[0] else INPUTS[:1]:
             y = MANIPULATIONS[name](whole)[:1]
             heats = [activation(network(y), *y.shape[2:4])[0].cpu() for network in networks.values()]

@@ -72,7 +72,7 @@ class Config:
     split: Count = 1  # of the official lists
     classes: tuple[str, ...] | None = None  # only these classes of the data set, by name; null: all
     subset: str = "test"  # the list to test on; several as test,swapped (drawn videos have `swapped`)
-    test_data: str | None = None  # the folder that holds these lists, if it is not `data`
+    test_data: str | None = None  # the folder that holds these lists, if it is not `data`; or a `plain` set itself
     workers: Natural = 4  # decoding processes per device
     cache_gb: Amount = 0  # GiB of decoded videos that each of these keeps: lists that fit are decoded once
     short_side: Count = 128  # after decoding
@@ -139,6 +139,9 @@ class Config:
     # analyses and retrieval
     scene: Literal["median", "rendered"] = "median"  # tells scene from actor: the clip's median, for a still camera |
     #                                                  the truth of drawn videos
+    pairs: str | None = None  # for Action-Swap, a file of HAT's or DEVIAS' pairs, or a folder of some; null: at random
+    backgrounds: str | None = None  # for SCUBA, a folder of pictures, such as Places365's; null: drawn stripes
+    kind: Literal["human-only", "scene-only", "action-swap", "scuba", "scufo"] = "scuba"  # what `biasset` writes
     protocol: Literal["paper", "vcop", "gap", "clips"] = "paper"  # every 16-frame clip | mean of 10 clips | one clip
     #                                                       (released) | each of `test_clips`, which `linear` reads, too
     memory_gb: Annotated[float, 0.01, ENDLESS] = 2  # GiB for the blocks of the search; the program takes about 1 more
@@ -155,7 +158,8 @@ TYPES = typing.get_type_hints(Config, include_extras=True)
 DEFAULTS = {field.name: field.default for field in dataclasses.fields(Config) if field.name != "name"}
 # Keys that may differ between a run and the command that goes on with it: they do not change what is computed.
 FREE_KEYS = {"out", "data", "test_data", "workers", "cache_gb", "log_every", "save_every", "keep", "probe_every",
-             "subset", "test_clips", "protocol", "memory_gb", "scene", "tracker", "checkpointing"}
+             "subset", "test_clips", "protocol", "memory_gb", "scene", "pairs",
+             "backgrounds", "kind", "tracker", "checkpointing"}
 HARD_NEGATIVE = ("hard_negative_view", "hard_negative_gap", "hard_negative_encoder")
 # What an entry, or a person, says of the pre-training; fine-tuning has its own, in a block `finetune:`
 OF_PRETRAINING = ("method", "erase", "erase_side")

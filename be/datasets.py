@@ -245,9 +245,13 @@ def load(dataset: str, data, subset: str, split: int = 1, classes: Iterable[str]
 
 
 def load_for(cfg, subset: str, data: str | None = None) -> Samples:
-    """The list `subset` of a config's data set, split and classes, from its folder or from another one. Raises
-    ConfigError where its videos are a copy that is smaller than `short_side`: they would be enlarged."""
-    samples = load(cfg.dataset, data or cfg.data, subset, cfg.split, cfg.classes)
+    """The list `subset` of a config's data set, split and classes, from its folder or from another one, or from `data`
+    itself where that is a `plain` set. Raises ConfigError where its videos are a copy that is smaller than
+    `short_side`: they would be enlarged."""
+    if data and Path(data, "classes.txt").exists():
+        samples = DATASETS["plain"](data, subset, 1, cfg.classes)
+    else:
+        samples = load(cfg.dataset, data or cfg.data, subset, cfg.split, cfg.classes)
     if (side := copied_at(samples.root)) and side < cfg.short_side:
         raise ConfigError(f"{samples.root} is a copy made with short_side={side}, too small for short_side="
                           f"{cfg.short_side}; give data= the original, or a copy that `prepare transcode=true "
@@ -400,14 +404,18 @@ def kinetics400(root, subset, split):
 
 
 @register(
-    layout="SUBSET.txt    'PATH LABEL' for each video, PATH relative to this folder, LABEL from 0\n"
+    layout="SUBSET.txt    'PATH LABEL' (or 'PATH FRAMES LABEL') of each video, PATH below this folder, LABEL from 0\n"
            "classes.txt   the names of the classes, a line each, that of label 0 first",
     lists=r"(?:classes|(?P<subset>(?!prepare-report).+))\.txt",
 )
 def plain(root, subset, split):
     classes = [name for _, name in lines(root / "classes.txt", "(.+)", "CLASS")]
     listed = lines(root / f"{subset}.txt", r"(.*\S) +(\d+)", "PATH LABEL")
-    return classes, [(where, path, int(label)) for where, path, label in listed]
+
+    def path_of(text):  # lists of SCUBA, and other folders of frames, have their number between path and label
+        return text if (root / text).exists() else re.sub(r" +\d+$", "", text)
+
+    return classes, [(where, path_of(text), int(label)) for where, text, label in listed]
 
 
 def holdout(samples: Samples, fraction: float, seed: int) -> tuple[Samples, Samples]:
@@ -561,7 +569,7 @@ def epoch_batches(n: int, batch_size: int, seed: int, epoch: int, rank: int = 0,
         yield [(epoch, i) for i in order[first : first + part].tolist()]
 
 
-def loader(clips: Clips, batches: Iterable[list[tuple[int, int]]], workers: int = 0, device="cpu"):
+def loader(clips: Clips, batches: Iterable[list[tuple[int, int]]], workers: int = 0, device="cpu", collate=collate):
     """The `batches` of keys, in order, decoded by `workers` processes (0: by this one); pinned for CUDA.
     Each worker runs torch on one thread, which DataLoader sees to, and keeps two batches ready, in shared memory."""
     import torch

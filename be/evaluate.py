@@ -43,10 +43,10 @@ def views(samples, sampler, cfg: Config, accelerator, what: str, mine=None):
 
 
 @torch.no_grad()
-def each_video(compute, samples, sampler, cfg: Config, accelerator, what: str):
+def each_video(compute, samples, sampler, cfg: Config, accelerator, what: str, look=views):
     """Yields `compute(clips (K, 3, T, S, S), i) -> tensor`, moved to the CPU, of each video i in the order of the list.
-    None for an unreadable one. Every process gets all, whoever computed them."""
-    mine = views(samples, sampler, cfg, accelerator, what)
+    None for an unreadable one. Every process gets all, whoever computed them. look: what yields the clips."""
+    mine = look(samples, sampler, cfg, accelerator, what)
     for first in range(0, len(samples), accelerator.num_processes):
         i, row = next(mine, (0, None))
         if row is not None:
@@ -55,10 +55,10 @@ def each_video(compute, samples, sampler, cfg: Config, accelerator, what: str):
         yield from gather_object([row])[: len(samples) - first]
 
 
-def over_videos(compute, samples, sampler, cfg: Config, accelerator, what: str, classes: int = 0):
+def over_videos(compute, samples, sampler, cfg: Config, accelerator, what: str, classes: int = 0, look=views):
     """What `each_video` yields, stacked: results (N, ...) float32, ok (N,) bool. An unreadable video's row is zero.
     Where all are unreadable, results are (N, classes) zeros after a warning; RunError if `classes` is 0."""
-    rows = list(each_video(compute, samples, sampler, cfg, accelerator, what))
+    rows = list(each_video(compute, samples, sampler, cfg, accelerator, what, look))
     ok = torch.tensor([row is not None for row in rows])
     if not ok.any():
         none = f"{what}: not one of {len(rows)} videos in {samples.root} can be read; run.py prepare says why"

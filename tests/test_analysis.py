@@ -10,7 +10,7 @@ from conftest import TINY
 from networks import clips, tuned
 from PIL import Image
 
-from be import analysis, bias, config, datasets, evaluate
+from be import analysis, bias, config, datasets, evaluate, synthetic
 from be.analysis import INPUTS, MEASURES, activation, between, calibration, moving_pixels, overlaid, share
 from be.augment import denormalise, normalise
 from be.runs import RunError, make_accelerator
@@ -97,32 +97,36 @@ def test_numbers_of_networks_that_are_known(tiny, tmp_path):
     _, cfg, _ = tuned(tiny, tmp_path, scene="rendered")
     samples, accelerator = datasets.load("ucf101", tiny, "test", 1), make_accelerator(cfg)
     sampler = partial(even_clips, K=3, T=8, stride=2)
-    shot, partner = bias.shots(samples, sampler, cfg, accelerator)
-    found, ok = analysis.measure([Mover(), Looker()], samples, shot, sampler, cfg, accelerator)
+    lenders, _ = bias.lend(samples, cfg, accelerator)
+    look = partial(bias.shots, lenders=lenders)
+    found, ok = analysis.measure([Mover(), Looker()], samples, look, sampler, cfg, accelerator)
     assert found.shape == (16, 3, 4, 4) and ok.all()
     at = {name: n for n, name in enumerate(INPUTS)}
     response, moving, actor, body = (found[..., MEASURES.index(m)] for m in MEASURES)
     uniform, mover, looker = range(3)
 
-    assert (response[:, mover, at["one frame"]] == 0).all()
+    assert (response[:, mover, at["frozen"]] == 0).all()
     assert (body[:, mover, at["static body"]] == 0).all() and (body[:, looker, at["static body"]] > 0).any()
     assert actor[:, mover, 0].mean() > 2 * actor[:, uniform, 0].mean()
     assert (moving[:, mover, 0] > moving[:, uniform, 0]).all()
     torch.testing.assert_close(response[:, mover, at["foreign frame"]], torch.full((16,), 0.7), atol=1e-4, rtol=0)
 
-    specs = bias.specs(samples.root)
+    def true_mask(i, frames):  # what of it is in the square of 16 px in the middle of 24
+        mask = synthetic.render(bias.specs(samples.root)[samples.paths[i]])[1]
+        return torch.from_numpy(mask[frames][..., 4:20, 4:20])
+
     for i in (0, 7):  # the same by hand
         x, frames = clips(samples, i)
-        mask = bias.true_masks(x, specs[samples.paths[i]], frames, 24)[1][:, 0]
-        other, frames = clips(samples, partner[i], 1)
-        pasted = bias.true_masks(other, specs[samples.paths[partner[i]]], frames, 24)[1][0, :, 4]
+        mask = true_mask(i, frames)
+        other, frames = clips(samples, lenders[0, i], 1)
+        pasted = true_mask(lenders[0, i], frames)[0, 4][None]
         pixels = denormalise(x)
         bright = pixels.mean(1)
         assert actor[i, uniform, 0].item() == pytest.approx(mask.float().mean().item(), abs=1e-6)
         expected = np.mean([(bright[k][mask[k]].sum() / bright[k].sum()).item() for k in range(3)])
         assert actor[i, looker, 0].item() == pytest.approx(expected, abs=1e-5)
         still = bright[:, 4:5].mean() / bright.mean()
-        assert response[i, looker, at["one frame"]].item() == pytest.approx(still.item(), abs=1e-5)
+        assert response[i, looker, at["frozen"]].item() == pytest.approx(still.item(), abs=1e-5)
         lent = denormalise(other)[0, :, 4]
         y = torch.where(pasted[:, None], lent[:, None], pixels).mean(1)
         for values, where in ((actor, mask & ~pasted), (body, pasted.expand_as(mask))):
@@ -148,7 +152,7 @@ def test_cam_end_to_end(tiny, tmp_path, monkeypatch):
     names = [f"finetune-ucf101-split1-seed{seed}" for seed in (0, 1)]
     assert said["n_scored"] == said["n_expected"] == 16 and list(said["maps"]) == names
     rows = {(row["network"], row["input"]): row for row in said["rows"]}
-    assert len(rows) == 3 * 4 and rows[names[0], "one frame"]["on moving"] is None
+    assert len(rows) == 3 * 4 and rows[names[0], "frozen"]["on moving"] is None
     assert all(0 < row["on actor"] < 100 for key, row in rows.items() if key[1] == "original")
     assert rows[names[1], "original"]["response"] == pytest.approx(100)
     assert "| uniform" in (tmp_path / "cam-ucf101-test.md").read_text()

@@ -15,7 +15,7 @@ sys.path.insert(0, str(ROOT))
 VERBS = importlib.import_module("run").VERBS
 NAMES = ["list", "steps", "synth", "prepare", "actors", "plan", "pretrain", "finetune", "evaluate", "retrieve",
          "robustness", "errors", "inspect", "figure4", "gain", "figure5", "bars", "cam", "show-batch", "strip",
-         "status", "export", "report", "scenebias"]  # fmt: skip
+         "status", "export", "report", "scenebias", "biasset"]  # fmt: skip
 
 
 @pytest.mark.parametrize("words", [[], ["--help"], *([verb, "--help"] for verb in NAMES)])
