@@ -181,12 +181,11 @@ class Puzzles(Task):
         quarter, quadrant = torch.where(spatial, shared, order), torch.where(spatial, order, shared)
 
         cells = torch.stack([quarter, quadrant // 2, quadrant % 2], 2)  # (B, 4, 3) in time, height, width
-        cell = torch.tensor([T // 4, S // 2, S // 2], device=x.device)
-        t, s = (-(-3 * side // 4) for side in (T // 4, S // 2))
-        room = cell - torch.tensor([t, s, s], device=x.device)
-        start = cells * cell + (draws.rand(B, 4, 3) * (room + 1)).long()  # (B, 4, 3)
-
-        t, h, w = (start[..., axis, None] + torch.arange(n, device=x.device) for axis, n in enumerate((t, s, s)))
+        sides = [(side, -(-3 * side // 4)) for side in (T // 4, S // 2, S // 2)]  # of a cell, of a piece
+        u = draws.rand(B, 4, 3)
+        # Numbers, not tensors made of numbers: a GPU's host would wait for each of those
+        t, h, w = (cells[..., i, None] * cell + (u[..., i, None] * (cell - n + 1)).long()
+                   + torch.arange(n, device=x.device) for i, (cell, n) in enumerate(sides))  # (B, 4, n) each
         row = torch.arange(B, device=x.device).view(B, 1, 1, 1, 1)
         channel = draws.randint(3, B).view(B, 1, 1, 1, 1)
         pieces = x[row, channel, t[:, :, :, None, None], h[:, :, None, :, None], w[:, :, None, None]]  # (B, 4, t, s, s)
@@ -216,7 +215,8 @@ class ClipOrder(Task):
         return x[row, self.orders[label]], label[:, None]  # place j shows clip orders[label][j]
 
     def logits(self, z, draws):
-        pairs = z[:, [[0, 1], [0, 2], [1, 2]]].flatten(2)  # (B, 3, 2 dim)
+        a, b, c = z.unbind(1)  # (B, dim) each
+        pairs = torch.stack([torch.cat(two, 1) for two in ((a, b), (a, c), (b, c))], 1)  # (B, 3, 2 dim)
         pairs = self.pair(pairs).relu().flatten(1)  # (B, 3 * HIDDEN)
         if self.training:
             pairs = draws.dropout(pairs, 0.5)
@@ -261,10 +261,11 @@ class OrderVerification(Task):
 
     def transform(self, views, draws):
         x = torch.stack(views, 1)  # (B, 4, 3, T, S, S)
-        return x, torch.tensor([1, 0], device=x.device).expand(len(x), 2)
+        return x, torch.arange(1, -1, -1, device=x.device).expand(len(x), 2)
 
     def logits(self, z, draws):
-        return self.head(z[:, [[1, 2, 3], [1, 0, 3]]].flatten(2))  # (B, 2, 2)
+        a, b, c, d = z.unbind(1)
+        return self.head(torch.stack([torch.cat([b, c, d], 1), torch.cat([b, a, d], 1)], 1))  # (B, 2, 2)
 
 
 def every(inputs):

@@ -272,13 +272,6 @@ def test_channels_last_and_bfloat16_agree(name):
     assert F.cosine_similarity(half.float().flatten(), plain.flatten(), dim=0) > 0.99
 
 
-def test_one_graph_under_compile():
-    network, x = build("i3d").eval(), clips(1, 3, 8, 33, 32)
-    compiled = torch.compile(network, fullgraph=True, backend="eager")
-    with torch.no_grad():
-        torch.testing.assert_close(compiled(x), network(x))
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_wrong_inputs_are_named(name):
     network = build(name)
