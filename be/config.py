@@ -279,7 +279,7 @@ def show_list(names: str = "*"):
     if not found:
         raise ConfigError(f"no experiment is named {names}; {nearest(names, experiments())}")
     width = 100 if sys.stdout.isatty() else sys.maxsize  # in a pipe, a line is an experiment
-    for table, group in itertools.groupby(found, lambda name: name.split("-")[0]):
+    for _, group in itertools.groupby(found, lambda name: name.split("-")[0]):
         names = list(group)
         print("" if names[0] == found[0] else "\n", end="")
         for name in names:
