@@ -14,10 +14,12 @@
 import ast
 import difflib
 import importlib
+import json
 import os
 import re
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 if sys.version_info < (3, 10):  # noqa: UP036 (pyproject.toml says it to pip alone)
@@ -102,27 +104,55 @@ def main(argv: list[str]) -> int:
             call = getattr(importlib.import_module(module), function)
             call(**arguments(call, [f"dataset={cfg}", *overrides]))
         elif stage:
-            for one in STAGES:  # as the entry has them: none is to be found wrong after days of another
-                load(cfg, (), one)
-            configs = [load(cfg, overrides, one) for one in stage.split(",")]  # wrong words are found before torch is
-            getattr(importlib.import_module(module), function)(*configs)  # imported
+            others = [load(cfg, (), one) for one in STAGES]  # as the entry has them: none is to be found wrong after
+            configs = [load(cfg, overrides, one) for one in stage.split(",")]  # days of another. Here is no torch yet
+            check_names(others + configs)
+            getattr(importlib.import_module(module), function)(*configs)
         else:
             call = getattr(importlib.import_module(module), function)
             call(**arguments(call, overrides))
         leave()
     except UserError as error:
-        print(f"run.py {verb}: {error}", file=sys.stderr)
+        complain(f"run.py {verb}: {error}")
         return 2
     except KeyboardInterrupt:
-        print(f"run.py {verb}: interrupted", file=sys.stderr)
+        complain(f"run.py {verb}: interrupted")
         return 130
     except (OSError, RuntimeError, MemoryError) as error:
         said = [text for part, text in ADVICE.items() if re.search(part, str(error), re.I)]
         if not said and getattr(error, "filename", None) is None:
             raise
-        print(f"run.py {verb}: {said[0] if said else f'{error.filename}: {error.strerror}'}", file=sys.stderr)
+        complain(f"run.py {verb}: {said[0] if said else f'{error.filename}: {error.strerror}'}")
         return 2
     return 0
+
+
+def check_names(configs):
+    """Raises ConfigError for a data set, backbone, method or way to distract that does not exist, and for options that
+    the method does not take."""
+    from be import backbones, datasets, erase, objectives
+    from be.config import choose
+
+    for cfg in configs:
+        choose(datasets.DATASETS, cfg.dataset, "dataset")
+        choose(backbones.BACKBONES, cfg.backbone, "backbone")
+        choose(erase.ERASE, cfg.erase, "erase")
+        objectives.taken(choose(objectives.OBJECTIVES, cfg.method, "method"), vars(cfg))
+
+
+def complain(text: str):
+    """Says what the person must settle. Of several processes that meet it, one says it.
+
+    The others wait: their launcher ends them once the first has failed. torchrun shows what stands in the file below
+    its own report, so at the end.
+    """
+    if int(os.environ.get("RANK", 0)):
+        time.sleep(5)
+    if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        about = {"message": text, "extraInfo": {"timestamp": int(time.time())}}
+        Path(file).write_text(json.dumps({"message": about}))
+    else:
+        print(text, file=sys.stderr)
 
 
 def leave():

@@ -16,9 +16,12 @@ import difflib
 import fnmatch
 import functools
 import inspect
+import itertools
 import math
 import os
 import re
+import sys
+import textwrap
 import types
 import typing
 from dataclasses import dataclass
@@ -37,14 +40,14 @@ ENDLESS, LARGEST = float("inf"), 2**31 - 1
 Count, Natural = Annotated[int, 1, LARGEST], Annotated[int, 0, LARGEST]
 Share, Amount = Annotated[float, 0, 1], Annotated[float, 0, ENDLESS]
 Floats = tuple[Amount, ...]
-# As others call a key: the nearest choice to what is typed
+# As other code bases call a key: the nearest choice to what is typed
 SYNONYMS = dict(re.findall(r"(\w+):(\w+)", """
-learning_rate:lr base_lr:lr bs:batch_size num_workers:workers arch:backbone model:backbone network:backbone queue:K
-queue_size:K tau:temperature wd:weight_decay ema:m crop_size:size resolution:size num_frames:frames clip_len:frames
-sampling_rate:stride frame_interval:stride feature_dim:dim lam:gamma lambda:gamma milestones:lr_steps amp:precision
-fp16:precision scheduler:schedule gradient_accumulation_steps:accumulate weights:pretrained checkpoint:pretrained
-resume:pretrained loss:method algorithm:method hflip:flip data_dir:data data_root:data root:data output_dir:out
-save_dir:out work_dir:out num_clips:test_clips views:test_clips resize:short_side exp_name:name"""))
+learning_rate:lr bs:batch_size num_workers:workers arch:backbone model:backbone queue:K tau:temperature wd:weight_decay
+ema:m crop_size:size num_frames:frames clip_len:frames sampling_rate:stride lam:gamma milestones:lr_steps amp:precision
+scheduler:schedule weights:pretrained checkpoint:pretrained hflip:flip root:data output_dir:out"""))
+# What a value is, for people
+KINDS = {str: "a text", int: "a whole number", float: "a number", bool: "true or false", list: "a list",
+         tuple: "a list", dict: "keys and values", type(None): "empty"}
 
 
 class UserError(Exception):
@@ -120,7 +123,7 @@ class Config:
     bn_group: Natural = 8  # samples that share BatchNorm statistics: 64 on 8 GPUs gives 8; 0: all of a device's
     shuffle_bn: bool = True  # MoCo's keys pass BatchNorm in another order than the queries (ShuffleBN)
     optimizer: Literal["sgd", "adamw"] = "sgd"  # with momentum | with betas 0.9, 0.999
-    lr: Amount = 0.01  # for the global batch, on any number of devices
+    lr: Annotated[float, 1e-12, ENDLESS] = 0.01  # for the global batch, on any number of devices
     schedule: Literal["step", "cosine"] = "step"  # falls at lr_steps | to 0 at the end
     warmup: Amount = 0  # epochs in which lr rises from 0
     lr_steps: Floats = (10, 20, 30, 40)  # epochs after which lr is multiplied by lr_factor
@@ -161,6 +164,8 @@ FREE_KEYS = {"out", "data", "test_data", "workers", "cache_gb", "log_every", "sa
              "subset", "test_clips", "protocol", "memory_gb", "scene", "pairs",
              "backgrounds", "kind", "tracker", "checkpointing"}
 HARD_NEGATIVE = ("hard_negative_view", "hard_negative_gap", "hard_negative_encoder")
+# Of an entry's own keys, those that are plain values
+OWN = {"about": str, "same_runs_as": str, "against": str | list, "paper": dict}
 # What an entry, or a person, says of the pre-training; fine-tuning has its own, in a block `finetune:`
 OF_PRETRAINING = ("method", "erase", "erase_side")
 ALIASES = {"pretrained": {None: "self", "none": "random"}}  # values as they were once written
@@ -241,6 +246,8 @@ def load(name_or_file: str, overrides: list[str] | tuple[str, ...] = (), stage: 
         blocks.append(entries["presets"]["synthetic"])
         said = {**DEFAULTS, **_merged(blocks, stage), **typed}
     name = chain[-1].get("same_runs_as", default_name)
+    if name != default_name:
+        _chain(name)  # or says that there is none
     return _config({"name": name, **DEFAULTS, **_merged(blocks, stage, said["dataset"]), **typed})
 
 
@@ -266,16 +273,25 @@ def paper_numbers(name: str) -> dict[str, float]:
 
 
 def show_list(names: str = "*"):
-    """list: show the experiments and the paper's numbers
+    """list: show the experiments and the paper's numbers, in [] and %
 
     names   a pattern such as table1-* (default: all)
 
-    Each but the demo's is a target of make. `run.py plan --cfg NAME` says what one costs.
+    Each but the demo's is a target of make, and so is a table. `run.py plan --cfg NAME` says what one costs.
     """
-    for name, entry in experiments().items():
-        if fnmatch.fnmatch(name, names):
-            numbers = ", ".join(f"{key} {value}" for key, value in paper_numbers(name).items() if value is not None)
-            print(f"{name:34}  {entry.get('about', '')}{f'  [paper: {numbers}]' if numbers else ''}")
+    found = fnmatch.filter(experiments(), names)
+    if not found:
+        raise ConfigError(f"no experiment is named {names}; {nearest(names, experiments())}")
+    width = 100 if sys.stdout.isatty() else sys.maxsize  # in a pipe, a line is an experiment
+    for _, group in itertools.groupby(found, lambda name: name.split("-")[0]):
+        names = list(group)
+        print("" if names[0] == found[0] else "\n", end="")
+        for name in names:
+            paper = ", ".join(f"{key}\xa0{value}" for key, value in paper_numbers(name).items() if value is not None)
+            text = f"{experiments()[name].get('about', '')}{f'  [{paper}]' if paper else ''}"
+            start = f"{name:{max(map(len, names))}}  "
+            lines = textwrap.fill(text, width, initial_indent=start, subsequent_indent=" " * len(start))
+            print(lines.replace("\xa0", " "))  # which kept a number with its name
 
 
 def run_dir(cfg: Config, stage: str, name: str | None = None) -> Path:
@@ -309,6 +325,8 @@ def _config(values: dict[str, Any]) -> Config:
         raise ConfigError(f"scale={list(cfg.scale)} must be null or a range [low, high] of areas in (0, 1]")
     if len(cfg.jitter) != 4 or min(cfg.jitter) < 0 or cfg.jitter[3] > 0.5:
         raise ConfigError(f"jitter={list(cfg.jitter)} must be 4 strengths >= 0, the last one (hue) <= 0.5")
+    if cfg.classes == ():
+        raise ConfigError("classes=[] names no class; give some, or null for all")
     if cfg.warmup >= cfg.epochs:
         raise ConfigError(f"warmup={cfg.warmup:g} takes the whole run of epochs={cfg.epochs}; give a shorter one")
     if cfg.compile and cfg.checkpointing:
@@ -341,11 +359,14 @@ def _merged(blocks: list[dict], stage: str, dataset: str | None = None) -> dict[
 def _check_entry(where: str, entry: dict, known=META) -> None:
     """Keys, types and ranges of all stages and data sets, so that none is found wrong after a pre-training."""
     if not isinstance(entry, dict):
-        raise ConfigError(f"{where} holds {type(entry).__name__}, expected keys and values")
+        raise ConfigError(f"{where} holds {entry!r}, expected keys and values")
     blocks = entry.get("for") or {}
     parts = {f"for {name}": blocks[name] for name in blocks} if isinstance(blocks, dict) else {"for": blocks}
     for name, part in [*parts.items(), *((stage, entry[stage]) for stage in STAGES if entry.get(stage) is not None)]:
         _check_entry(f"{where}, {name}", part, () if name in STAGES else META)
+    for key in entry.keys() & OWN:
+        if not isinstance(entry[key], OWN[key]):
+            raise ConfigError(f"{where}: {key} cannot be {entry[key]!r}; experiments.yaml shows what it holds")
     for key in [key for key in entry if key not in known]:
         kind = choose(TYPES, key, f"key in {where}:")
         try:
@@ -405,8 +426,9 @@ def typed_value(key: str, value, kind):
     if type(value) is str is kind:
         return os.path.expanduser(value)
     if type(value) is not kind or kind is float:  # NaN and infinity, too
-        wanted = {float: "a number", tuple: "a list"}.get(origin or kind, getattr(kind, "__name__", str(kind)))
-        raise ConfigError(f"{key}={value!r} is {type(value).__name__}, expected {wanted}")
+        found = "not finite" if type(value) is kind else KINDS.get(type(value), type(value).__name__)
+        shown = "" if value is None else repr(value)
+        raise ConfigError(f"{key}={shown} is {found}, expected {KINDS.get(origin or kind, kind)}")
     return value
 
 
@@ -418,12 +440,15 @@ def _read_yaml(path: Path) -> dict:
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(data, dict):
-        raise ConfigError(f"{path} holds {type(data).__name__}, expected keys and values")
+        raise ConfigError(f"{path} holds {KINDS.get(type(data), 'a value')}, expected keys and values")
     return data
 
 
 def nearest(name: str, choices) -> str:
+    """The few of `choices` that are most like `name`, or what the field means by it; else the first of all."""
+    names = {str(choice).casefold(): str(choice) for choice in choices}
+    near = [names[one] for one in difflib.get_close_matches(str(name).casefold(), names, n=4, cutoff=0.4)]
     meant = SYNONYMS.get(str(name).lower().replace("-", "_").split(".")[-1])
-    near = difflib.get_close_matches(str(name), [str(choice) for choice in choices], n=4, cutoff=0.4)
-    near = [meant] if meant in choices else near
-    return f"nearest: {', '.join(near)}" if near else f"choices: {', '.join(map(str, choices))}"
+    if near or meant in choices:
+        return f"nearest: {meant if meant in choices else ', '.join(near)}"
+    return f"choices: {', '.join([*names.values()][:12])}{f', ... ({len(names)} in all)' if len(names) > 12 else ''}"

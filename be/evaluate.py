@@ -239,8 +239,8 @@ def evaluate(cfg: Config):
     The list is `subset`; several are tested one after the other with subset=test,swapped. The result and the
     probabilities of each go beside the model. A result of the same weights, videos and settings is kept.
     """
-    accelerator, path = make_accelerator(cfg), run_dir(cfg, "finetune")
-    model, classes = load_classifier(cfg)
+    path, (model, classes) = run_dir(cfg, "finetune"), load_classifier(cfg)
+    accelerator = make_accelerator(cfg)
     place(model, accelerator.device, cfg.precision)
     for subset in cfg.subset.split(","):
         samples, began = load_list(cfg, subset, classes), time.perf_counter()

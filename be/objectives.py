@@ -595,14 +595,19 @@ OBJECTIVES = {
 
 
 def build(method, backbone, options) -> Objective:
-    """The objective of that name, or class, with those of `options` that its signature and its bases' name.
-
-    Raises ConfigError for an unknown name, and for an erase_side of `both` with a method that has no two sides.
-    """
+    """The objective of that name, or class, with those of `options` that it takes. Raises what `taken` does."""
     make = choose(OBJECTIVES, method, "method") if isinstance(method, str) else method  # a class, or a partial of one
+    return make(backbone, **taken(make, options))
+
+
+def taken(make, options) -> dict:
+    """Those of `options` that the signature of an objective and its bases name.
+
+    Raises ConfigError for an erase_side of `both` with a method that has no two sides.
+    """
     kind = getattr(make, "func", make)
     if options.get("erase_side") == "both" and not issubclass(kind, Contrastive):
         raise ConfigError("erase_side=both is for methods with a query and a key: moco, triplet, simclr, byol")
     bases = [c for c in kind.__mro__ if issubclass(c, Objective)]
     known = {name for c in bases for name in inspect.signature(c.__init__).parameters} - {"backbone", "task"}
-    return make(backbone, **{name: options[name] for name in known & options.keys()})
+    return {name: options[name] for name in known & options.keys()}

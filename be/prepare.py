@@ -402,6 +402,8 @@ def steps(target: str, words: str = "", splits: list[int] = (1, 2, 3), seeds: li
     except ValueError as error:
         raise ConfigError(f"words={words}: {error}") from None
     own = {key: value for key, _, value in (word.partition("=") for word in typed)}
+    if len(own) < len(typed):
+        raise ConfigError(f"words={words}: a key is given twice")
     for key in own.keys() & {"seed", "split"}:
         raise ConfigError(f"{key}={own[key]} cannot be one of the words, a target says it for each command; give make "
                           f"SEED=... and SPLIT=...")

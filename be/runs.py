@@ -254,8 +254,7 @@ def status(out: str = "runs", names: str = "*"):
     found = sorted(path.parent for stage in END for path in Path(out).glob(f"*/{stage}-*/config.yaml"))
     rows = [run_state(path) for path in found if fnmatch.fnmatch(path.parent.name, names)]
     if not rows:
-        print(f"no runs in {out} named {names}")
-        return
+        raise RunError(f"there is no run named {names} in {out}{'' if Path(out).is_dir() else ', which is no folder'}")
     rows.insert(0, ("experiment", "stage", "state", "step", "loss", "left", "last checkpoint"))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:

@@ -35,7 +35,7 @@ from be.config import Config, ConfigError, choose, experiments
 from be.erase import PARTNERED
 from be.evaluate import Probe, accuracy, classify, load_backbone
 from be.runs import Clock, Run, RunError, duration, make_accelerator, place, provenance, read_metrics, run_dir, tracking
-from be.video import static_clips
+from be.video import Reader, VideoError, static_clips
 from be.weights import load_weights
 
 AUGMENTATION = tuple(inspect.signature(draw_view).parameters)[2:]  # keys of the config that say how views are drawn
@@ -270,12 +270,12 @@ def make_views(batch: datasets.Batch, wanted, draws: Draws, cfg, flips_together=
     return [apply_view(clips[:, clip], size, drawn[a].framed_as(drawn[w]), cfg.size) for clip, w, a in pairs]
 
 
-def check_flip(cfg, samples):
+def check_flip(cfg, samples=None):
     """Raises ConfigError where mirrored clips would have another label, or another answer to the pretext task."""
     task = getattr(objectives.OBJECTIVES.get(cfg.method), "keywords", {}).get("task")
     for name, mirrors in ((f"method={cfg.method}", getattr(task, "mirrors", True)),
                           (f"dataset={cfg.dataset}", datasets.DATASETS[cfg.dataset].mirrors),
-                          ("these drawn videos", samples.scene is None)):
+                          ("these drawn videos", samples is None or samples.scene is None)):
         if cfg.flip and not mirrors:
             raise ConfigError(f"flip={cfg.flip:g}: {name} can tell left from right; give flip=0")
 
@@ -353,8 +353,8 @@ ABOUT = """{stage} {name}: {method}, erase {erase}, {backbone} of width {width}
   device   {device}, mixed precision {precision}"""
 
 
-def describe(stage, cfg, n, accelerator, place="") -> str:
-    """What is about to run on n videos, in a few lines, before anything long starts."""
+def describe(stage, cfg, n, accelerator, place="", samples=None) -> str:
+    """What is about to run on n videos, in a few lines, before anything long starts. samples: the videos, if there."""
     world = accelerator.num_processes
     each, epoch = cfg.batch_size // world // cfg.accumulate, n // cfg.batch_size
     falls = f"times {cfg.lr_factor:g} after epochs {', '.join(f'{step:g}' for step in cfg.lr_steps) or 'none'}"
@@ -365,7 +365,22 @@ def describe(stage, cfg, n, accelerator, place="") -> str:
     problems = schedule_problems(cfg)
     if cfg.method == "moco" and cfg.shuffle_bn and world == 1 and (cfg.bn_group or each) == each:
         problems.append("one BatchNorm group: MoCo has nothing to shuffle; give a smaller bn_group")
+    if cfg.size > cfg.short_side:
+        problems.append(f"size={cfg.size} enlarges frames of short_side={cfg.short_side}")
+    if samples and (short := shorter_than_a_clip(cfg, samples)):
+        problems.append(f"{short} are shorter than a clip of frames={cfg.frames}, stride={cfg.stride}: at their end it "
+                        f"goes on at their start; give a smaller stride")
     return "\n  warning  ".join([ABOUT.format(**said), *problems])
+
+
+def shorter_than_a_clip(cfg, samples) -> str:
+    """`4 of 5 videos` if so many, most of five spread over the list, have not the frames of a clip; else nothing."""
+    lengths = []
+    for i in np.linspace(0, len(samples) - 1, 5).astype(int):
+        with contextlib.suppress(VideoError), Reader(samples.path(i)) as video:
+            lengths.append(video.frames)
+    short = sum(n <= (cfg.frames - 1) * cfg.stride for n in lengths)
+    return f"{short} of {len(lengths)} videos" if 2 * short > len(lengths) and not cfg.static else ""
 
 
 def pretrain(cfg: Config):
@@ -376,16 +391,16 @@ def pretrain(cfg: Config):
     if cfg.pretrained != "self":
         there = f"run pretrain --cfg {cfg.pretrained}" if cfg.pretrained in experiments() else "go on with finetune"
         raise ConfigError(f"{cfg.name} pre-trains nothing, its backbone is pretrained={cfg.pretrained}; {there}")
-    accelerator = make_accelerator(cfg)
-    samples = datasets.load_for(cfg, "train")
+    samples = datasets.load_for(cfg, "train")  # what is missing is said before the processes find each other
     check_flip(cfg, samples)
+    accelerator = make_accelerator(cfg)
     torch.manual_seed(cfg.seed)  # of the initial weights; all later draws have seeds of their own
     objective = build(cfg, len(samples.classes), backbones.build(cfg.backbone, cfg.width, cfg.checkpointing))
     run = Run(run_dir(cfg, "pretrain"), cfg, write=accelerator.is_main_process)
     if (run.path / "backbone.safetensors").exists():
         accelerator.print(f"{run.path}: done already; remove the folder to run it again")
         return
-    accelerator.print(describe("pretrain", cfg, len(samples), accelerator))
+    accelerator.print(describe("pretrain", cfg, len(samples), accelerator, samples=samples))
     probe = Probe(objective, samples, cfg, accelerator) if cfg.probe_every else None
     fit(objective, samples, cfg, run, accelerator, probe)
     run.save_weights("backbone", objective.backbone, backbone=cfg.backbone, width=cfg.width, experiment=cfg.name,
@@ -408,9 +423,9 @@ def finetune(cfg: Config):
     The last epoch is tested. With select=holdout a tenth of the training list (whole source videos) is held out, and
     the epoch that is best on it is kept. The test list plays no part here.
     """
-    accelerator = make_accelerator(cfg)
     samples = datasets.load_for(cfg, "train")
     check_flip(cfg, samples)
+    accelerator = make_accelerator(cfg)
     run = Run(run_dir(cfg, "finetune"), cfg, write=accelerator.is_main_process)
     if (run.path / "model.safetensors").exists():
         accelerator.print(f"{run.path}: done already; remove the folder to run it again")
@@ -433,7 +448,7 @@ def finetune(cfg: Config):
             run.save_weights("best", objective, **about, epoch=epoch, holdout_top1=top1)
         return {"holdout_top1": top1}
 
-    accelerator.print(describe("finetune", cfg, len(samples), accelerator))
+    accelerator.print(describe("finetune", cfg, len(samples), accelerator, samples=samples))
     fit(objective, samples, cfg, run, accelerator, keep_best if held else None)
     if held and run.write:
         about |= load_weights(run.path / "best.safetensors", objective)
@@ -491,8 +506,10 @@ def plan_stage(stage, cfg, accelerator) -> str:
 def count_videos(cfg) -> tuple[int, int, str]:
     """(videos of the training list, classes, where); the official numbers where the data are not there."""
     source = choose(datasets.DATASETS, cfg.dataset, "dataset")
+    check_flip(cfg)
     try:
         samples = datasets.load_for(cfg, "train")
+        check_flip(cfg, samples)
         return len(samples), len(samples.classes), ""
     except datasets.DatasetMissing:
         if cfg.classes or ("train", cfg.split) not in source.expected:

@@ -108,7 +108,8 @@ def load(path: Path, module: nn.Module, strict: bool = False) -> dict:
     inside = [name for name in left_out if name.split(".")[0] in modules and name.endswith((".weight", ".bias"))]
     told = [f"{name} {tuple(theirs[name].shape)} for {tuple(own[name].shape)}" if name in own else name
             for name in sorted(left_out, key=lambda name: name not in inside)]
-    report = f"{len(wanted) - len(missing)} of {len(wanted)} tensors from {path} (naming {naming!r}, under {prefix!r})"
+    report = (f"{len(wanted) - len(missing)} of {len(wanted)} tensors from {path}"
+              f"{f', which is named as {naming} names it' * (naming != 'same')}{f', below {prefix!r}' * bool(prefix)}")
     for what, names in (("missing", missing), ("left out", told)):
         if names:
             report += f"; {len(names)} {what}: {', '.join(names[:4])}{', ...' if len(names) > 4 else ''}"
@@ -309,6 +310,8 @@ def export(run: str, to: str, private: bool = True):
 
     Either is loaded again by `pretrained=` of `finetune` and `retrieve`, or be.weights.from_pretrained.
     """
+    if not Path(run).is_dir():
+        raise WeightsError(f"run={run} is no folder; `run.py status` lists the runs")
     with refused(f"{run} is not the directory of a finished run"):
         backbone = from_pretrained(run)
         run_config = yaml.safe_load((Path(run) / "config.yaml").read_text(encoding="utf-8"))

@@ -327,8 +327,9 @@ def test_stale_is_a_lock_and_no_line_for_long(tmp_path, steps, patience):
 
 
 def test_the_list(tmp_path, capsys):
-    status(out=str(tmp_path))
-    assert f"no runs in {tmp_path}" in capsys.readouterr().out
+    for out, why in (tmp_path, ""), (tmp_path / "typo", ", which is no folder"):
+        with pytest.raises(RunError, match=f"there is no run named . in {out}{why}$"):
+            status(out=str(out))
     begun(tmp_path).close()
     Run(tmp_path / "another-with-a-longer-name/finetune-ucf101-split1-seed0", BEGUN).close()
     status(out=str(tmp_path))

@@ -61,7 +61,7 @@ def test_cosine_and_warm_up_are_torchs():
 
 @pytest.mark.parametrize("words, says", [
     ([], []), (["epochs=200"], ["170 of 200 epochs run at a thousandth of lr=0.01 or less"]),
-    (["epochs=20"], ["lr_steps 20, 30, 40 lie beyond epochs=20"]), (["lr=0"], []),
+    (["epochs=20"], ["lr_steps 20, 30, 40 lie beyond epochs=20"]), (["lr=1e-9"], []),
     (["epochs=200", "schedule=cosine"], []),
     (["recipe=released"], []), (["recipe=strong"], []),
 ])
@@ -351,3 +351,15 @@ def test_all_stages_and_the_report(tiny, tmp_path):
     assert "16/16" in text and "background gap" in text and (tmp_path / "report/pretrain.png").stat().st_size > 10_000
     result = json.loads((tmp_path / "demo-moco-be/finetune-ucf101-split1-seed0/result-test.json").read_text())
     assert result.keys() >= {"top1", "top5", "mean_class", "n_scored", "n_expected", "split", "seed", "git_sha"}
+
+
+def test_clips_that_are_longer_than_the_videos_are_named(tiny, tmp_path):
+    """Of 24 frames each: 8 of stride 3 fit, of stride 4 they go on at the start."""
+    def said(*more):
+        cfg = load(tiny, tmp_path, *more)
+        return train.shorter_than_a_clip(cfg, datasets.load_for(cfg, "train"))
+
+    assert said("stride=3") == said("stride=4", "static=true") == "" and said("stride=4") == "5 of 5 videos"
+    cfg = load(tiny, tmp_path, "size=25", "stride=1000")
+    said = train.describe("pretrain", cfg, 32, make_accelerator(cfg), samples=datasets.load_for(cfg, "train"))
+    assert "size=25 enlarges" in said and "5 of 5 videos are shorter than a clip of frames=8, stride=1000" in said
