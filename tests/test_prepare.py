@@ -10,6 +10,7 @@ import sys
 import time
 from collections import Counter
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -215,12 +216,12 @@ def killed(job, paths, what, workers, limit):
             os.kill(os.getpid(), signal.SIGKILL)
         yield result
 prepare.parallel = killed
-prepare.prepare("ucf101", {data!r}, transcode=True, short_side=16, gop=4, workers=2)
+prepare.prepare("ucf101", {data!r}, transcode=True, short_side=16, gop=4, workers=1, shard={shard!r}, accept_missing=9)
 """
 
 
 def run_killed(data, what, after):
-    code = KILLED.format(data=str(data), what=what, after=after)
+    code = KILLED.format(data=str(data), what=what, after=after, shard="1/1")
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, timeout=60)
     assert done.returncode == -signal.SIGKILL, done.stderr
 
@@ -345,7 +346,7 @@ def test_a_copy_is_used_like_its_source(source):
     times = {path: (copy / "ucf101" / path).stat().st_mtime_ns for path in videos(copy / "ucf101")}
     first, *_ = times
     (copy / "ucf101" / first).unlink()
-    (copy / "ucf101" / "UCF-101" / ".123.part.mp4").touch()  # of a run that was killed
+    prepared.unfinished(copy / "ucf101" / first).write_bytes(b"half")  # of a run that was killed
     prepare("ucf101", str(source), transcode=True, short_side=20, gop=6)
     again = {path: (copy / "ucf101" / path).stat().st_mtime_ns for path in videos(copy / "ucf101")}
     assert again.keys() == times.keys() and [path for path in times if times[path] != again[path]] == [first]
@@ -413,16 +414,86 @@ def test_agreement():
     assert agreement(a, a) > 100
 
 
-def test_copying_killed_in_the_middle_goes_on(source, tmp_path):
+# ---- many jobs
+
+
+def forget(root):
+    """Removes what was found out; returns the manifest and the report."""
+    found = [(root / name).read_bytes() for name in (datasets.MANIFEST, REPORT)]
+    for file in (root / datasets.MANIFEST, root / REPORT, *root.glob("prepare-journal*")):
+        file.unlink()
+    return found
+
+
+def test_four_jobs_make_what_one_makes(source, tmp_path):
+    """At the same time; one is killed among the copies and started again."""
     data = shutil.copytree(source, tmp_path / "data")
-    frames, copy = videos(data / "ucf101"), tmp_path / "data-16/ucf101"
-    run_killed(data, "transcoding", 1)
-    before = {path: (copy / path).stat().st_mtime_ns for path in videos(copy)}
-    assert 0 < len(before) < len(frames)
-    prepare("ucf101", str(data), transcode=True, short_side=16, gop=4, workers=2)
-    assert videos(copy).keys() == frames.keys() and not [*copy.rglob(".*.part.mp4")]
-    assert all(info(copy / path).frames == 24 for path in frames)
-    assert all((copy / path).stat().st_mtime_ns == time for path, time in before.items())
+    root, copy = data / "ucf101", tmp_path / "data-16/ucf101"
+    gone, broken, *_ = videos(root)
+    (root / gone).unlink()
+    (root / broken).write_bytes(b"text")
+    shards = [f"{part}/4" for part in (1, 2, 3, 4)]
+    victim = next(shard for shard in shards if sum(map(prepared.part_of(shard), videos(root))) > 2)
+
+    def start(shard):
+        code = KILLED.format(data=str(data), what="transcoding", after=1 if shard == victim else -1, shard=shard)
+        return subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+
+    jobs = [start(shard) for shard in shards]
+    said = [job.communicate(timeout=120)[0] for job in jobs]
+    assert [job.returncode for job in jobs] == [-signal.SIGKILL if shard == victim else 0 for shard in shards], said
+    assert (root / datasets.MANIFEST).exists() and not (copy / datasets.MANIFEST).exists()
+    made = {path: (copy / path).stat().st_mtime_ns for path in videos(copy)}
+    victim, shard = None, victim
+    assert start(shard).wait(60) == 0 and videos(copy).keys() == videos(root).keys() - {broken}
+    assert made and all((copy / path).stat().st_mtime_ns == time for path, time in made.items())
+    assert all(info(copy / path).frames == 24 for path in videos(copy))
+    assert len([*root.glob("prepare-journal-*-of-4.jsonl")]) == 4 and not [*copy.rglob(".*")][1:]  # [COPIED]
+    found = forget(root) + forget(copy)
+    prepare("ucf101", str(data), transcode=True, short_side=16, gop=4, accept_missing=9)
+    assert forget(root) + forget(copy) == found
+
+
+def test_parts_of_a_data_set_whose_folders_are_not_known(tmp_path):
+    """Kinetics-400: where a video lies is found out when it is there, in a copy as well."""
+    root = tmp_path / "data/kinetics400"
+    (root / "annotations").mkdir(parents=True)
+    rows = "".join(f"label {i % 2},abcdefghij{i},{i},{i + 10},train\n" for i in range(6))
+    (root / "annotations/train.csv").write_text("label,youtube_id,time_start,time_end,split\n" + rows)
+    for i, folder in enumerate(["", "label 1/", "label_0/", "label 1/"]):
+        noise(root / f"train/{folder}abcdefghij{i}_{i:06d}_{i + 10:06d}.mp4", seed=i)
+    (root / "train/label 1/abcdefghij3_000003_000013.mp4").write_bytes(b"text")
+    for shard in ("1/2", "2/2"):
+        assert not (root / datasets.MANIFEST).exists()
+        prepare("kinetics400", str(tmp_path / "data"), "packets", 9, 16, True, 16, workers=1, shard=shard)
+    found = [text for folder in (root, tmp_path / "data-16/kinetics400") for text in forget(folder)]
+    prepare("kinetics400", str(tmp_path / "data"), "packets", 9, 16, True, 16, workers=1)
+    assert found == [text for folder in (root, tmp_path / "data-16/kinetics400") for text in forget(folder)]
+
+
+def test_each_file_is_of_one_part():
+    paths = [f"UCF-101/C{i % 7}/v_{i}.avi" for i in range(1000)]
+    for parts in (1, 3, 16):
+        found = [[*filter(prepared.part_of(f"{part + 1}/{parts}"), paths)] for part in range(parts)]
+        assert sorted(chain(*found)) == sorted(paths) and min(map(len, found)) > 0.6 * 1000 / parts
+    for shard in ("0/4", "5/4", "3", "3/0", "-1/4", "1/2/3", "a/b", ""):
+        with pytest.raises(ConfigError, match=f"shard={shard} must be K/N"):
+            prepare("ucf101", shard=shard)
+
+
+@pytest.mark.parametrize("check, lines, best", [
+    ("decode", [("", "decode", False), ("-1-of-2", "", True)], "decode"),  # sound once, for another job deadly
+    ("decode", [("", "", True), ("-1-of-2", "decode", False)], "decode"),
+    ("packets", [("", "decode", False), ("-1-of-2", "packets", False)], "decode"),  # which sees damage inside
+    ("packets", [("-1-of-2", "decode", False), ("", "packets", False)], "decode"),
+    ("decode", [("", "packets", False), ("-1-of-2", "", True)], ""),  # that it kills a decoder is what is known
+    ("decode", [("", "packets", False)], None)])
+def test_the_best_of_what_several_journals_know(tmp_path, check, lines, best):
+    for name, checked, kills in lines:
+        line = json.dumps({"path": "a", "size": 1, "mtime": 2, "check": checked, "deadly": kills})
+        (tmp_path / f"prepare-journal{name}.jsonl").write_text(line)
+    known = prepared.read_journals(tmp_path, check)
+    assert (known[("a", 1, 2)].check if known else None) == best
 
 
 # ---- many files, in processes that may die
