@@ -21,7 +21,7 @@ from be import datasets, synthetic, video
 from be import prepare as prepared
 from be.config import ConfigError, UserError
 from be.datasets import DATASETS, Clips, DatasetMissing, load
-from be.prepare import JOURNAL, REPORT, agreement, copy_dataset, inspect_file, parallel, prepare
+from be.prepare import JOURNAL, REPORT, copy_dataset, inspect_file, parallel, prepare
 
 ROOT = Path(__file__).parents[1]
 
@@ -334,8 +334,7 @@ def test_a_copy_is_used_like_its_source(source):
             assert np.flatnonzero(b.index.key).tolist() == [0, 6, 12, 18]
             every = np.arange(24)
             frames, copied = a.decode(every, 20), b.decode(every, 20)
-            agree = [agreement(x, y) for x, y in zip(frames, copied, strict=True)]
-            assert min(agree) > prepared.PSNR and psnr(frames, copied) > 24
+            assert min(map(psnr, frames, copied)) > 23
     split = next(split for split in (1, 2, 3) if (source / f"ucf101/ucfTrainTestlist/trainlist0{split}.txt").exists())
     ours, theirs = (load("ucf101", data, "train", split) for data in (copy, source))
     assert ours.paths.tolist() == theirs.paths.tolist() and ours.labels.tolist() == theirs.labels.tolist()
@@ -392,26 +391,12 @@ def test_a_clip_with_a_stride_leaves_most_pictures_of_a_copy_undecoded(tmp_path,
         assert len(given) <= pictures
 
 
-def test_a_wrong_copy_is_refused(tmp_path, monkeypatch):
-    frames = np.random.default_rng(0).integers(0, 256, (12, 32, 32, 3), dtype=np.uint8)
-    video.encode(tmp_path / "a.mp4", frames, 25, options={"crf": "1"})
-    real = prepared.encode
-    for spoil, complaint in [(lambda f: f[1:], "11 frames instead of 12"), (lambda f: f[::-1], "agrees with it by"),
-                             (lambda f: [x[..., ::-1] for x in f], "agrees with it by")]:
-        monkeypatch.setattr(prepared, "encode", lambda p, f, *a, spoil=spoil, **k: real(p, spoil([*f]), *a, **k))
-        with pytest.raises(video.VideoError, match=complaint):
-            prepared.write_copy(tmp_path / "a.mp4", tmp_path / "b.mp4", 32, 4)
-
-
-def test_agreement():
-    rng = np.random.default_rng(0)
-    a, b = rng.integers(0, 256, (2, 6, 8, 3), dtype=np.uint8)
-    total = 0
-    for y, x, c in np.ndindex(3, 4, 3):
-        block = slice(2 * y, 2 * y + 2), slice(2 * x, 2 * x + 2), c
-        total += (a[block].mean() - b[block].mean()) ** 2 / 36
-    assert np.isclose(agreement(a, b), 20 * np.log10(255) - 10 * np.log10(total))
-    assert agreement(a, a) > 100
+def test_a_copy_that_lacks_a_frame_is_refused(tmp_path, monkeypatch):
+    noise(tmp_path / "a.mp4", frames=12)
+    monkeypatch.setattr(prepared, "encode", lambda path, frames, *args, **how: video.encode(path, [*frames][1:], *args,
+                                                                                            **how))
+    with pytest.raises(video.VideoError, match="11 frames instead of 12"):
+        prepared.write_copy(tmp_path / "a.mp4", tmp_path / "b.mp4", 32, 4)
 
 
 # ---- many jobs
