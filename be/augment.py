@@ -40,15 +40,15 @@ class Draws:
 
     def rand(self, n, *shape):
         """Uniform in [0, 1). -> float32 (n, *shape)"""
-        return self._rows(self.rng.random((self.world * n, *shape), dtype=np.float32), n)
+        return self._rows(self.rng.random, n, shape, dtype=np.float32)
 
     def randn(self, n, *shape):
         """Standard normal. -> float32 (n, *shape)"""
-        return self._rows(self.rng.standard_normal((self.world * n, *shape), dtype=np.float32), n)
+        return self._rows(self.rng.standard_normal, n, shape, dtype=np.float32)
 
     def randint(self, high, n, *shape):
         """Uniform in 0..high-1. -> int64 (n, *shape)"""
-        return self._rows(self.rng.integers(high, size=(self.world * n, *shape)), n)
+        return self._rows(self.rng.integers, n, shape, low=0, high=high)
 
     def randperm(self, n):
         """A permutation of the rows of the global batch, the same on every rank. -> int64 (world * n,)"""
@@ -58,8 +58,8 @@ class Draws:
         """What F.dropout does in training, with the mask drawn here. x: (n, ...), p: in [0, 1)."""
         return x * ((self.rand(*x.shape) >= p) / (1 - p)).to(x.dtype)
 
-    def _rows(self, values, n):
-        return self._send(values[self.rank * n : (self.rank + 1) * n])
+    def _rows(self, draw, n, shape, **how):
+        return self._send(draw(size=(self.world * n, *shape), **how)[self.rank * n : (self.rank + 1) * n])
 
     def _send(self, values):
         values = torch.from_numpy(values)
