@@ -25,8 +25,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from matplotlib import colormaps
-from matplotlib.cm import ScalarMappable
 
 from be import backbones, datasets
 from be.augment import Draws, denormalise
@@ -58,13 +56,14 @@ def show_batch(cfg: Config):
     batch = datasets.collate([clips[0, i] for i in range(0, len(clips), max(1, len(clips) // 3))][:3])
     (x,) = make_views(batch, ((0, 0),), Draws(cfg.seed, 0), cfg)  # (B, 3, T, S, S)
     erase = choose(ERASE, cfg.erase, "erase")
-    distracted = [erase(x, Draws(cfg.seed, draw), cfg.gamma) for draw in range(DRAWS)]
-    strongest = max(distracted, key=lambda x_d: (x_d - x).square().mean())
-    names = [f"{what}\n{samples.classes[label]}" for label in batch.label for what in ("original", "distracted")]
-    clips = map(pixels, torch.stack([x, strongest], 1).flatten(0, 1))  # (2B, 3, T, S, S)
+    x_d = max((erase(x, Draws(cfg.seed, draw), cfg.gamma) for draw in range(DRAWS)),
+              key=lambda x_d: (x_d - x).square().mean())
+    rows = [(f"{what}\n{samples.classes[label]}", pixels(clip))
+            for label, *pair in zip(batch.label, x, x_d, strict=True)
+            for what, clip in zip(("original", "distracted"), pair, strict=True)]
     path = Path(cfg.out) / "what-the-network-sees.png"
     path.parent.mkdir(parents=True, exist_ok=True)
-    strip(path, [*zip(names, clips, strict=True)], f"Clips, and distracted by {cfg.erase}, strongest of {DRAWS} draws")
+    strip(path, rows, f"Clips, and distracted by {cfg.erase}, strongest of {DRAWS} draws")
     print(f"written to {path}")
 
 
@@ -73,26 +72,29 @@ def pixels(clip):
     return denormalise(clip[None])[0].clamp(0, 1).permute(1, 2, 3, 0).cpu()
 
 
-def strip(path: Path, rows: list[tuple], title: str, bar: str = ""):
-    """COLUMNS frames of each clip side by side. rows: (name, clip (T, S, S, 3) in [0, 1]). bar: what colours mean."""
+def strip(path, rows, title):
+    """COLUMNS frames of each clip side by side. rows: (name, clip (T, S, S, 3) in [0, 1]); or that, a map (T, S, S) to
+    lay over the clip in grey, and a reference, whose least and largest value bound the colours."""
     T = len(rows[0][1])
     shown = np.linspace(0, T - 1, min(COLUMNS, T)).round().astype(int)
     figure, axes = panels(len(rows), len(shown), 1.05 + 2.6 / len(shown), 1.1, title)
-    for axis, ((name, clip), t) in zip(axes, product(rows, shown), strict=True):
-        axis.imshow(clip[t].numpy())
+    for axis, ((_, clip, *heat), t) in zip(axes, product(rows, shown), strict=True):
+        axis.imshow((clip[t].mean(-1) if heat else clip[t]).numpy(), "gray", vmin=0, vmax=1)
         axis.set(xticks=[], yticks=[])
-        if t == 0:
-            axis.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
-    if bar:
-        scale = figure.colorbar(ScalarMappable(cmap="inferno"), ax=axes, shrink=0.5, aspect=30, pad=0.01)
-        scale.set_label(bar, fontsize=7)
+        if heat:
+            layer = axis.imshow(heat[0][t].numpy(), "inferno", vmin=heat[1].min(), vmax=heat[1].max(), alpha=0.5)
+    for axis, (name, *_) in zip(axes[:: len(shown)], rows, strict=True):
+        axis.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
+    if heat:
+        scale = figure.colorbar(layer, ax=axes, ticks=[], shrink=0.5, aspect=30, pad=0.01)
+        scale.set_label("response; of the unchanged clip\nfrom the least to the largest", fontsize=7)
     save(figure, path)
 
 
 # ---- activation maps
 
 
-def activation(features, T: int, S: int):
+def activation(features, T, S):
     """Mean over channels of a feature map (K, C, T', H', W'), resized to the clip, trilinearly -> (K, T, S, S)."""
     return F.interpolate(features.float().mean(1, keepdim=True), (T, S, S), mode="trilinear")[:, 0]
 
@@ -134,10 +136,9 @@ def cam(*runs: tuple[Path, Config]):
         look = partial(shots, lenders=lenders[:1])
         found, ok = measure(networks.values(), samples, look, sampler, cfg, accelerator)
         if accelerator.is_main_process:
-            means = (100 * found[ok].nanmean(0)).tolist()
-            rows = [{"network": network, "input": name, **dict(zip(MEASURES, numbers, strict=True))}
-                    for network, inputs in zip(["uniform", *networks], means, strict=True)
-                    for name, numbers in zip(INPUTS, inputs, strict=True)]
+            means = (100 * found[ok].nanmean(0)).flatten(0, 1).tolist()
+            rows = [{"network": network, "input": name, **dict(zip(MEASURES, numbers, strict=True))} for
+                    (network, name), numbers in zip(product(["uniform", *networks], INPUTS), means, strict=True)]
             about = {key: getattr(cfg, key) for key in ("dataset", "split", "seed", "size", "test_clips", "scene")}
             about |= {"subset": subset, "maps": maps, "runs": [str(path) for path, _ in runs],
                       "n_scored": int(ok.sum()), "n_expected": len(ok), **provenance(samples, accelerator)}
@@ -146,7 +147,7 @@ def cam(*runs: tuple[Path, Config]):
             draw(out.with_suffix(".png"), networks, samples, ok, look, sampler, cfg, accelerator)
 
 
-def measure(networks, samples, look, sampler, cfg: Config, accelerator):
+def measure(networks, samples, look, sampler, cfg, accelerator):
     """MEASURES of each video, in [0, 1], NaN where there is none: (N, 1 + networks, inputs, measures), ok (N,). First
     come those of a map that is equal everywhere."""
     actors = MASKS["rendered"](samples, cfg) if samples.scenes else None
@@ -172,29 +173,19 @@ def measure(networks, samples, look, sampler, cfg: Config, accelerator):
     return over_videos(compute, samples, sampler, cfg, accelerator, "cam", look=look)
 
 
-def draw(path: Path, networks, samples, ok, look, sampler, cfg: Config, accelerator):
+def draw(path, networks, samples, ok, look, sampler, cfg, accelerator):
     """SHOWN videos as they are, the first of them also manipulated; below each the maps of the networks."""
     readable, rows = np.flatnonzero(ok), []
     chosen = np.unique(readable[np.linspace(0, len(readable) - 1, SHOWN).astype(int)]).tolist()
     for i, whole in look(samples, sampler, cfg, accelerator, "pictures", chosen):
-        reference = None
+        reference = {}
         for name in INPUTS if i == chosen[0] else INPUTS[:1]:
             y = MANIPULATIONS[name](whole)[:1]
-            heats = [activation(network(y), *y.shape[2:4])[0].cpu() for network in networks.values()]
-            reference, clip = reference or heats, pixels(y[0])
-            clips = [clip, *map(partial(overlaid, clip), heats, reference)]
-            rows += zip([f"{samples.classes[samples.labels[i]]}, {name}\nclip", *networks], clips, strict=True)
-    strip(path, rows, f"Where networks look, {cfg.dataset}",
-          "response: 0 and 1 are the least and\nthe largest in the unchanged clip")
-
-
-def overlaid(pixels, heat, reference):
-    """A clip (T, S, S, 3) in [0, 1], grey, under its map `heat` (T, S, S), from black to yellow, which stand for the
-    least and the largest of `reference`, the map of the unchanged clip. -> like pixels"""
-    low, high = reference.min(), reference.max()
-    level = ((heat - low) / (high - low).clamp(min=1e-12)).clamp(0, 1)
-    colour = torch.from_numpy(colormaps["inferno"](level.numpy())[..., :3]).float()
-    return torch.lerp(pixels.mean(-1, keepdim=True), colour, 0.25 + 0.4 * level[..., None])
+            rows.append((f"{samples.classes[samples.labels[i]]}, {name}\nclip", pixels(y[0])))
+            for network, net in networks.items():
+                heat = activation(net(y), *y.shape[2:4])[0].cpu()
+                rows.append((network, pixels(y[0]), heat, reference.setdefault(network, heat)))
+    strip(path, rows, f"Where networks look, {cfg.dataset}")
 
 
 # ---- error analysis
@@ -212,7 +203,7 @@ def errors(*runs: tuple[Path, Config]):
         publish(out, "Error analysis in %", about, rows)
 
 
-def analyse(model, samples, cfg: Config, accelerator, path: Path, subset: str) -> dict:
+def analyse(model, samples, cfg, accelerator, path, subset):
     """Draws what one run, which lies in `path`, confuses. -> its numbers, in %."""
     tested = [{"path": str(path), "subset": subset}]
     kept = answers(tested)
@@ -223,12 +214,14 @@ def analyse(model, samples, cfg: Config, accelerator, path: Path, subset: str) -
         plot_confusion(path / f"confusion-{subset}.png", matrix, classes, title)
         plot_gain(path / f"classes-{subset}.png", per_class(matrix), names, f"{title}: top-1 (of so many videos)")
     z, ok = features(model.backbone, model.pool, samples, cfg, accelerator)
-    labels = {"class": samples.labels} | ({"scene": samples.scene} if samples.scenes else {})
-    lies = {f"variance_between_{what}": between(z[ok], torch.from_numpy(label)[ok]) for what, label in labels.items()}
-    return {"calibration_error": calibration(**kept), "n_scored": int(ok.sum()), "n_expected": len(ok), **lies}
+    numbers = {"calibration_error": calibration(**kept), "n_scored": int(ok.sum()), "n_expected": len(ok)}
+    for what, label in (("class", samples.labels), ("scene", samples.scene)):
+        if label is not None:
+            numbers[f"variance_between_{what}"] = between(z[ok], torch.from_numpy(label)[ok])
+    return numbers
 
 
-def calibration(probabilities, label, ok, bins: int = 10) -> float:
+def calibration(probabilities, label, ok, bins=10):
     """The expected calibration error in % (Naeini et al. 2015). probabilities (N, C), label, ok (N,)
 
     Videos that were read are put into `bins` equal ranges of their largest probability. The error is the mean over
@@ -240,7 +233,7 @@ def calibration(probabilities, label, ok, bins: int = 10) -> float:
     return 100 * off.abs().sum().item() / max(1, len(right))
 
 
-def between(z, label) -> float:
+def between(z, label):
     """The share of the variance of z (N, C), summed over C, that lies between groups of equal label (N,), in %."""
     z = z.double() - z.double().mean(0)
     groups = [z[label == c] for c in label.unique()]

@@ -40,15 +40,15 @@ class Draws:
 
     def rand(self, n, *shape):
         """Uniform in [0, 1). -> float32 (n, *shape)"""
-        return self._rows(self.rng.random((self.world * n, *shape), dtype=np.float32), n)
+        return self._rows(self.rng.random, n, shape, dtype=np.float32)
 
     def randn(self, n, *shape):
         """Standard normal. -> float32 (n, *shape)"""
-        return self._rows(self.rng.standard_normal((self.world * n, *shape), dtype=np.float32), n)
+        return self._rows(self.rng.standard_normal, n, shape, dtype=np.float32)
 
     def randint(self, high, n, *shape):
         """Uniform in 0..high-1. -> int64 (n, *shape)"""
-        return self._rows(self.rng.integers(high, size=(self.world * n, *shape)), n)
+        return self._rows(self.rng.integers, n, shape, low=0, high=high)
 
     def randperm(self, n):
         """A permutation of the rows of the global batch, the same on every rank. -> int64 (world * n,)"""
@@ -58,8 +58,8 @@ class Draws:
         """What F.dropout does in training, with the mask drawn here. x: (n, ...), p: in [0, 1)."""
         return x * ((self.rand(*x.shape) >= p) / (1 - p)).to(x.dtype)
 
-    def _rows(self, values, n):
-        return self._send(values[self.rank * n : (self.rank + 1) * n])
+    def _rows(self, draw, n, shape, **how):
+        return self._send(draw(size=(self.world * n, *shape), **how)[self.rank * n : (self.rank + 1) * n])
 
     def _send(self, values):
         values = torch.from_numpy(values)
@@ -143,19 +143,17 @@ def crop(clips, size, position, side, angle, S, flip=None):
     if clips.dtype != torch.uint8 or clips.dim() != 5 or clips.shape[-1] != 3:
         raise ValueError(f"clips must be uint8 (B, T, H, W, 3), got {clips.dtype} {tuple(clips.shape)}")
     B, T, H, W, _ = clips.shape
-    size = size.float()  # (B, 2)
+    size = size.float().flip(1)  # (B, 2): width, height
     side = side.round().clamp(min=1).minimum(size.amin(1))[:, None]  # (B, 1)
-    room = size - side  # (B, 2)
-    start = (position * (room + 1)).floor()  # (B, 2), 0..room
+    start = (position.flip(1) * (size - side + 1)).floor()  # (B, 2), 0 to the room there is
 
     # Where the centre of each output pixel lies in its frame, in pixels; pixel i covers [i, i + 1].
     t = ((torch.arange(S, device=clips.device) + 0.5) / S - 0.5) * side  # (B, S), 0 = centre of the window
-    dy, dx = t[:, :, None], (t if flip is None else torch.where(flip[:, None], -t, t))[:, None, :]
-    cos, sin = angle.deg2rad().cos()[:, None, None], angle.deg2rad().sin()[:, None, None]
-    yx = torch.stack([cos * dy + sin * dx, cos * dx - sin * dy], -1)  # (B, S, S, 2)
-    yx = yx + (start + side / 2)[:, None, None]
-    yx = yx.clamp(min=0.5).minimum(size[:, None, None] - 0.5)
-    grid = 2 * yx.flip(-1) / _constant([W, H], yx) - 1  # (B, S, S, 2) as x, y: -1 and 1 are the outer borders
+    x, y = torch.broadcast_tensors((t if flip is None else torch.where(flip[:, None], -t, t))[:, None], t[:, :, None])
+    turn = torch.polar(torch.ones_like(angle), angle.deg2rad())  # as complex numbers x + iy
+    xy = torch.view_as_real(torch.complex(x, y) * turn[:, None, None]) + (start + side / 2)[:, None, None]
+    xy = xy.clamp(min=0.5).minimum(size[:, None, None] - 0.5)  # (B, S, S, 2)
+    grid = 2 * xy / _constant([W, H], xy) - 1  # -1 and 1 are the outer borders
 
     # The frames of a clip share its grid, so they ride along as channels; one pass makes floats and planes.
     planes = clips.permute(0, 4, 1, 2, 3).to(torch.float32, memory_format=torch.contiguous_format)

@@ -11,7 +11,7 @@ from networks import clips, tuned
 from PIL import Image
 
 from be import analysis, bias, config, datasets, evaluate, synthetic
-from be.analysis import INPUTS, MEASURES, activation, between, calibration, moving_pixels, overlaid, share
+from be.analysis import INPUTS, MEASURES, activation, between, calibration, moving_pixels, share
 from be.augment import denormalise, normalise
 from be.runs import RunError, make_accelerator
 from be.video import even_clips
@@ -134,13 +134,6 @@ def test_numbers_of_networks_that_are_known(tiny, tmp_path):
             assert values[i, looker, at["static body"]].item() == pytest.approx(expected, abs=1e-4)
 
 
-def test_the_overlay_is_on_the_scale_of_the_reference():
-    pixels, reference = torch.zeros(2, 4, 4, 3), torch.linspace(1, 2, 32).view(2, 4, 4)
-    assert np.allclose(overlaid(pixels, 0.5 * reference, reference), overlaid(pixels, 0 * reference + 1, reference))
-    ends = overlaid(pixels, reference, reference)
-    assert ends[1, -1, -1].sum() > 1.2 and ends[0, 0, 0].sum() < 0.05  # yellow and black
-
-
 def test_cam_end_to_end(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(analysis, "SHOWN", 2)
     monkeypatch.setattr(analysis, "COLUMNS", 2)
@@ -157,10 +150,11 @@ def test_cam_end_to_end(tiny, tmp_path, monkeypatch):
     assert rows[names[1], "original"]["response"] == pytest.approx(100)
     assert "| uniform" in (tmp_path / "cam-ucf101-test.md").read_text()
     ((path, shown, *_),) = drawn
-    assert [name.split("\n")[-1] for name, _ in shown] == 5 * ["clip", *names]
-    shown = torch.stack([clip for _, clip in shown]).view(5, 3, 8, 16, 16, 3)  # a clip and two maps of it
-    assert (shown[1, 0] == shown[1, 0, :1]).all()  # the first video again, as one frame
-    assert abs(shown[0, 0] - shown[1, 0]).mean() > 2 / 255
+    assert [name.split("\n")[-1] for name, *_ in shown] == 5 * ["clip", *names]
+    assert (shown[3][1] == shown[3][1][:1]).all()  # the first video again, as one frame
+    assert abs(shown[0][1] - shown[3][1]).mean() > 2 / 255
+    assert all(heat.shape == (8, 16, 16) for _, _, heat, _ in (*shown[1:3], *shown[4:6]))
+    assert shown[1][2] is shown[4][3] and shown[4][2] is not shown[4][3]  # the scale is the unchanged clip's
     width, height = Image.open(path).size
     assert width > 400 and height > 1500  # 15 rows
 

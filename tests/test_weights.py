@@ -1,7 +1,6 @@
 """Checkpoints of others become backbones that compute what theirs computed, or are refused with the reason."""
 
 import argparse
-import gzip
 import json
 import re
 import shutil
@@ -114,20 +113,20 @@ def test_googlenet_on_a_boring_video(tmp_path):
         torch.testing.assert_close(features[:, :, t], expected, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("name, theirs, naming", [("r2plus1d18", "r2plus1d_18", "torchvision-r2plus1d"),
-                                                  ("r3d18tv", "r3d_18", "torchvision-r3d")])
-def test_residual_networks_of_torchvision(tmp_path, name, theirs, naming):
+@pytest.mark.parametrize("name, theirs", [("r2plus1d18", "r2plus1d_18"), ("r3d18tv", "r3d_18")])
+def test_residual_networks_of_torchvision(tmp_path, name, theirs):
     torch.manual_seed(0)
     transform = torchvision.models.get_model_weights(theirs).DEFAULT.transforms()
     theirs = awake(getattr(torchvision.models.video, theirs)())
     ours = fresh(name, 64)
     report = load(saved(tmp_path, theirs.state_dict()), ours)
-    assert (report["naming"], report["missing"], report["left_out"]) == (naming, [], ["fc.weight", "fc.bias"])
+    assert (report["naming"], report["missing"]) == ("torchvision", [])
+    assert report["left_out"] == ["fc.weight", "fc.bias"]
     theirs.avgpool = theirs.fc = nn.Identity()
     pixels = random(1, 3, 8, 48, 48)
     x = scaled(pixels, transform.mean, transform.std)
-    first = nn.Sequential(*(list(ours.conv1)[:2] if name == "r2plus1d18" else (ours.conv1, ours.bn1)))
-    same_but_at_the_border(outputs(first, normalise(pixels)), outputs(nn.Sequential(*list(theirs.stem)[:2]), x))
+    same_but_at_the_border(*(outputs(nn.Sequential(*list(network.stem)[:2]), seen)
+                             for network, seen in ((ours, normalise(pixels)), (theirs, x))))
     a, b = outputs(theirs, x).flatten(), outputs(ours, normalise(pixels)).flatten()
     assert F.cosine_similarity(a, b, dim=0) > 0.999  # what the border's other grey comes to
 
@@ -212,7 +211,7 @@ def test_hara(tmp_path):
 
 
 def test_s3d_of_torchvision(tmp_path):
-    """Its BatchNorm adds 1e-3, and some channels hardly vary. Without a border the features are the same throughout."""
+    """Some channels hardly vary. Without a border the features are the same throughout."""
     torch.manual_seed(0)
     theirs = torchvision.models.video.s3d()
     he_init(theirs)  # from torchvision's own start, hardly anything of the clip gets through
@@ -231,7 +230,7 @@ def test_s3d_of_torchvision(tmp_path):
     inner = (..., slice(64), slice(64))
     a, b = outputs(theirs.features, x[inner]).flatten(), outputs(ours, normalise(pixels)[inner]).flatten()
     assert F.cosine_similarity(a, b, dim=0) > 0.99  # what the border's other grey comes to
-    for first in (theirs.features[0][0][0], ours.Conv_1a.conv1):
+    for first in (theirs.features[0][0][0], ours.features[0][0][0]):
         assert first.padding == (0, 3, 3)
         first.padding = (0, 0, 0)
     expected = outputs(theirs.features, x)
@@ -240,11 +239,30 @@ def test_s3d_of_torchvision(tmp_path):
     torch.testing.assert_close(outputs(ours, normalise(pixels)), expected, rtol=1e-3, atol=1e-3)
 
 
+LAYERS = {0: "Conv_1a", 2: "Conv_2b", 3: "Conv_2c", 5: "Mixed_3b", 6: "Mixed_3c", 8: "Mixed_4b", 9: "Mixed_4c",
+          10: "Mixed_4d", 11: "Mixed_4e", 12: "Mixed_4f", 14: "Mixed_5b", 15: "Mixed_5c"}  # fmt: skip
+
+
+def coclr_names(state):
+    """torchvision's S3D under CoCLR's names: by hand, part by part."""
+    out = {}
+    for name, tensor in state.items():
+        _, place, *parts, what = name.split(".")
+        branch, parts = (parts[:1], parts[1:]) if parts[0].startswith("branch") else ([], parts)
+        if branch == ["branch0"]:
+            parts = ["0", *parts]
+        kind, inner = ("conv", "bn")[int(parts[-1])], parts[:-1]
+        if (branch and len(inner) == 2) or (not branch and inner):  # space and time, factored
+            kind, inner = f"{kind}{1 + int(inner[-1])}", inner[:-1]
+        out[".".join([LAYERS[int(place)], *branch, *inner, kind, what])] = tensor
+    return out
+
+
 def encoder(seed, gates=()):
     """The state of CoCLR's S3D, channels / 8, and projection: each layer by its own name and in one of five blocks."""
     places = {"1a": "1.0", "2b": "2.1", "2c": "2.2", "3b": "3.1", "3c": "3.2", "4b": "4.1", "4c": "4.2", "4d": "4.3",
               "4e": "4.4", "4f": "4.5", "5b": "5.1", "5c": "5.2"}  # behind the pools
-    state = trained("s3d", 8, seed).state_dict() | {name: torch.zeros(4, 4) for name in gates}
+    state = coclr_names(trained("s3d", 8, seed).state_dict()) | {name: torch.zeros(4, 4) for name in gates}
     again = {re.sub(r"^\w+_(\d.)\.", lambda m: f"block{places[m[1]]}.", name): tensor for name, tensor in state.items()}
     both = {f"0.{name}": tensor for name, tensor in (state | again).items()}
     return both | {"2.weight": torch.zeros(128, 128, 1, 1, 1), "4.weight": torch.zeros(16, 128, 1, 1, 1)}
@@ -270,7 +288,11 @@ def test_coclr(tmp_path, module, capsys):
     assert {name.split(".")[0] for name in report["left_out"]} == {f"block{i}" for i in range(1, 6)}
     said = capsys.readouterr().out
     assert "loaded 385 of 385 tensors" in said and "missing" not in said
-    torch.testing.assert_close(ours.state_dict(), trained("s3d", 8, 1).state_dict(), rtol=0, atol=0)
+    theirs, clips = trained("s3d", 8, 1), random(1, 3, 8, 32, 32)
+    for module in theirs.modules():
+        if isinstance(module, nn.BatchNorm3d):
+            module.eps = 1e-5
+    torch.testing.assert_close(outputs(ours, clips), outputs(theirs, clips), rtol=1e-4, atol=1e-4)
 
 
 def test_s3d_elsewhere_and_s3d_with_gates_are_refused(tmp_path):
@@ -282,7 +304,7 @@ def test_s3d_elsewhere_and_s3d_with_gates_are_refused(tmp_path):
         load(coclr_file(tmp_path, {"encoder_q": encoder(1)}), fresh("i3d", 8))
     flow = {name: x[:, :2] if name.endswith(("Conv_1a.conv1.weight", "block1.0.conv1.weight")) else x
             for name, x in encoder(1).items()}
-    said = r"Conv_1a.conv1.weight \(8, 2, 1, 7, 7\) for \(8, 3, 1, 7, 7\)"
+    said = r"features.0.0.0.weight \(8, 2, 1, 7, 7\) for \(8, 3, 1, 7, 7\)"
     with pytest.raises(WeightsError, match=f"only 384 of 385 tensors.*{said}"):
         load(coclr_file(tmp_path, {"encoder_q": flow}), fresh("s3d", 8))
 
@@ -371,7 +393,6 @@ NO_WEIGHTS = {  # what a file is instead: (its bytes, of those of a sound one, w
     "json": (lambda whole: b'{"error": "Repository not found"}', "is text, not weights; it begins with '{\"error"),
     "half": (lambda whole: whole[: len(whole) // 2], "breaks off after [0-9]+ bytes, as half a download"),
     "nine tenths": (lambda whole: whole[: len(whole) * 9 // 10], "breaks off after"),
-    "gzip": (gzip.compress, "is a gzip archive: unpack it"),
     "noise": (lambda whole: bytes(range(128, 256)), "is damaged|cannot be read as safetensors"),
 }
 
@@ -431,7 +452,7 @@ def test_where_weights_are_looked_for(tmp_path, monkeypatch):
     for source in (f"{tmp_path}/nothing", "nothing.pth"):
         with pytest.raises(WeightsError, match="nothing(.pth)? does not exist"):
             find(source)
-    with pytest.raises(WeightsError, match="torchvision:googlnet: torchvision has googlenet, .*Unknown model"):
+    with pytest.raises(WeightsError, match=r"torchvision:googlnet \(googlenet, .*Unknown model"):
         find("torchvision:googlnet")
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     (tmp_path / "checkpoints").mkdir()
@@ -442,7 +463,7 @@ def test_where_weights_are_looked_for(tmp_path, monkeypatch):
     def offline(*_, **__):
         raise OSError("no network")
     monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
-    with pytest.raises(WeightsError, match=f"put it at {cached}.*no network"):
+    with pytest.raises(WeightsError, match=f"is not in {cached.parent}: no network"):
         find("torchvision:googlenet")
 
 
@@ -476,7 +497,7 @@ def finished(folder, name, width=4):
 def test_a_folder_and_back(tmp_path):
     (run, theirs), clips = finished(tmp_path / "run", "i3d"), random(1, 3, 8, 32, 32)
     weights.export(str(run), str(folder := tmp_path / "out"))
-    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "backbone.safetensors", "config.json"]
+    assert sorted(path.name for path in folder.iterdir()) == ["backbone.safetensors", "config.json"]
     config = json.loads((folder / "config.json").read_text())
     assert config.items() >= {"backbone": "i3d", "dim": 64, "method": "moco", "epochs": 3}.items()
     assert config["pixels"] == {"order": "RGB", "mean": list(MEAN), "std": list(STD)}
