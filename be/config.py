@@ -78,6 +78,7 @@ class Config:
     test_data: str | None = None  # the folder that holds these lists, if it is not `data`; or a `plain` set itself
     workers: Natural = 4  # decoding processes per device
     cache_gb: Amount = 0  # GiB of decoded videos that each of these keeps: lists that fit are decoded once
+    strict: bool = False  # a video with damage inside counts as one that cannot be read; else as FFmpeg shows it
     short_side: Count = 128  # after decoding
     size: Count = 112  # of the square crop that the network sees
     frames: Count = 16  # T

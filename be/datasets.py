@@ -86,6 +86,7 @@ class Samples:
     rows: np.ndarray | None = None  # (N,) int64, each video's place in it; -1: it has none
     scene: np.ndarray | None = None  # (N,) int64, of drawn videos, positions in `scenes`; -1: not known
     scenes: list[str] | None = None  # the families of scenes of all drawn videos in root, sorted
+    damaged: set[int] = field(default_factory=set, init=False)  # `evaluate.views` collects the places of such videos
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -445,6 +446,7 @@ class Item(NamedTuple):
     index: int  # of the video shown, in the samples
     ok: bool  # False: the video cannot be decoded and the clips are zeros
     skipped: int  # videos that cannot be decoded and were passed over for this one
+    damaged: bool = False  # the clips rest on damage inside the file: they are what FFmpeg makes of it
 
 
 class Batch(NamedTuple):
@@ -456,6 +458,7 @@ class Batch(NamedTuple):
     index: Any  # (B,) int64
     ok: Any  # (B,) bool
     skipped: Any  # (B,) int64
+    damaged: Any = None  # (B,) bool
 
 
 class VideoCache(OrderedDict):
@@ -481,7 +484,7 @@ class Clips:
 
     A video that cannot be decoded is named on stderr, once per worker. With `train`, the next readable one of the
     list takes its place, with its own label and index; UserError if there is none. Without, it keeps its place, to be
-    scored as a miss: zeros (K, T, short_side, short_side, 3), not ok."""
+    scored as a miss: zeros (K, T, short_side, short_side, 3), not ok. strict: a damaged one counts as such."""
 
     samples: Samples
     sampler: Callable
@@ -489,6 +492,7 @@ class Clips:
     seed: int
     train: bool
     cache_gb: float = 0
+    strict: bool = False
     named: set[int] = field(default_factory=set)  # unreadable videos this worker has reported
 
     def __len__(self) -> int:
@@ -501,7 +505,8 @@ class Clips:
         for skipped in range(len(self) if self.train else 1):
             j, rng = (i + skipped) % len(self), np.random.default_rng((self.seed, epoch, i))
             try:
-                return Item(self.decode(j, rng), int(self.samples.labels[j]), j, True, skipped)
+                clips, damaged = self.decode(j, rng)
+                return Item(clips, int(self.samples.labels[j]), j, True, skipped, damaged)
             except VideoError as error:  # anything else is a bug, and not hidden
                 if j not in self.named:
                     print(f"unreadable video: {error}", file=sys.stderr)
@@ -511,20 +516,20 @@ class Clips:
         black = np.zeros((*self.sampler(1, rng).shape, self.short_side, self.short_side, 3), np.uint8)
         return Item(black, int(self.samples.labels[i]), i, False, 0)
 
-    def decode(self, j: int, rng) -> np.ndarray:  # (K, T, H, W, 3)
+    def decode(self, j: int, rng) -> tuple[np.ndarray, bool]:  # (K, T, H, W, 3), is it damaged?
         key = path, short_side = self.samples.path(j), self.short_side
         if self.cache_gb and key in CACHE:
             CACHE.move_to_end(key)
-            return CACHE[key][self.sampler(len(CACHE[key]), rng)]
-        with time_limit(path), Reader(path, self.samples.index(j)) as video:
+            return CACHE[key][self.sampler(len(CACHE[key]), rng)], False
+        with time_limit(path), Reader(path, self.samples.index(j), self.strict) as video:
             indices = self.sampler(video.frames, rng)
             if self.cache_gb:
                 with suppress(VideoError):  # damaged somewhere: what is asked for may still be sound
                     frames = video.decode(np.arange(video.frames), short_side)
                     if not video.damaged:
                         CACHE.add(key, frames, self.cache_gb)
-                        return frames[indices]
-            return video.decode(indices, short_side)
+                        return frames[indices], False
+            return video.decode(indices, short_side), video.damaged
 
 
 @contextmanager

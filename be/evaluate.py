@@ -1,7 +1,8 @@
 """Evaluation: the one no-grad pass over a split list. The 10-clip test, features, kNN and linear probe.
 
 A video is decoded once for all its clips. An unreadable video keeps its place, counts as wrong and shows in
-`n_scored / n_expected`. Each process takes every `world`-th video; the result is the same for any number of them.
+`n_scored / n_expected`. One that is damaged inside is scored as FFmpeg shows it, and shows in `n_damaged`. Each process
+takes every `world`-th video; the result is the same for any number of them.
 """
 
 import dataclasses
@@ -26,7 +27,8 @@ from be.runs import RunError, make_accelerator, place, progress, provenance, rea
 from be.weights import load_weights, read_about
 
 # Keys that the result of a test follows from, beside the weights and the videos
-TEST_SETTINGS = ("test_clips", "frames", "stride", "static", "short_side", "size", "pool", "precision", "seed")
+TEST_SETTINGS = ("test_clips", "frames", "stride", "static", "short_side", "size", "pool", "precision", "seed",
+                 "strict")
 # Keys in which a test follows the training: what the network is, what of a video it sees, what a result says of both
 AS_TRAINED = ("backbone", "width", "pool", "frames", "stride", "static", "short_side", "size", "select", "synthetic")
 
@@ -35,10 +37,11 @@ def views(samples, sampler, cfg: Config, accelerator, what: str, mine=None):
     """Yields each video's place in the list and its clips (K, 3, T, S, S) on the device, None where it is unreadable.
     mine: the places that this process takes, by default every `world`-th."""
     mine = range(accelerator.process_index, len(samples), accelerator.num_processes) if mine is None else mine
-    videos = datasets.Clips(samples, sampler, cfg.short_side, cfg.seed, False, cfg.cache_gb)
+    videos = datasets.Clips(samples, sampler, cfg.short_side, cfg.seed, False, cfg.cache_gb, cfg.strict)
     loader = datasets.loader(videos, [[(0, i)] for i in mine], workers=cfg.workers, device=accelerator.device)
     for batch in progress(loader, len(mine), what) if accelerator.is_main_process else loader:
         clips, size = batch.clips[0].to(accelerator.device), batch.size.to(accelerator.device)
+        samples.damaged.update(batch.index[batch.damaged].tolist())
         yield batch.index.item(), eval_view(clips, size.expand(len(clips), 2), cfg.size) if batch.ok else None
 
 
@@ -53,6 +56,7 @@ def each_video(compute, samples, sampler, cfg: Config, accelerator, what: str, l
             with accelerator.autocast():
                 row = compute(row, i).cpu()
         yield from gather_object([row])[: len(samples) - first]
+    samples.damaged.update(*gather_object([samples.damaged]))
 
 
 def over_videos(compute, samples, sampler, cfg: Config, accelerator, what: str, classes: int = 0, look=views):
@@ -261,7 +265,7 @@ def evaluate(cfg: Config):
 def about_result(cfg: Config, subset: str, samples, accelerator, began: float) -> dict:
     """What any result is of and where it comes from. began: `time.perf_counter()` when its computation began."""
     return {"experiment": cfg.name, "dataset": cfg.dataset, "subset": subset, "split": cfg.split, "seed": cfg.seed,
-            "synthetic": cfg.synthetic, **provenance(samples, accelerator),
+            "synthetic": cfg.synthetic, "n_damaged": len(samples.damaged), **provenance(samples, accelerator),
             "seconds": round(time.perf_counter() - began, 1)}
 
 
@@ -286,4 +290,8 @@ def known_result(path, subset: str, inputs: str) -> dict | None:
 
 def format_result(result: dict) -> str:
     return ("{experiment} on {dataset} {subset}, split {split}: top-1 {top1:.1f}, top-5 {top5:.1f}, mean class "
-            "{mean_class:.1f}, {n_scored} of {n_expected} videos").format(**result)
+            "{mean_class:.1f}, {n_scored} of {n_expected} videos").format(**result) + damage(result)
+
+
+def damage(result: dict) -> str:
+    return ", {n_damaged} of them damaged".format(**result) if result.get("n_damaged") else ""

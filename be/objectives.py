@@ -385,8 +385,11 @@ class Contrastive(Objective):
         return self.embed(x_h)
 
     def embed(self, x, network=None):
-        """Clips (B, 3, T, S, S) -> z (B, D) of length 1."""
-        return F.normalize(self.features(x, network or self.encoder).float(), dim=1)
+        """Clips (B, 3, T, S, S) -> z (B, D) of length 1. The last that learns is kept for the log: `embedding`."""
+        z = F.normalize(self.features(x, network or self.encoder).float(), dim=1)
+        if z.requires_grad:
+            self.embedding = z.detach()
+        return z
 
     def info_nce(self, q, k, others, left_out, h):
         """Eq. 6 and 7: -log of the softmax of q.k / tau among the similarities to others (M, D), of which some are left
@@ -573,6 +576,14 @@ def mlp(dim, hidden, out, norm=False):
 
 def feature_std(z):
     return z.std(0, correction=0).mean()
+
+
+def rankme(z) -> float:
+    """How many dimensions the features z (B, D) fill, 1 to min(B, D): the exponential of the entropy of their singular
+    values (Garrido et al. 2023, Eq. 1). Waits for the device."""
+    values = torch.linalg.svdvals(z.float().cpu())  # a GPU loads a library for that, and is slower at this size
+    share = values / values.sum().clamp(min=1e-12) + 1e-7
+    return torch.exp(-(share * share.log()).sum()).item()
 
 
 @torch.no_grad()

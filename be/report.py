@@ -32,13 +32,15 @@ from be.weights import read_about
 SECTIONS = yaml.safe_load(Path(__file__).with_name("quoted.yaml").read_text(encoding="utf-8"))
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]  # Okabe-Ito: colour-blind safe
 STYLE = {"xtick.labelsize": 7, "ytick.labelsize": 7, "axes.grid": True, "grid.alpha": 0.25, "axes.axisbelow": True}
-UNDRAWN = {"step", "epoch", "seconds", "skipped"}  # of metrics.jsonl
+UNDRAWN = {"step", "epoch", "seconds", "skipped", "damaged"}  # of metrics.jsonl
 PROTOCOL = ("test_clips", "select", "synthetic")  # of a test: results that differ in these make no common mean
 METRICS = ("top1", "knn", "R@1", "R@5", "R@10", "R@20", "R@50")
 TABLE3 = "hmdb51 test, split 1, protocol paper"  # what the paper retrieved
 COLUMNS = ("experiment", "what", "tested on", "metric", "ours", "paper", "delta", "splits", "seeds", "scored", "note")
 FORMATS = {"delta": "+.1f", "gain": "+.1f", "gain, % of base": "+.1f", "r": ".2f", "p": ".2g", "p of t": ".3f",
            "p of signs": ".3f"}  # of columns, other numbers have one digit
+FROZEN = {"backbone", "width", "pretrained", "pool", "frames", "stride", "static", "short_side", "size", "test_clips",
+          "precision", "strict", "recipe"}  # what counts where nothing but a linear classifier is trained
 # In these a run may differ from its entry: which of its runs it is, and how it fits the machine
 RUN_KEYS = FREE_KEYS - {"test_clips"} | {"name", "seed", "split", "synthetic", "accumulate", "compile"}
 
@@ -179,9 +181,10 @@ def summary(found: dict[tuple, dict], metric: str = "top1", paper: float | None 
     expected = [{found[split, seed]["n_expected"] for seed in seeds} for split in most]
     notes += ["lists of different length"] * any(len(lengths) > 1 for lengths in expected)
     notes += dict.fromkeys(key for r in results for key in other_settings(r["experiment"], Path(r["path"]), r))
-    scored, expected = (sum(r[key] for r in results) for key in ("n_scored", "n_expected"))
+    scored, expected, damaged = (sum(r.get(key, 0) for r in results) for key in ("n_scored", "n_expected", "n_damaged"))
+    scored = f"{scored}/{expected}{f', {damaged} damaged' if damaged else ''}"
     return {"ours": ours, "delta": None if notes or paper is None else mean(ours) - paper, "splits": most,
-            "seeds": seeds, "scored": f"{scored}/{expected}", "note": "; ".join(notes)}
+            "seeds": seeds, "scored": scored, "note": "; ".join(notes)}
 
 
 def other_settings(name: str, path: Path, result: dict) -> list[str]:
@@ -189,14 +192,16 @@ def other_settings(name: str, path: Path, result: dict) -> list[str]:
 
     result: of a test, with what it says itself, such as `test_clips`; of a pre-training, empty.
     """
-    stage, saved = path.name.split("-")[0].replace("linear", "finetune"), path / "config.yaml"
+    stage, saved = path.name.split("-")[0], path / "config.yaml"
     if name not in experiments() or not saved.exists():
         return []
     run = dataclasses.asdict(load(str(saved))) | result
     given = ["synthetic", "recipe"] + ["dataset"] * (bool(result) or run["synthetic"])  # the table names a test's
-    entry = dataclasses.asdict(load(name, [f"{key}={run[key]}" for key in given], stage))
+    frozen = stage == "linear"
+    entry = dataclasses.asdict(load(name, [f"{key}={run[key]}" for key in given], "finetune" if frozen else stage))
     entry["recipe"] = load(name).recipe
-    found = sorted(f"{key}={run[key]}" for key in entry.keys() - RUN_KEYS if run[key] != entry[key])
+    keys = (FROZEN if frozen else entry.keys()) - RUN_KEYS
+    found = sorted(f"{key}={run[key]}" for key in keys if run[key] != entry[key])
     source = name if run["pretrained"] == "self" else run["pretrained"]
     before = path.parents[1] / source / f"pretrain-seed{run['seed']}"
     return [f"{stage} {', '.join(found)}"] * bool(found) + (other_settings(source, before, {}) if result else [])

@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 
 from be import datasets, objectives, weights
 from be.config import Config, ConfigError, as_text
-from be.evaluate import about_result, accuracy, clip_features, each_video, fit, hash_inputs, knn, load_backbone
+from be.evaluate import about_result, accuracy, clip_features, damage, each_video, fit, hash_inputs, knn, load_backbone
 from be.objectives import global_pool
 from be.runs import RunError, make_accelerator, place, progress, provenance, run_dir, write_aside, write_text, writing
 from be.video import even_clips, static_clips
@@ -71,6 +71,9 @@ PROTOCOLS = {  # name -> config -> Protocol
 }
 
 
+COLUMNS = ("video", "clip", "norm", "damaged")  # of Features, that go to its .json
+
+
 @dataclass(frozen=True)
 class Features:
     """Unit vectors (D,) of float16 or float32 in a file, in the order of the list."""
@@ -80,6 +83,7 @@ class Features:
     video: np.ndarray  # (R,) int64, the place in the list of the video that a row comes from
     clip: np.ndarray  # (R,) int64, which clip of it; 0 if a row is the mean over its clips
     norm: np.ndarray  # (R,) float, the lengths that the vectors had
+    damaged: np.ndarray  # (n,) int64, the places in the list of the videos that are damaged
 
     def __len__(self):
         return len(self.video)
@@ -106,7 +110,7 @@ def stored(path: Path, inputs: str) -> Features | None:
     """What `extract` left in the file `path`, if it is whole and of the same `inputs`."""
     try:
         index = json.loads(path.with_suffix(".json").read_text())
-        found = Features(path, index["D"], *(np.array(index[column]) for column in ("video", "clip", "norm")))
+        found = Features(path, index["D"], *(np.array(index[column]) for column in COLUMNS))
         whole = path.stat().st_size == found.kind.itemsize * len(found) * found.D
         return found if whole and index["inputs"] == inputs else None
     except (OSError, KeyError, ValueError):  # none, or damaged
@@ -123,11 +127,12 @@ def extract(subset: str, backbone, cfg: Config, accelerator: Accelerator) -> tup
     protocol = PROTOCOLS[cfg.protocol](cfg)
     file = run_dir(cfg, "retrieve") / f"{cfg.protocol}-{subset}.f{protocol.bits}"
     state = b"".join(tensor.cpu().numpy().tobytes() for tensor in backbone.state_dict().values())
-    settings = ("frames", "stride", "short_side", "size", "protocol")
+    settings = ("frames", "stride", "short_side", "size", "protocol", "strict")
     settings += ("test_clips", "pool") * (cfg.protocol == "clips") + ("static", "seed") * cfg.static
     inputs = hash_inputs(cfg, samples, state + accelerator.mixed_precision.encode(), settings)
     if known := broadcast_object_list([stored(file, inputs)])[0]:  # elsewhere files may have other times
         accelerator.print(f"{file.stem}: taken from {file.parent}")
+        samples.damaged.update(known.damaged.tolist())
         return samples, known
     if accelerator.is_main_process:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -152,9 +157,9 @@ def extract(subset: str, backbone, cfg: Config, accelerator: Accelerator) -> tup
         rows += [(i, k, norm) for k, norm in enumerate(z.norm(dim=1).tolist())]
         D = z.shape[1]
     video, clip, norm = np.array(rows).reshape(-1, 3).T
-    found = Features(file, D, video.astype(int), clip.astype(int), norm)
+    found = Features(file, D, video.astype(int), clip.astype(int), norm, np.array(sorted(samples.damaged), int))
     if accelerator.is_main_process:
-        columns = {name: getattr(found, name).tolist() for name in ("video", "clip", "norm")}
+        columns = {name: getattr(found, name).tolist() for name in COLUMNS}
         write_text(file.with_suffix(".json"), json.dumps({"inputs": inputs, "D": D, **columns}))
     accelerator.wait_for_everyone()
     return samples, found
@@ -294,7 +299,7 @@ def linear(cfg: Config):
             write_aside(path / f"probabilities-{subset}.safetensors", partial(save_file, content))
             write_text(path / f"linear-{subset}.json", json.dumps(result, indent=1) + "\n")
             print(("{experiment} on {dataset} {subset}, split {split}, frozen: linear {top1:.1f}, kNN {knn:.1f}; "
-                   "{n_scored} of {n_expected} videos").format(**result))
+                   "{n_scored} of {n_expected} videos").format(**result) + damage(result))
 
 
 def choose_decay(x, video, samples, cfg: Config, accelerator: Accelerator) -> tuple[float, float]:

@@ -3,12 +3,12 @@
     runs/NAME/pretrain-seed0/                    runs/NAME/finetune-ucf101-split1-seed0/
         config.yaml          the resolved config; `--cfg` reads it back
         metrics.jsonl        one line per log step: step, epoch (a fraction), loss (mean since the last line), lr,
-                             clips_per_s (all devices), data_wait (share of the time), skipped (unreadable so far),
+                             clips_per_s (all devices), data_wait (share of the time), skipped, damaged (so far),
                              seconds (of this process), the objective's stats; tests have lines of their own
         checkpoint/          step-00000500-1a2b3c4d.pt, the newest `keep`; the name ends in the file's CRC-32
         backbone.safetensors the backbone at the end of the stage
         model.safetensors    finetune: backbone and classifier
-        result-SUBSET.json   evaluate: metrics, n_scored / n_expected, split, seed, git sha, ...
+        result-SUBSET.json   evaluate: metrics, n_scored / n_expected, n_damaged, split, seed, git sha, ...
         probabilities-SUBSET.safetensors   evaluate: mean softmax per video (N, classes), labels, ok
         wandb-id             of the run there, with tracker=wandb
         lock                 held while a process writes here

@@ -131,8 +131,8 @@ class State:
     def __init__(self, objective, samples, cfg, run, accelerator):
         self.objective, self.samples, self.cfg, self.run, self.accelerator = objective, samples, cfg, run, accelerator
         self.per_epoch = len(samples) // cfg.batch_size  # steps; the incomplete last batch is dropped
-        self.step, self.skipped = 0, 0
-        self.losses, self.missed = [], 0  # of the steps since the last sync: on the device; unreadable videos
+        self.step, self.skipped, self.damaged = 0, 0, 0
+        self.losses, self.missed = [], np.zeros(2, int)  # since the last sync: on the device; videos skipped, damaged
         self.recent = []  # losses since the last line of the log, a number per part of a batch
         place(objective, accelerator.device, cfg.precision)
         if cfg.compile:
@@ -143,6 +143,7 @@ class State:
             objective.load_state_dict(checkpoint["objective"])
             optimizer.load_state_dict(checkpoint["optimizer"])
             self.step, self.skipped, self.recent = (checkpoint[key] for key in ("step", "skipped", "recent"))
+            self.damaged = checkpoint.get("damaged", 0)
             if checkpoint["scaler"] and accelerator.scaler:  # empty on a CPU
                 accelerator.scaler.load_state_dict(checkpoint["scaler"])
             accelerator.print(f"{run.path}: going on from step {self.step} of {cfg.epochs * self.per_epoch}")
@@ -168,7 +169,7 @@ class State:
                 loss, stats = self.model(views, label, index, draws)
                 accelerator.backward(loss / cfg.accumulate)
             self.losses.append(loss.detach())
-            self.missed += int(batch.skipped.sum())
+            self.missed += [int(batch.skipped.sum()), int(batch.damaged.sum())]
         self.clock.count += cfg.batch_size
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -179,8 +180,9 @@ class State:
         """Brings the losses of all processes to the host. Raises RunError where one is not finite."""
         self.recent += self.accelerator.reduce(torch.stack(self.losses), "mean").tolist()
         missed = torch.tensor(self.missed, device=self.accelerator.device)
-        self.skipped += int(self.accelerator.reduce(missed, "sum"))
-        self.losses, self.missed = [], 0
+        skipped, damaged = self.accelerator.reduce(missed, "sum").tolist()
+        self.skipped, self.damaged = self.skipped + skipped, self.damaged + damaged
+        self.losses, self.missed = [], np.zeros(2, int)
         for back, loss in enumerate(reversed(self.recent)):
             if not math.isfinite(loss):
                 raise not_finite(self.run, f"the loss is {loss}", self.step - back // self.cfg.accumulate)
@@ -189,9 +191,12 @@ class State:
         """What metrics.jsonl says of the steps since the last line, {name: number}."""
         rate, shares = self.clock.lap()
         loss, self.recent = sum(self.recent) / len(self.recent), []
-        return {"loss": loss, "lr": self.lr, "clips_per_s": rate, "data_wait": shares.get("data_wait", 0.0),
-                "skipped": self.skipped, "seconds": time.perf_counter() - self.began,
+        line = {"loss": loss, "lr": self.lr, "clips_per_s": rate, "data_wait": shares.get("data_wait", 0.0),
+                "skipped": self.skipped, "damaged": self.damaged, "seconds": time.perf_counter() - self.began,
                 **{k: self.accelerator.reduce(v.float(), "mean").item() for k, v in stats.items()}}
+        if (embedding := getattr(self.objective, "embedding", None)) is not None:
+            line["rankme"] = objectives.rankme(self.accelerator.gather(embedding))
+        return line
 
     def save(self):
         """Writes a checkpoint. Raises RunError where a weight is not finite."""
@@ -201,7 +206,7 @@ class State:
             raise not_finite(self.run, "a weight is not finite", self.step)
         self.run.save(self.step, objective=numbers, optimizer=self.optimizer.optimizer.state_dict(),
                       scaler=accelerator.scaler.state_dict() if accelerator.scaler else {}, skipped=self.skipped,
-                      recent=self.recent, videos=len(self.samples), list_crc=self.samples.crc)
+                      damaged=self.damaged, recent=self.recent, videos=len(self.samples), list_crc=self.samples.crc)
 
 
 def clip_stream(objective, samples, cfg, accelerator, start):
@@ -215,7 +220,7 @@ def clip_stream(objective, samples, cfg, accelerator, start):
                                      accelerator.num_processes) for epoch in range(first, cfg.epochs))
     keys = islice(chain.from_iterable(islice(epoch, parts) for epoch in epochs), offset, None)
     sampler = partial(static_clips, like=objective.sampler) if cfg.static else objective.sampler
-    clips = datasets.Clips(samples, sampler, cfg.short_side, cfg.seed, True, cfg.cache_gb)
+    clips = datasets.Clips(samples, sampler, cfg.short_side, cfg.seed, True, cfg.cache_gb, cfg.strict)
     atexit.unregister(datasets.end_workers)  # to be called before what DataLoader registers, which waits
     stream = iter(datasets.loader(clips, keys, workers=cfg.workers, device=accelerator.device))
     atexit.register(datasets.end_workers)

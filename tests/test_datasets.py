@@ -521,7 +521,7 @@ def test_item_is_the_decoded_video(videos, train):
         item = make(videos, train=train)[epoch, i]
         assert isinstance(item, Item) and item.clips.dtype == np.uint8 and item.clips.shape[:2] == (2, 4)
         assert np.array_equal(item.clips, want) and min(want.shape[2:4]) == 16
-        assert item[1:] == (videos.labels[i], i, True, 0)
+        assert item[1:] == (videos.labels[i], i, True, 0, False)
 
 
 @pytest.fixture
@@ -530,9 +530,9 @@ def opened(monkeypatch):
     paths = []
 
     class Counting(video.Reader):
-        def __init__(self, path, index):
+        def __init__(self, path, *options):
             paths.append(path)
-            super().__init__(path, index)
+            super().__init__(path, *options)
 
     monkeypatch.setattr(datasets, "Reader", Counting)
     return paths
@@ -580,6 +580,11 @@ def test_a_clip_before_the_damage_is_read_with_a_cache_too(tmp_path, monkeypatch
     with video.Reader(samples.path(0), strict=True) as reader, pytest.raises(video.VideoError):
         reader.decode(np.arange(reader.frames))
     assert plain.ok and same(plain, cached) and not datasets.CACHE
+    for gb, strict in itertools.product((0, 1), (False, True)):
+        clips = Clips(samples, lambda n, rng: np.arange(n)[None], 16, 0, False, gb, strict)
+        batch = collate([clips[0, 0], plain._replace(clips=np.zeros_like(clips[0, 0].clips))])
+        assert (batch.ok.tolist(), batch.damaged.tolist()) == ([not strict, True], [not strict, False])
+        assert batch.clips.any() != strict and Clips(samples, first, 16, 0, False, gb, strict)[0, 0].ok
 
 
 def test_unreadable_in_training(videos, capfd):
@@ -588,7 +593,7 @@ def test_unreadable_in_training(videos, capfd):
         item = clips[1, i]
         indices = SAMPLER(files.probe(videos.path(instead)).frames, np.random.default_rng((5, 1, i)))
         assert np.array_equal(item.clips, files.decode(videos.path(instead), indices, 16))
-        assert item[1:] == (videos.labels[instead], instead, True, skipped)
+        assert item[1:] == (videos.labels[instead], instead, True, skipped, False)
     err = capfd.readouterr().err
     assert err.count("unreadable video") == 3
     for i in BAD:  # each once, with a reason after its name
@@ -600,7 +605,7 @@ def test_unreadable_in_evaluation(videos, capfd):
     for i in [*BAD, 2]:
         item = clips[0, i]
         assert item.clips.shape == (2, 4, 16, 16, 3) and not item.clips.any()
-        assert item[1:] == (videos.labels[i], i, False, 0)
+        assert item[1:] == (videos.labels[i], i, False, 0, False)
     assert capfd.readouterr().err.count("unreadable video: ") == 3
 
 

@@ -514,3 +514,19 @@ def test_build_takes_what_the_signature_names():
         objectives.build("mocco", Tiny(), options)
     with pytest.raises(ConfigError, match="'intra'"):
         objectives.build("moco", Tiny(), {**options, "erase": "intra"})
+
+
+# ---- what the log says of the embeddings
+
+
+def test_rankme_by_numpy():
+    """As Garrido et al. 2023 write it, of features of a known spread; rows of one direction fill one dimension."""
+    rng = np.random.default_rng(0)
+    for scale in (np.ones(6), np.array([5, 1, 0.5, 0.1, 0, 0])):
+        z = rng.standard_normal((20, 6)) * scale
+        sigma = np.linalg.svd(z, compute_uv=False)
+        p = [value / sum(sigma) + 1e-7 for value in sigma]
+        assert objectives.rankme(torch.tensor(z)) == pytest.approx(np.exp(-sum(x * np.log(x) for x in p)), rel=1e-4)
+    assert objectives.rankme(torch.eye(32)[:, :8]) == pytest.approx(8, rel=1e-3)
+    for one in (torch.ones(9, 4), torch.outer(torch.arange(9.0), torch.tensor([1.0, -2, 3])), torch.zeros(9, 4)):
+        assert objectives.rankme(one) == pytest.approx(1, abs=1e-3)

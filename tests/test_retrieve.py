@@ -30,7 +30,7 @@ from be.runs import RunError, make_accelerator, read_results
 def on_disk(folder, name, rows):
     """Rows as `extract` leaves them."""
     rows.astype(np.float16).tofile(folder / f"{name}.f16")
-    return Features(folder / f"{name}.f16", rows.shape[1], np.arange(len(rows)), np.zeros(len(rows), int), None)
+    return Features(folder / f"{name}.f16", rows.shape[1], np.arange(len(rows)), np.zeros(len(rows), int), None, None)
 
 
 def brute_force(q, g, k):
@@ -90,8 +90,8 @@ def test_memory_stays_within_the_budget(tmp_path):
             with open(r"{tmp_path}/" + name, "wb") as file:
                 for _ in range(rows):
                     file.write(np.random.default_rng(rows).random(D, np.float32).astype(np.float16).tobytes())
-            kinds.append(Features(Path(r"{tmp_path}", name), D, range(rows), None, None))
-        tiny = [Features(f.file, D, range(4), None, None) for f in kinds]
+            kinds.append(Features(Path(r"{tmp_path}", name), D, range(rows), None, None, None))
+        tiny = [Features(f.file, D, range(4), None, None, None) for f in kinds]
         search(*tiny, 2, 1)  # what the first product allocates for good
         peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
         before = peak()
@@ -312,7 +312,7 @@ def test_linear_by_scipy(tiny, tmp_path, monkeypatch, capsys):
     rows = report.table(["demo-random"], report.index(read_results(tmp_path, "linear")))
     assert [(row["tested on"], row["metric"], row["ours"], row["scored"]) for row in rows] == [
         ("ucf101 test, frozen", metric, [result[metric]], "16/16") for metric in ("top1", "knn")]
-    assert rows[0]["note"].startswith("finetune ") and "width=4" in rows[0]["note"] and not read_results(tmp_path)
+    assert rows[0]["note"].startswith("linear ") and "width=4" in rows[0]["note"] and not read_results(tmp_path)
 
     model, classes = evaluate.load_classifier(config.load(path / "config.yaml", [], "finetune"), path)
     tested, ok = evaluate.classify(model, test, cfg, make_accelerator(cfg))
