@@ -33,8 +33,8 @@ $(READY): pyproject.toml
 	@.venv/bin/python -m pip install --quiet --editable '.[dev]'
 	@touch $@
 
-test: $(READY)  ## all tests, on a CPU
-	$(PYTHON) -m pytest
+test: $(READY)  ## all tests, on a CPU: in two processes where pytest-xdist is installed
+	$(PYTHON) -m pytest $(shell $(PYTHON) -c 'import xdist' 2>/dev/null && printf %s '-n2 --dist=worksteal')
 
 lint: $(READY)  ## ruff
 	$(PYTHON) -m ruff check be benchmarks tests run.py

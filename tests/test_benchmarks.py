@@ -27,7 +27,7 @@ def script(monkeypatch, capsys):
 def test_data(tmp_path, capsys):
     """Whoever gives other frames is named, and whoever takes twice the time is said to."""
     data = runpy.run_path(str(ROOT / "benchmarks/data.py"))
-    lists, ours = data["make"](tmp_path, 32, 60), data["ours"]
+    lists, ours = data["make"](tmp_path, 32, 40), data["ours"]
     found = {"be": ours, "twice": lambda *job: (ours(*job), ours(*job))[1],
              "other": lambda samples, i, clips, size: ours(samples, i, np.maximum(clips - 1, 0), size)}
     data["compare"].__globals__["readers"] = lambda: found

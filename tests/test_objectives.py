@@ -23,8 +23,6 @@ from be.objectives import OBJECTIVES, be_loss
 CONTRASTIVE = ("moco", "triplet", "simclr", "byol")
 PRETEXT = ("rotnet", "puzzles", "clip_order", "pace", "arrow_of_time", "order_verification")
 METHODS = ("classify", *PRETEXT, *CONTRASTIVE)
-VARIANTS = ("none", "gaussian-noise", "video-mixup", "video-cutmix", "inter-video-frame", "intra-video-frame",
-            "intra-video-frame-batch-lam")
 BACKBONES = ("c3d", "i3d", "r3d18", "r3d34", "r3d18tv", "r2plus1d18", "s3d")
 
 
@@ -406,15 +404,6 @@ def test_learns(name):
         losses.append(loss.item())
     assert sum(losses[-5:]) < 0.9 * sum(losses[2:7]), losses  # MoCo's queue of 10 is full from the second step on
     assert all(value.ndim == 0 and not value.requires_grad for value in stats.values())
-
-
-@pytest.mark.parametrize("erase", VARIANTS)
-@pytest.mark.parametrize("name", ["moco", "rotnet"])
-def test_every_variant_of_table_4_fits_both_paradigms(name, erase):
-    model = build(name, erase=erase)
-    loss, _ = model(films(model), None, torch.arange(6), Draws(0, 0))
-    loss.backward()
-    assert all(p.grad.isfinite().all() for p in model.backbone.parameters())
 
 
 STEPS = [*((name, "c3d") for name in METHODS), *(("moco", backbone) for backbone in BACKBONES[1:])]

@@ -300,14 +300,6 @@ def test_a_signal_during_a_test_stops_at_its_end(tiny, tmp_path, monkeypatch):
     assert [line["probe"] for line in read_metrics(path)] == [1.0]
 
 
-def test_what_is_said_of_batch_and_learning_rate(tiny, tmp_path, capsys):
-    train.pretrain(load(tiny, tmp_path, "accumulate=2", "epochs=1"))
-    said = capsys.readouterr().out
-    assert "8 = 1 device(s) x 2 part(s) x 4, BatchNorm over 4\n" in said
-    assert "lr       0.01 for the batch of 8, on any number of devices, times 0.1 after epochs 1, warm" in said
-    assert "warning  lr_steps 1 lie beyond epochs=1: the rate does not fall there" in said
-
-
 def test_the_loss_scaler_is_resumed(tiny, tmp_path, monkeypatch):
     """As with fp16 on a GPU: a scale that grows every 3rd step. Stopped in between, it ends where it would have."""
     def scaled(cfg):
