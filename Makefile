@@ -80,7 +80,8 @@ $(DEMO_SEEDS:%=demo-seed-%): demo-seed-%:
 
 EXPERIMENTS := $(shell sed -nE '/^(defaults|presets|demo)/d; s/^([a-z][^:]*):.*/\1/p' experiments.yaml)
 GROUPS := table1 table2 table3 table4 linear figure4 figure5 figure6 figure7 sweep-gamma sweep-stride analyses more \
-	speedrun real-methods real-erase real-gamma evidence-methods evidence-erase-side evidence-hard-negative-view evidence-erase
+	speedrun real-methods real-figure5 real-erase real-gamma evidence-methods evidence-erase-side \
+	evidence-hard-negative-view evidence-erase
 .PHONY: $(EXPERIMENTS) $(GROUPS) evidence-real
 evidence-real: real-methods real-erase real-gamma  ## parts of UCF101 and HMDB51, small networks: docs/EVIDENCE.md
 

@@ -1,80 +1,131 @@
 """Background bias: what does a network look at? Tests (verb `robustness`; docs/BIAS.md says what each is, and where
-from), the same as videos (`biasset`), masks of actors, Actor-HMDB51 (`actors`).
+from), the same as videos (`biasset`), masks of actors.
 
     lenders, masked = lend(samples, cfg, accelerator)  # who lends his scene to whom, who has a mask
     for i, shot in shots(samples, sampler, cfg, accelerator, "test", lenders=lenders):
         y = MANIPULATIONS["Action-Swap"](shot, 0)  # with the first lender: clips (K, 3, T, S, S), normalised
 
-The config key `scene` chooses one of MASKS. `rendered` is the truth of synthetic videos. `median` needs a still camera
-and an actor who leaves his place.
+The config key `scene` says where masks are from. `masks` are those stored in the folder that the key `masks` names.
+`rendered` is the truth of synthetic videos. `median` needs a still camera and an actor who leaves his place: of persons
+in clips of HMDB51 it finds a quarter, and as much of the scene (docs/evidence/masks.md).
 
 Frames are composed as they are decoded, before a square is cut from them, and follow from the video alone, not from the
 clip: its scene is told from SPREAD frames of it. So `biasset` writes what `robustness` shows.
 """
 
 import json
+import math
 import os
 import pickle
-import shutil
+import sys
 import zlib
-from collections import Counter
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
 from functools import cache, cached_property, partial
 from hashlib import blake2b
-from itertools import chain
 from operator import itemgetter
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator, InitProcessGroupKwargs
+from scipy.io import loadmat
 from torch import Tensor
-from torchvision.models import detection, get_model, list_models
-from torchvision.ops import masks_to_boxes
 
 from be import datasets, synthetic
 from be.augment import MEAN, Draws, denormalise, eval_view
-from be.config import Config, ConfigError, choose
+from be.config import Config, ConfigError
 from be.erase import draw_frame
 from be.evaluate import load_classifier, load_list, over_videos, spread_clips
 from be.report import page, plot_differences
-from be.runs import RunError, make_accelerator, place, progress, provenance, write_text
+from be.runs import make_accelerator, place, progress, provenance, write_text
 from be.video import Reader, VideoError, encode
-from be.weights import find, load
 
 THRESHOLD = 0.15  # difference in any colour, of pixels in [0, 1], above which a pixel counts as moving
 SPREAD = 16  # frames, evenly over a video
 DRAWS, LEAST, MOST = 3, 0.05, 0.5  # HAT's: of backgrounds; the part of a video's pixels that a mask has
-LISTS, SMALLEST, BATCH = "testTrainMulti_7030_splits", 32, 16  # of `actors`: px; frames that the detector gets at once
 
 # ---- masks
 
+class Mask(NamedTuple):
+    """Where the persons of a video are."""
 
-def median_masks(*_):
-    """What differs by more than THRESHOLD from the median over the whole video is the actor."""
-    def actor(i, numbers, frames, spread):
-        scene = spread.median(0).values.int()  # of an even number of frames: the lower one
-        return (frames.int() - scene).abs().amax(-1, keepdim=True) > 255 * THRESHOLD
-
-    return actor
+    mask: np.ndarray  # bool (T, h, w): in each of the video's T frames, at a size of its own; (0, 1, 1): not known
+    source: str  # who says so: `file`, the name of a model, `median`, `rendered`; `none`: nobody
 
 
-def rendered_masks(samples, cfg: Config):
-    """The true masks of synthetic videos. Raises ConfigError of others."""
+NO_MASK = Mask(np.zeros((0, 1, 1), bool), "none")
+
+
+def stored_masks(samples, folder):
+    """The masks or boxes in a folder, see `masks`. -> read(i), the Mask of video i of the list, NO_MASK where there is
+    none; and where it is broken or does not fit the video, which stderr is told. Raises ConfigError without folder."""
+    if not os.path.isdir(folder):
+        raise ConfigError(f"masks={folder}: there is no such folder; `run.py masks` makes one")
+
+    def read(i):
+        file, source = mask_file(folder, samples.paths[i]), "file"
+        stem, mask = file.with_suffix(""), None
+        try:
+            with Reader(samples.path(i), samples.index(i)) as video:
+                frames = video.frames
+                if (table := stem.with_suffix(".csv")).exists():
+                    mask = np.zeros((frames, video.info.height, video.info.width), bool)
+            if file.exists():
+                with np.load(file, allow_pickle=False) as held:
+                    mask, source = held["mask"], str(held.get("source", source))
+                    if mask.dtype != bool:
+                        mask = np.unpackbits(mask, axis=2, count=held["shape"][2]).astype(bool)
+            elif (file := table).exists():
+                for frame, *box in np.loadtxt(file, delimiter=",", skiprows=1, ndmin=2):
+                    paint(mask[int(frame)], [box])
+            elif (file := stem / "puppet_mask.mat").exists():
+                mask = loadmat(file)["part_mask"].transpose(2, 0, 1) > 0
+            elif (file := stem).is_dir():
+                with Reader(file) as pictures:
+                    mask = pictures.decode(np.arange(pictures.frames)).any(3)
+            if mask is not None and (mask.ndim != 3 or len(mask) != frames):
+                raise ValueError(f"{mask.shape} is not (T, h, w) of a video of {frames} frames")
+        except Exception as error:  # of what is not the format that its name says, readers raise nearly anything
+            print(f"no mask of {samples.path(i)}: {file}: {error}", file=sys.stderr)
+            return NO_MASK
+        return NO_MASK if mask is None else Mask(mask, source)
+
+    return read
+
+
+def mask_file(folder, path: bytes) -> Path:
+    """Where the mask of a video is stored, of whose path the last two parts are its class and its name."""
+    return Path(folder, *os.fsdecode(path).split("/")[-2:]).with_suffix(".npz")
+
+
+def paint(mask, boxes):
+    """Sets in mask, bool (h, w), the pixels that boxes (n, 4) touch: left, top, right, bottom in px."""
+    for left, top, right, bottom in np.maximum(boxes, 0):
+        mask[math.floor(top) : math.ceil(bottom), math.floor(left) : math.ceil(right)] = True
+
+
+def masks_of(samples, cfg: Config):
+    """Where the actor is, by `cfg.scene`. -> actor_in(i, numbers (n,), frames (n, H, W, 3)) -> bool (n, H, W, 1)
+    numbers: of frames of video i, of which the last SPREAD lie evenly over it. Raises ConfigError of `rendered` on
+    other videos, of `masks` without them."""
+    if cfg.scene == "median":
+        return lambda i, numbers, frames: (
+            (frames.short() - frames[-SPREAD:].median(0).values).abs().amax(3, keepdim=True) > 255 * THRESHOLD)
+    read = stored_masks(samples, cfg.masks or "") if cfg.scene == "masks" else true_masks(samples)
+
+    def actor_in(i, numbers, frames):
+        mask = torch.from_numpy(read(i).mask).to(frames.device)[..., None]
+        size = frames.shape[1:3]
+        return fit(mask[numbers], *size) if len(mask) else mask.new_zeros(len(frames), *size, 1)
+
+    return actor_in
+
+
+def true_masks(samples):
+    """Of synthetic videos, as `stored_masks`."""
     known = specs(samples.root)
-
-    def actor(i, numbers, frames, spread):
-        mask = torch.from_numpy(synthetic.render(known[samples.paths[i]])[1]).to(frames.device)  # bool (T, H, W)
-        return fit(mask[numbers, ..., None], *frames.shape[1:3])
-
-    return actor
-
-
-# Key `scene` -> (samples, cfg) -> (i, numbers (n,) of frames of video i, these frames, uint8 (n, H, W, 3), the SPREAD
-# frames) -> bool (n, H, W, 1), true where the actor is
-MASKS = {"median": median_masks, "rendered": rendered_masks}
+    return lambda i: Mask(synthetic.render(known[samples.paths[i]])[1], "rendered")
 
 
 @cache
@@ -109,11 +160,12 @@ class Shot:
 
     @cached_property
     def scene(self) -> Tensor:
-        """The frames without the actor, like `frames`: behind him is the median of the frames in which he is not there,
-        and where he always is, the mean colour of that."""
-        behind = self.spread.float().masked_fill(self.spread_actor, torch.nan).nanmedian(0).values  # (H, W, 3)
+        """The frames without the actor and a rim of a 24th of the short side. Behind him is the median of the SPREAD
+        frames in which he is not there, and where he always is, the mean colour of that."""
+        spread_actor, actor = (grown(mask, min(mask.shape[1:3]) // 24) for mask in (self.spread_actor, self.actor))
+        behind = self.spread.float().masked_fill(spread_actor, torch.nan).nanmedian(0).values  # (H, W, 3)
         behind = torch.where(behind.isnan(), behind.nanmean((0, 1)), behind).nan_to_num().round().byte()
-        return torch.where(self.actor, behind, self.frames)
+        return torch.where(actor, behind, self.frames)
 
     def look(self, frames: Tensor) -> Tensor:
         """Frames (n, H, W, 3) as a network sees them, see `x`. Of a single one T is 1."""
@@ -154,13 +206,13 @@ def shots(samples, sampler, cfg: Config, accelerator, what: str, mine=None, lend
     mine = range(accelerator.process_index, len(samples), accelerator.num_processes) if mine is None else mine
     lenders = np.empty((0, len(samples)), int) if lenders is None else lenders
     keys = [(i, *lenders[lenders[:, i] >= 0, i].tolist()) for i in mine]
-    actor_in, still = MASKS[cfg.scene](samples, cfg), backgrounds(cfg.backgrounds)
+    actor_in, still = masks_of(samples, cfg), backgrounds(cfg.backgrounds)
     loader = datasets.loader(Takes(samples, sampler, cfg), [[key] for key in keys], cfg.workers, accelerator.device,
                              itemgetter(0))
 
     def shot(j, _, numbers, frames):
         numbers, frames = numbers.to(accelerator.device), frames.to(accelerator.device)
-        actor, n = actor_in(j, numbers, frames, frames[-SPREAD:]), len(frames) - SPREAD
+        actor, n = actor_in(j, numbers, frames), len(frames) - SPREAD
         key = cfg.seed, zlib.crc32(samples.paths[j])
         return Shot(frames[:n], actor[:n], numbers[:n], frames[n:], actor[n:], cfg, key)
 
@@ -244,6 +296,11 @@ def fit(pictures: Tensor, H: int, W: int) -> Tensor:
     x = F.interpolate(pictures.movedim(-1, 1).float(), (h, w), mode="bilinear", antialias=True)
     top, left = (h - H) // 2, (w - W) // 2
     return x[:, :, top : top + H, left : left + W].round().clamp(0, 255).byte().movedim(1, -1)
+
+
+def grown(mask: Tensor, rim: int) -> Tensor:
+    """A mask (n, H, W, 1) with all that is at most `rim` px beside it, above and below."""
+    return F.max_pool2d(mask.movedim(-1, 1).float(), 2 * rim + 1, 1, rim).movedim(1, -1) > 0
 
 
 def centre(mask: Tensor) -> Tensor:
@@ -542,126 +599,3 @@ def biasset(cfg: Config):
             write_text(out / f"{cfg.kind}.json", json.dumps(about, indent=1) + "\n")
             write_text(out / f"{cfg.kind}.txt", "".join(f"{row['path']} {row['label']}\n" for row in rows))
             write_text(out / "classes.txt", "".join(f"{name}\n" for name in samples.classes))
-
-
-# ---- Actor-HMDB51 (paper 4.6, Figure 5)
-
-def actors(data: str = "data", detector: str = "fasterrcnn_resnet50_fpn_v2", weights: str | None = None,
-           score: float = 0.8):
-    """actors: make Actor-HMDB51, which is HMDB51 cropped to its persons: DATA/actor_hmdb51 from DATA/hmdb51 (Figure 5)
-
-    detector   one of torchvision's for COCO, by name; or `rendered`: the true actors of synthetic videos
-    weights    a file of its weights; default: torchvision's own, downloaded once
-    score      the least confidence, 0 to 1, of what is taken for a person
-
-    The authors did not publish theirs. As they say (paper 4.6), the detector looks at every frame, and the video is
-    cropped to the smallest box that holds all persons of all its frames, with even sides of at least 32 px, as far as
-    the picture goes. Use it as dataset=actor_hmdb51, with HMDB51's lists and names. Beside each video, NAME.json says
-    its size, frames, box, how often a person was seen, and what was done: `cropped`; `kept whole`, as no person was
-    seen; or `unreadable`: there is no copy, and a test counts the video as wrong, here as in HMDB51. After a crash the
-    same command goes on where it stopped. Under `accelerate launch` each process takes its share.
-    """
-    # Who has done his share waits for the others, as long as it takes
-    accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=2))])
-    root, target = Path(data) / "hmdb51", Path(data) / "actor_hmdb51"
-    lists = [datasets.load("hmdb51", data, *which) for which in datasets.DATASETS["hmdb51"].subsets(root)]
-    paths = sorted({path for samples in lists for path in samples.paths.tolist()})
-    detect = (rendered_boxes(lists[0].root) if detector == "rendered"
-              else torchvision_detector(detector, weights, score, accelerator.device))
-    how = {"detector": detector, "weights": weights, "score": score}
-    if accelerator.is_main_process:
-        shutil.copytree(root / LISTS, target / LISTS, dirs_exist_ok=True)
-        note = target / "actors-how.json"
-        if note.exists() and (held := json.loads(note.read_text())) != how:
-            raise RunError(f"{target} was made with {held}, not {how}: ask for the same, or remove it")
-        write_text(note, json.dumps(how))
-    accelerator.wait_for_everyone()
-    copies = [Path(target, "actor-hmdb51", *os.fsdecode(path).split("/")[-2:]) for path in paths]  # CLASS/NAME
-    mine = list(zip(paths, copies, strict=True))[accelerator.process_index :: accelerator.num_processes]
-    for path, copy in progress(mine, len(mine), "cropping") if accelerator.is_main_process else mine:
-        if not (log := copy.with_suffix(".json")).exists():
-            write_text(log, json.dumps(crop_video(root / os.fsdecode(path), copy, partial(detect, path))))
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        lines = [json.loads(copy.with_suffix(".json").read_text()) for copy in copies]
-        summary = {**how, "videos": len(lines), **Counter(line["done"] for line in lines)}
-        write_text(target / "actors.json", json.dumps(summary, indent=1) + "\n")
-        print(", ".join(f"{key} {value}" for key, value in summary.items()) + f"; logs beside the videos in {target}")
-
-
-def crop_video(source: Path, copy: Path, detect) -> dict:
-    """Makes the copy of one video. -> its log. Raises RunError if the copy cannot be written."""
-    copy.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with Reader(source) as video:
-            boxes, info = detect(batches(video)), video.info
-    except VideoError as error:
-        return {"done": "unreadable", "problem": str(error)}
-    persons, aside = np.concatenate(boxes), copy.with_name(f".{copy.name}")
-    line = {"done": "kept whole", "width": info.width, "height": info.height, "frames": len(boxes),
-            "frames_with_persons": sum(len(found) > 0 for found in boxes), "persons": len(persons)}
-    try:
-        if len(persons):
-            left, top, right, bottom = box = smallest_box(persons, (info.width, info.height))
-            line |= {"done": "cropped", "box": box,
-                     "area_kept": 100 * (right - left) * (bottom - top) / (info.width * info.height)}
-            with Reader(source) as video:
-                pictures = (frame[top:bottom, left:right] for frames in batches(video) for frame in frames)
-                # The codec of HMDB51 at a fixed fine quantiser: what it loses once more cannot be seen
-                encode(aside, pictures, info.fps, codec="mpeg4", options={"qmin": "2", "qmax": "2"})
-        else:
-            shutil.copyfile(source, aside)
-        aside.replace(copy)
-    except (VideoError, OSError) as error:
-        aside.unlink(missing_ok=True)
-        raise RunError(f"{copy} could not be written ({error}); make room and give the same command again") from None
-    return line
-
-
-def batches(video: Reader):
-    """All frames of a video, BATCH at a time: an iterator of uint8 (N, H, W, 3)."""
-    return map(video.decode, np.split(np.arange(video.frames), range(BATCH, video.frames, BATCH)))
-
-
-def smallest_box(boxes, size: tuple[int, int]) -> list[int]:
-    """The smallest box of whole pixels that holds all boxes (n, 4), then made even: [left, top, right, bottom]. size:
-    of the picture. No side is less than SMALLEST, where the picture has that."""
-    size = np.array(size)
-    low = np.floor(boxes[:, :2].min(0)).clip(0, size).astype(int)
-    high = np.ceil(boxes[:, 2:].max(0)).clip(0, size).astype(int)
-    side = ((high - low + 1) // 2 * 2).clip(SMALLEST).clip(max=size // 2 * 2)
-    low = ((low + high - side + 1) // 2).clip(0, size - side)
-    return [*low.tolist(), *(low + side).tolist()]
-
-
-def torchvision_detector(name: str, weights: str | None, score: float, device):
-    """One of torchvision's for COCO. Raises ConfigError for an unknown name, WeightsError for the file. -> detect(path,
-    batches of frames, uint8 (N, H, W, 3)): the boxes of the persons of each frame, float (n, 4) in px"""
-    choose(dict.fromkeys([*list_models(module=detection), "rendered"]), name, "detector")
-    model = get_model(name, weights=None, weights_backbone=None)
-    load(find(weights or f"torchvision:{name}") or weights, model, strict=True)
-    if name.endswith(("rcnn_resnet50_fpn", "retinanet_resnet50_fpn")):  # as torchvision does for its weights of these
-        for module in filter(lambda module: isinstance(module, torch.nn.BatchNorm2d), model.modules()):
-            module.eps = 0.0
-    model.to(device).eval()
-
-    @torch.inference_mode()
-    def detect(path, batches):
-        pictures = (list(torch.from_numpy(frames).to(device).permute(0, 3, 1, 2) / 255) for frames in batches)
-        return [one["boxes"][(one["labels"] == 1) & (one["scores"] >= score)].cpu().numpy()
-                for batch in pictures for one in model(batch)]  # of all of them, label 1 is a person
-
-    return detect
-
-
-def rendered_boxes(root: str):
-    """A detector of the true actors of the synthetic videos below ROOT. Raises ConfigError of others."""
-    known = specs(root)
-
-    def detect(path, batches):
-        outer = torch.tensor([0, 0, 1, 1])  # masks_to_boxes ends at the last pixel, not behind it
-        masks = torch.from_numpy(synthetic.render(known[path])[1])  # bool (T, H, W)
-        return [(masks_to_boxes(mask[None][mask.any()[None]]) + outer).numpy()
-                for mask, _ in zip(masks, chain.from_iterable(batches), strict=True)]
-
-    return detect

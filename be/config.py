@@ -141,8 +141,9 @@ class Config:
     #                                              trained on; never chosen on the test list
 
     # analyses and retrieval
-    scene: Literal["median", "rendered"] = "median"  # tells scene from actor: the clip's median, for a still camera |
-    #                                                  the truth of drawn videos
+    scene: Literal["median", "masks", "rendered"] = "median"  # tells scene from actor: the clip's median, for a still
+    #                                                           camera | stored masks | the truth of drawn videos
+    masks: str | None = None  # the folder of stored masks, as `run.py masks` makes it, for scene=masks
     pairs: str | None = None  # for Action-Swap, a file of HAT's or DEVIAS' pairs, or a folder of some; null: at random
     backgrounds: str | None = None  # for SCUBA, a folder of pictures, such as Places365's; null: drawn stripes
     kind: Literal["human-only", "scene-only", "action-swap", "scuba", "scufo"] = "scuba"  # what `biasset` writes
@@ -162,7 +163,7 @@ TYPES = typing.get_type_hints(Config, include_extras=True)
 DEFAULTS = {field.name: field.default for field in dataclasses.fields(Config) if field.name != "name"}
 # Keys that may differ between a run and the command that goes on with it: they do not change what is computed.
 FREE_KEYS = {"out", "data", "test_data", "workers", "cache_gb", "log_every", "save_every", "keep", "probe_every",
-             "subset", "test_clips", "protocol", "memory_gb", "scene", "pairs",
+             "subset", "test_clips", "protocol", "memory_gb", "scene", "masks", "pairs",
              "backgrounds", "kind", "tracker", "checkpointing"}
 HARD_NEGATIVE = ("hard_negative_view", "hard_negative_gap", "hard_negative_encoder")
 # Of an entry's own keys, those that are plain values

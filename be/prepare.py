@@ -405,6 +405,7 @@ CAM = ("cam --cfg {runs} data={data} out={out}/{target} dataset=hmdb51 split=1",
 PICTURES = {
     "figure4": [("figure4 out={out} dataset=hmdb51", "gain-hmdb51-test.json")],
     "figure5": [("figure5 out={out} names=figure5-*", "bars-figure5.png")],
+    "real-figure5": [("figure5 out={out} names=real-figure5-*", "bars-real-figure5.png")],
     "figure6": [CAM],
     "figure7": [CAM],
     "analyses": [("robustness --cfg {runs} data={data} out={out}", "robustness-hmdb51-test.json"),
@@ -523,7 +524,9 @@ def row(name: str, typed: list[str], splits, synth, on: tuple[str, ...] = ()) ->
         return
     for dataset in on or [load(name, typed, "finetune").dataset]:
         if dataset == "actor_hmdb51":
-            words = ("actors", f"data={data}", *(["detector=rendered"] if synth else ()))
+            stored = Path(data, "masks/hmdb51")
+            how = ["detector=rendered"] if synth else [f"masks={stored}"] if stored.is_dir() else []
+            words = ("actors", f"data={data}", *how)
             yield Step(words, Path(data) / "actor_hmdb51/actors.json")
         source = choose(DATASETS, dataset, f"data set under `paper` of {name}:")
         for split in splits if len(source.splits) > 1 else source.splits:

@@ -1,7 +1,7 @@
-"""Tests of background bias by slow loops, and against what synthetic videos are made of; generated sets; Actor-HMDB51.
+"""Tests of background bias by slow loops, and against what synthetic videos are made of; generated sets.
 
-The numbers of `robustness` are held against a slow transcription, on decoded videos and a network with random weights;
-the crops against a brute-force search and a stub detector on real files, torchvision's detectors as they are built.
+The numbers of `robustness` are held against a slow transcription, on decoded videos and a network with random weights,
+and against what is known of a network that knows nothing but scenes.
 """
 
 import json
@@ -12,7 +12,6 @@ import zlib
 from collections import Counter
 from dataclasses import replace
 from functools import cache
-from threading import Barrier, Thread, get_ident
 from types import SimpleNamespace
 
 import numpy as np
@@ -20,15 +19,15 @@ import pytest
 import torch
 from networks import clips, tuned
 from PIL import Image
-from torchvision.models import detection, get_model, get_model_weights, list_models
+from scipy.ndimage import binary_dilation
 from videos import decode
 
-from be import bias, config, datasets, evaluate, synthetic, weights
+from be import bias, config, datasets, evaluate, synthetic
 from be.augment import MEAN, Draws, denormalise, eval_view
-from be.bias import KINDS, MANIPULATIONS, SMALLEST, SPREAD, Shot, lend, measure, shots, torchvision_detector
+from be.bias import KINDS, MANIPULATIONS, SPREAD, Shot, lend, measure, shots
 from be.config import ConfigError
 from be.evaluate import accuracy, classify, spread_clips
-from be.runs import RunError, make_accelerator
+from be.runs import make_accelerator
 from be.video import Reader
 
 RENDER = cache(synthetic.render)
@@ -60,6 +59,19 @@ def scene_by_loops(shot):
     for c in range(3):
         behind[..., c][np.isnan(behind[..., c])] = np.nanmean(behind[..., c])
     return np.where(shot.actor, np.rint(behind), shot.frames)
+
+
+def test_the_actor_is_taken_out_with_a_rim():
+    shot = shot_of(3, 48, 50, actor=0)
+    shot.actor[2, 10, 20] = shot.spread_actor[:, 30:, 40:] = True
+    away = binary_dilation(shot.actor.numpy()[..., 0], np.ones((1, 5, 5)))  # 48 / 24 px on each side
+    assert ((shot.scene != shot.frames).any(3).numpy() == away).mean() > 0.999 and away.sum() == 25
+    nobody = np.ones((16, 48, 50, 1), bool)
+    nobody[:, 28:, 38:] = False
+    mean = shot.spread.numpy().transpose(1, 2, 0, 3)
+    mean = np.sort(mean[nobody[0, ..., 0]], 1)[:, 7].mean(0)  # of the medians of all that is seen
+    gone = replace(shot, actor=shot.actor | True).scene
+    np.testing.assert_array_equal(gone[0, 40, 45], np.rint(mean))
 
 
 def middle_of_mass(mask):
@@ -146,8 +158,8 @@ def shots_of(spec):
     frames, mask, _ = map(torch.from_numpy, synthetic.render(spec))
     numbers = torch.cat([2 * torch.arange(16), 20 + 2 * torch.arange(16)])
     even = torch.from_numpy(np.linspace(0, 63, SPREAD).astype(int))
-    cfg = config.load("demo-random", ["size=32", "short_side=40"])
-    found = bias.median_masks()(0, None, frames, frames[even])
+    cfg = config.load("demo-random", ["size=32", "short_side=40", "scene=median"])
+    found = bias.masks_of(None, cfg)(0, None, torch.cat([frames, frames[even]]))[:64]
     return (Shot(frames[numbers], actor[numbers], numbers, frames[even], actor[even], cfg, (0, 0))
             for actor in (mask[..., None], found))
 
@@ -219,14 +231,15 @@ def slow(cfg, samples):
         else:
             scene = np.sort(spread, 0)[(SPREAD - 1) // 2].astype(int)
             actor, spread_actor = (abs(part - scene).max(-1, keepdims=True) > 0.15 * 255 for part in (frames, spread))
-        behind = np.ma.array(spread, mask=np.broadcast_to(spread_actor, spread.shape))
-        ranked = np.sort(np.where(behind.mask, 999, spread), 0)
-        count = (~behind.mask).sum(0)
+        rim = np.ones((1, 3, 3))  # 24 px / 24 on each side
+        wide = np.stack([binary_dilation(part, rim) for part in actor[..., 0]])[..., None]
+        behind = np.broadcast_to(binary_dilation(spread_actor[..., 0], rim)[..., None], spread.shape)
+        ranked, count = np.sort(np.where(behind, 999, spread), 0), (~behind).sum(0)
         behind = np.take_along_axis(ranked, np.maximum(count - 1, 0)[None] // 2, 0)[0].astype(float)
         for c in range(3):
             free = count[..., c] > 0
             behind[..., c][~free] = behind[..., c][free].mean()
-        return frames, actor, spread, spread_actor, np.where(actor, np.rint(behind), frames).astype(np.uint8)
+        return frames, actor, spread, spread_actor, np.where(wide, np.rint(behind), frames).astype(np.uint8)
 
     return take
 
@@ -498,219 +511,3 @@ def test_a_generated_set_is_what_robustness_shows(tiny, tmp_path, capsys):
     evaluate.evaluate(replace(cfg, test_data=str(folder), subset="scuba"))
     result = json.loads((tmp_path / "demo-random/finetune-ucf101-split1-seed0/result-scuba.json").read_text())
     assert result["top1"] == pytest.approx(found["SCUBA"])
-
-
-# ---- Actor-HMDB51
-
-
-@pytest.mark.parametrize(("width", "height"), [(80, 60), (81, 63), (30, 40)])
-def test_the_smallest_box_by_brute_force(width, height):
-    """No box of even sides, at least SMALLEST long where the picture is, is smaller and covers all that is painted."""
-    rng = np.random.default_rng(width)
-    for _ in range(30):
-        corner = rng.uniform(-5, [width, height], (rng.integers(1, 4), 2))
-        boxes = np.hstack([corner, corner + rng.uniform(1, 40, corner.shape)])
-        left, top, right, bottom = bias.smallest_box(boxes, (width, height))
-        painted = np.zeros((height, width), bool)
-        for x, y, r, b in boxes:
-            painted[max(0, int(np.floor(y))) : int(np.ceil(b)), max(0, int(np.floor(x))) : int(np.ceil(r))] = True
-        for start, stop, size, line in ((left, right, width, painted.any(0)), (top, bottom, height, painted.any(1))):
-            least = min(SMALLEST, size // 2 * 2)
-            allowed = [(a, z) for a in range(size) for z in range(a + 2, size + 1, 2) if z - a >= least]
-            covering = [(z - a) for a, z in allowed if not line[:a].any() and not line[z:].any()]
-            if covering:
-                assert stop - start == min(covering) and not line[:start].any() and not line[stop:].any()
-            else:  # all of an odd picture
-                assert stop - start == size // 2 * 2
-            assert 0 <= start < stop <= size and (stop - start) % 2 == 0
-
-
-@pytest.fixture(scope="module")
-def hmdb(tmp_path_factory):
-    data = tmp_path_factory.mktemp("hmdb")
-    synthetic.synth(data / "hmdb51", "hmdb51", train=2, test=1, frames=20, height=48, width=64, workers=1)
-    return data
-
-
-class Stub:
-    """Persons at a place that drifts by a pixel a frame; none in videos whose path has `nobody` in it."""
-
-    def __init__(self, deadly=None):
-        self.deadly, self.calls = deadly, []
-
-    def __call__(self, path, batches):
-        if path == self.deadly:
-            raise KeyboardInterrupt
-        self.calls.append((path, get_ident()))
-        batches = list(batches)
-        assert [frames.shape for frames in batches] == [(16, 48, 64, 3), (4, 48, 64, 3)]
-        assert all(frames.dtype == np.uint8 for frames in batches)
-        boxes = [np.array([[4.5 + n, 3, 10 + n, 20], [20, 6.2, 30, 38.5]], np.float32) for n in range(20)]
-        return 20 * [np.zeros((0, 4), np.float32)] if b"pulse" in path else boxes
-
-
-@pytest.fixture
-def crop(hmdb, tmp_path, monkeypatch):
-    """crop(stub, score): makes Actor-HMDB51 of the videos of `hmdb` in the folder of the test."""
-    (tmp_path / "hmdb51").symlink_to(hmdb / "hmdb51")
-
-    def made(stub, score=0.8):
-        monkeypatch.setattr(bias, "torchvision_detector", lambda *_: stub)
-        bias.actors(data=str(tmp_path), detector="stub", score=score)
-
-    return made
-
-
-def summary_of(data):
-    return json.loads((data / "actor_hmdb51/actors.json").read_text())
-
-
-def paths_of(data, name="hmdb51"):
-    return sorted(path.relative_to(data / name) for path in (data / name).rglob("*.avi"))
-
-
-def copy_of(data, path):
-    """The copy of a video, and its log."""
-    copy = data / "actor_hmdb51/actor-hmdb51" / path.parent.name / path.name
-    return copy, json.loads(copy.with_suffix(".json").read_text())
-
-
-def test_a_dataset_made_with_a_stub(crop, tmp_path, capsys):
-    paths, real = paths_of(tmp_path), Reader
-    broken = paths[0]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bias, "Reader", lambda path: real("/dev/null" if path.name == broken.name else path))
-        crop(Stub())
-    summary = summary_of(tmp_path)
-    assert copy_of(tmp_path, broken)[1]["done"] == "unreadable" and not copy_of(tmp_path, broken)[0].exists()
-    for path in paths[1:]:
-        copy, line = copy_of(tmp_path, path)
-        if "pulse" in path.name:
-            assert line["done"] == "kept whole" and line["persons"] == 0
-            assert copy.read_bytes() == (tmp_path / "hmdb51" / path).read_bytes()
-            continue
-        assert line["done"] == "cropped" and (line["frames_with_persons"], line["persons"]) == (20, 40)
-        x, y, right, bottom = line["box"]  # 4.5 to 30 and 3 to 38.5, outwards; x is widened to 32, y made even
-        assert line["area_kept"] == pytest.approx(100 * 32 * 36 / (64 * 48))
-        assert right - x == 32 and bottom - y == 36 and x <= 4 and right >= 30 and y <= 3 and bottom >= 39
-        with Reader(copy) as video:
-            assert (video.frames, video.info.width, video.info.height, video.info.fps) == (20, 32, 36, 25)
-            made = video.decode(np.arange(20)).astype(float)
-        source = decode(tmp_path / "hmdb51" / path, np.arange(20)).astype(float)[:, y:bottom, x:right]
-        shifts = ((0, 0), (0, 1), (1, 0), (0, -1), (-1, 0))
-        off = [np.abs(np.roll(made, shift, (1, 2)) - source).mean() for shift in shifts]
-        assert off[0] < 10 and off[0] < 0.8 * min(off[1:])  # levels of 255: lossy, but the same place to the pixel
-    assert (summary["videos"], summary["unreadable"], summary["kept whole"], summary["cropped"]) == (48, 1, 6, 41)
-    assert "kept whole 6" in capsys.readouterr().out and not list((tmp_path / "actor_hmdb51").rglob(".*"))
-    ours, theirs = (datasets.load(name, tmp_path, "train", 1).paths.tolist() for name in ("actor_hmdb51", "hmdb51"))
-    assert [path.split(b"/")[1:] for path in ours] == [path.split(b"/")[1:] for path in theirs]
-
-
-def test_it_goes_on_where_it_was_killed(crop, tmp_path):
-    paths, stub = [bytes(path) for path in paths_of(tmp_path)], Stub()
-    with pytest.raises(KeyboardInterrupt):
-        crop(Stub(deadly=paths[5]))
-    assert not (tmp_path / "actor_hmdb51/actors.json").exists()
-    crop(stub)
-    assert summary_of(tmp_path)["videos"] == 48 and [path for path, _ in stub.calls] == paths[5:]
-    with pytest.raises(RunError, match="was made with"):
-        crop(stub, score=0.5)
-
-
-def test_a_copy_that_cannot_be_written_is_an_error(crop, tmp_path, monkeypatch):
-    def full(path, frames, fps, **_):
-        path.write_bytes(b"half")
-        raise OSError(28, "No space")
-
-    monkeypatch.setattr(bias, "encode", full)
-    with pytest.raises(RunError, match="No space.*same command again"):
-        crop(Stub())
-    assert not paths_of(tmp_path, "actor_hmdb51")
-
-
-def test_rendered_is_the_truth(hmdb):
-    detect, specs = bias.rendered_boxes(str(hmdb / "hmdb51")), bias.specs(str(hmdb / "hmdb51"))
-    for path in [bytes(path) for path in paths_of(hmdb)][1:10:8]:
-        mask = synthetic.render(specs[path])[1]
-        for n, boxes in enumerate(detect(path, [range(16), range(4)])):
-            painted = np.zeros_like(mask[n])
-            for x, y, right, bottom in boxes.astype(int):
-                painted[y:bottom, x:right] = True
-                assert mask[n, [y, bottom - 1]].any(1).all() and mask[n][:, [x, right - 1]].any(0).all()
-            assert not (mask[n] & ~painted).any()
-    with pytest.raises(ConfigError, match="of synthetic videos, which those in .*hmdb"):
-        bias.rendered_boxes(str(hmdb))
-
-
-def test_two_processes_share_the_videos(crop, tmp_path, monkeypatch):
-    stub, barrier = Stub(), Barrier(2, timeout=60)
-    ranks = [SimpleNamespace(process_index=rank, num_processes=2, is_main_process=rank == 0, device="cpu",
-                             wait_for_everyone=barrier.wait) for rank in (0, 1)]
-    monkeypatch.setattr(bias, "Accelerator", lambda **_: ranks.pop())
-    crew = [Thread(target=crop, args=[stub]) for _ in range(2)]
-    for one in crew:
-        one.start()
-    for one in crew:
-        one.join()
-    paths, threads = zip(*stub.calls, strict=True)
-    assert sorted(paths) == [bytes(path) for path in paths_of(tmp_path)]
-    assert sorted(threads.count(thread) for thread in {*threads}) == [24, 24]
-    assert summary_of(tmp_path)["videos"] == 48
-
-
-def test_the_verb(hmdb, tmp_path):
-    (tmp_path / "hmdb51").symlink_to(hmdb / "hmdb51")
-    bias.actors(data=str(tmp_path), detector="rendered")
-    summary = summary_of(tmp_path)
-    assert summary["videos"] == summary["cropped"] == 8 * (3 + 3)
-    assert len(datasets.load("actor_hmdb51", tmp_path, "swapped", 1)) == 8
-
-
-# ---- torchvision
-
-
-class Detector(torch.nn.Module):
-    """Sees something else here and a person there; how sure it is, the last two pixels of the first line say."""
-
-    def forward(self, pictures):
-        return [{"boxes": torch.tensor([[0.0, 1, 2, 3], [4, 5, 6, 7]]), "labels": torch.tensor([2, 1]),
-                 "scores": picture[0, 0, -2:]} for picture in pictures]
-
-
-def test_persons_of_enough_confidence_are_found(tmp_path, monkeypatch):
-    known = [get_model_weights(name).DEFAULT.meta["categories"] for name in list_models(module=detection)]
-    assert {categories[1] for categories in known} == {"person"}
-    monkeypatch.setattr(bias, "get_model", lambda *_, **__: Detector())
-    torch.save({}, tmp_path / "none.pth")
-    detect = torchvision_detector("fasterrcnn_resnet50_fpn", str(tmp_path / "none.pth"), 0.5, "cpu")
-    frames = np.full((3, 8, 9, 3), 255, np.uint8)
-    frames[1, 0, -1] = 127  # of 255: less than 0.5
-    assert [boxes.tolist() for boxes in detect(b"", [frames[:2], frames[2:]])] == [[[4, 5, 6, 7]], [], [[4, 5, 6, 7]]]
-
-
-@pytest.mark.parametrize("name", ["fasterrcnn_resnet50_fpn", "fasterrcnn_resnet50_fpn_v2"])
-def test_it_is_built_as_torchvision_builds_it(name, monkeypatch):
-    """With its own weights torchvision freezes BatchNorm and changes its epsilon; ours must compute the same."""
-    official = get_model_weights(name).DEFAULT
-    torch.manual_seed(0)
-    tensors = get_model(name, weights=None, weights_backbone=None).state_dict()
-    monkeypatch.setattr(type(official), "get_state_dict", lambda self, **_: tensors)
-    theirs, ours = get_model(name, weights=official).eval(), []
-    monkeypatch.setattr(bias, "find", lambda source: source)
-    monkeypatch.setattr(weights, "read", lambda file: dict(theirs.state_dict()))  # without num_batches_tracked
-    monkeypatch.setattr(bias, "get_model", lambda *a, **k: ours.append(get_model(*a, **k)) or ours[0])
-    torchvision_detector(name, "file", 0.5, "cpu")
-    x = torch.rand(1, 3, 64, 64)
-    with torch.no_grad():
-        for a, b in zip(ours[0].backbone(x).values(), theirs.backbone(x).values(), strict=True):
-            torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
-    assert not ours[0].training
-
-
-def test_wrong_detectors_are_said(tmp_path):
-    torch.save({"weight": torch.zeros(1)}, tmp_path / "other.pth")
-    for name, file, error, words in [("yolo", "other", ConfigError, "unknown detector 'yolo'.*rendered"),
-                                     ("ssdlite320_mobilenet_v3_large", "other", weights.WeightsError, "not fit SSD"),
-                                     ("ssdlite320_mobilenet_v3_large", "none", weights.WeightsError, "not exist")]:
-        with pytest.raises(error, match=words):
-            torchvision_detector(name, str(tmp_path / f"{file}.pth"), 0.5, "cpu")

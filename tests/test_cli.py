@@ -14,9 +14,9 @@ from be.config import STAGES, experiments
 
 sys.path.insert(0, str(ROOT))
 VERBS, MAIN = importlib.import_module("run").VERBS, importlib.import_module("run").main
-NAMES = ["list", "steps", "synth", "prepare", "actors", "plan", "pretrain", "finetune", "evaluate", "retrieve",
-         "robustness", "errors", "inspect", "figure4", "gain", "figure5", "bars", "cam", "show-batch", "strip",
-         "status", "export", "report", "scenebias", "biasset"]  # fmt: skip
+NAMES = ["list", "steps", "synth", "prepare", "masks", "actors", "plan", "pretrain", "finetune", "evaluate",
+         "retrieve", "robustness", "errors", "inspect", "figure4", "gain", "figure5", "bars", "cam", "show-batch",
+         "strip", "status", "export", "report", "scenebias", "biasset"]  # fmt: skip
 
 
 @pytest.mark.parametrize("words", [[], ["--help"], *([verb, "--help"] for verb in NAMES)])
