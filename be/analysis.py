@@ -38,7 +38,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator, InitProcessGroupKwargs
 from torchvision.models import detection, get_model, list_models
 
-from be import backbones, bias, datasets, synthetic
+from be import backbones, bias, datasets
 from be.augment import Draws, denormalise
 from be.bias import MANIPULATIONS, THRESHOLD, compare, lend, masks_of, pasted, publish, short, shots
 from be.config import Config, choose
@@ -328,8 +328,7 @@ def locator(source: str, weights: str | None, score: float, device, samples):
     """What tells where persons are: locate(i) -> Mask of video i of the list. Raises ConfigError for an unknown source,
     see `masks`; `locate` raises VideoError."""
     if source == "rendered":
-        known = bias.specs(samples.root)
-        return lambda i: bias.Mask(synthetic.render(known[samples.paths[i]])[1], source)
+        return bias.true_masks(samples)
     if os.path.isdir(source):
         return bias.stored_masks(samples, source)
     if still := source == "median":

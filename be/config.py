@@ -141,8 +141,8 @@ class Config:
     #                                              trained on; never chosen on the test list
 
     # analyses and retrieval
-    scene: Literal["median", "masks", "rendered"] = "median"  # tells scene from actor: the clip's median, for a still
-    #                                                           camera | stored masks | the truth of drawn videos
+    scene: Literal["median", "masks", "rendered"] = "median"  # tells scene from actor: the video's median, for a still
+    #                       camera and an actor who leaves his place | stored masks | the truth of drawn videos
     masks: str | None = None  # the folder of stored masks, as `run.py masks` makes it, for scene=masks
     pairs: str | None = None  # for Action-Swap, a file of HAT's or DEVIAS' pairs, or a folder of some; null: at random
     backgrounds: str | None = None  # for SCUBA, a folder of pictures, such as Places365's; null: drawn stripes

@@ -25,7 +25,7 @@ from scipy.io import savemat
 from torchvision.models import detection, get_model, get_model_weights, list_models
 from videos import decode
 
-from be import analysis, bias, datasets, synthetic, weights
+from be import analysis, bias, datasets, prepare, synthetic, weights
 from be.analysis import SMALLEST, torchvision_detector
 from be.bias import Mask, stored_masks
 from be.config import ConfigError
@@ -351,6 +351,14 @@ def test_actors_by_the_truth_and_by_stored_masks(hmdb, tmp_path):
     assert len(datasets.load("actor_hmdb51", tmp_path / "true", "swapped", 1)) == 8
     with pytest.raises(ConfigError, match="of synthetic videos, which those in .*hmdb"):
         analysis.locator("rendered", None, 0, "cpu", SimpleNamespace(root=str(hmdb)))
+
+
+def test_make_crops_by_stored_masks(tmp_path, capsys):
+    for masks in ([], [f"masks={tmp_path}/masks/hmdb51"]):
+        prepare.steps("real-figure5", words=f"data={tmp_path} out={tmp_path}", splits=[1])
+        actors = [line.split()[2:] for line in capsys.readouterr().out.splitlines() if " actors " in line]
+        assert actors == [["actors", f"data={tmp_path}", *masks]]
+        (tmp_path / "masks/hmdb51").mkdir(parents=True, exist_ok=True)
 
 
 # ---- torchvision
