@@ -38,7 +38,7 @@ from be.config import Config, ConfigError
 from be.erase import draw_frame
 from be.evaluate import load_classifier, load_list, over_videos, spread_clips
 from be.report import page, plot_differences
-from be.runs import make_accelerator, place, progress, provenance, write_text
+from be.runs import make_accelerator, place, progress, provenance, write_text, writing
 from be.video import Reader, VideoError, encode
 
 THRESHOLD = 0.15  # difference in any colour, of pixels in [0, 1], above which a pixel counts as moving
@@ -178,24 +178,20 @@ class Shot:
         return denormalise(self.look(255 * mask.byte().expand(-1, -1, -1, 3)))[:, 0] > 0.5
 
 
-class Takes:
+class Takes(datasets.Clips):
     """What the loader decodes for a Shot. Key (i, j, ...): video i, then videos j, ... at the same moments of theirs.
     -> of each: can it be read; which frames, int64 (n,), of which the last are the SPREAD ones; uint8 (n, H, W, 3)"""
-
-    def __init__(self, samples, sampler, cfg: Config):
-        self.videos = datasets.Clips(samples, sampler, cfg.short_side, cfg.seed, False, cfg.cache_gb)
-        self.seed = cfg.seed
 
     def __getitem__(self, key):
         numbers, takes = [], []
 
         def sampler(n, rng):
-            own = numbers[0][:-SPREAD] * n // (numbers[0][-1] + 1) if numbers else self.videos.sampler(n, rng).ravel()
+            own = numbers[0][:-SPREAD] * n // (numbers[0][-1] + 1) if numbers else self.sampler(n, rng).ravel()
             numbers.append(np.concatenate([own, np.linspace(0, n - 1, SPREAD).astype(np.int64)]))
             return numbers[-1]
 
         for j in key:
-            item = replace(self.videos, sampler=sampler)[0, j]
+            item = super(Takes, replace(self, sampler=sampler)).__getitem__((0, j))
             takes.append((item.ok, torch.from_numpy(numbers[-1]), torch.from_numpy(item.clips)))
         return takes
 
@@ -207,8 +203,8 @@ def shots(samples, sampler, cfg: Config, accelerator, what: str, mine=None, lend
     lenders = np.empty((0, len(samples)), int) if lenders is None else lenders
     keys = [(i, *lenders[lenders[:, i] >= 0, i].tolist()) for i in mine]
     actor_in, still = masks_of(samples, cfg), backgrounds(cfg.backgrounds)
-    loader = datasets.loader(Takes(samples, sampler, cfg), [[key] for key in keys], cfg.workers, accelerator.device,
-                             itemgetter(0))
+    loader = datasets.loader(Takes(samples, sampler, cfg.short_side, cfg.seed, False, cfg.cache_gb),
+                             [[key] for key in keys], cfg.workers, accelerator.device, itemgetter(0))
 
     def shot(j, _, numbers, frames):
         numbers, frames = numbers.to(accelerator.device), frames.to(accelerator.device)
@@ -238,8 +234,8 @@ def lend(samples, cfg: Config, accelerator):
     share, ok = (of.numpy() for of in found)
     masked, label = ok & (share >= LEAST) & (share <= MOST), samples.labels
     if cfg.pairs:
-        files = sorted(Path(cfg.pairs).glob("*.p*k*l*")) if Path(cfg.pairs).is_dir() else [Path(cfg.pairs)]
-        lenders = np.array([read_pairs(file, samples, accelerator.print) for file in files]).reshape(-1, len(ok))
+        files = sorted(Path(cfg.pairs).glob("*.p*k*l*")) or [cfg.pairs]  # a file has no files below it
+        lenders = np.array([read_pairs(file, samples, accelerator.print) for file in files])
         lenders[~ok[lenders] | (label[lenders] == label)] = -1
     else:
         pools = {c: np.flatnonzero(ok & (label != c)) for c in np.unique(label)}
@@ -254,12 +250,14 @@ def lend(samples, cfg: Config, accelerator):
 
 
 class PlainPickle(pickle.Unpickler):
-    """Reads texts, numbers and containers of them. To build anything else, a pickle has to name it, and is refused."""
+    """Reads texts, numbers, arrays and containers of them. Code that a pickle names to be run is not run."""
+
+    ALLOWED = {"ndarray": np.ndarray, "dtype": np.dtype, "_reconstruct": np.zeros(1).__reduce__()[0],
+               "scalar": np.float64(0).__reduce__()[0], "encode": lambda text, _: text.encode("latin1")}
 
     def find_class(self, module, name):
-        whole = f"{module.replace('_core', 'core')}.{name}"
-        if whole in ("numpy.dtype", "numpy.core.multiarray.scalar", "_codecs.encode"):
-            return super().find_class(module, name)
+        if module.split(".")[0] in ("numpy", "_codecs") and name in self.ALLOWED:
+            return self.ALLOWED[name]
         raise pickle.UnpicklingError(f"it asks for {module}.{name}, which may run code")
 
 
@@ -271,17 +269,16 @@ def read_pairs(file, samples, say=print) -> np.ndarray:
     place = {name: i for i, path in enumerate(names) for name in (path.stem, path.name)}
     try:
         with open(file, "rb") as data:
-            pairs = {os.path.basename(one): os.path.basename(other)
-                     for one, (other, *_) in PlainPickle(data, encoding="latin1").load().items()}
+            pairs = PlainPickle(data, encoding="latin1").load().items()
+        pairs = [(os.path.basename(one), os.path.basename(other)) for one, (other, *_) in pairs]
     except Exception as error:  # of what is no pickle, or another one, the unpickler raises nearly anything
         raise ConfigError(f"pairs={file} cannot be read: {error}; it should be a pickle (or a folder of some) of "
                           '{"CLASS/NAME": ["CLASS/NAME of the background", ...]}') from None
-    lenders, absent = np.full(len(names), -1), sorted({*pairs, *pairs.values()} - place.keys())
-    for one in pairs.keys() & place.keys():
-        lenders[place[one]] = place.get(pairs[one], -1)
-    say(f"{file}: of {len(pairs)} pairs {(lenders >= 0).sum()} are in the list of {len(names)} videos; {len(absent)} "
-        f"names are not: {', '.join(absent[:5])}{' ...' if len(absent) > 5 else ''}")
-    return lenders
+    known = {place[one]: place[other] for one, other in pairs if one in place and other in place}
+    absent = sorted({name for pair in pairs for name in pair} - place.keys())
+    say(f"{file}: of {len(pairs)} pairs {len(known)} are in the list of {len(names)} videos; {len(absent)} names are "
+        f"not: {', '.join(absent[:5])}{' ...' if len(absent) > 5 else ''}")
+    return np.array([known.get(i, -1) for i in range(len(names))])
 
 
 def fit(pictures: Tensor, H: int, W: int) -> Tensor:
@@ -561,41 +558,38 @@ def biasset(cfg: Config):
     frames, and one hash of all. Under `accelerate launch` each process takes its share.
     """
     accelerator, kind = make_accelerator(cfg), {name.lower(): name for name in KINDS}[cfg.kind]
-    for subset in cfg.subset.split(","):
-        samples = datasets.load_for(cfg, subset, cfg.test_data)
-        out = Path(cfg.out, f"bias-{cfg.dataset}-{subset}-split{cfg.split}-seed{cfg.seed}")
-        lenders, masked = lend(samples, cfg, accelerator)
-        lenders = lenders if kind in DRAWN else lenders[:1]
-        wanted = masked & ((lenders >= 0) & masked[lenders] | (kind != "Action-Swap"))  # (draws, N)
-        stems = [f"{cfg.kind}/{os.path.splitext(os.fsdecode(path))[0]}__" for path in samples.paths]
+    samples = datasets.load_for(cfg, cfg.subset, cfg.test_data)
+    out = Path(cfg.out, f"bias-{cfg.dataset}-{cfg.subset}-split{cfg.split}-seed{cfg.seed}")
+    lenders, masked = lend(samples, cfg, accelerator)
+    lenders = lenders if kind in DRAWN else lenders[:1]
+    wanted = masked & ((lenders >= 0) & masked[lenders] | (kind != "Action-Swap"))  # (draws, N)
+    names = [f"{cfg.kind}/{os.path.splitext(os.fsdecode(path))[0]}__" for path in samples.paths]
 
-        def write(shot, i, samples=samples, out=out, wanted=wanted, stems=stems):
-            digests = np.zeros((len(wanted), 16), np.uint8)
-            with Reader(samples.path(i), samples.index(i)) as video:
-                fps = video.info.fps
-            for draw in np.flatnonzero(wanted[:, i]):
-                frames, file = KINDS[kind](shot, draw).cpu().numpy(), out / f"{stems[i]}{draw}.mp4"
-                file.parent.mkdir(parents=True, exist_ok=True)
-                aside = file.with_name(f".{file.name}")
+    def write(shot, i):
+        digests = torch.zeros(len(wanted), 16, dtype=torch.uint8)
+        with Reader(samples.path(i), samples.index(i)) as video:
+            fps = video.info.fps
+        for draw in np.flatnonzero(wanted[:, i]):
+            frames, aside = KINDS[kind](shot, draw).cpu().numpy(), out / f"{names[i]}{draw}.part.mp4"
+            aside.parent.mkdir(parents=True, exist_ok=True)
+            with writing(aside, aside):
                 encode(aside, frames, fps, "libx264rgb", {"qp": "0", "g": "16"}, "rgb24")
-                aside.replace(file)
-                digests[draw] = np.frombuffer(blake2b(frames.tobytes(), digest_size=16).digest(), np.uint8)
-            return torch.from_numpy(digests)
+                aside.replace(out / f"{names[i]}{draw}.mp4")
+            digests[draw] = torch.tensor([*blake2b(frames.tobytes(), digest_size=16).digest()])
+        return digests
 
-        look = partial(shots, lenders=lenders if kind == "Action-Swap" else np.full_like(lenders, -1))
-        digests, ok = over_videos(write, samples, lambda n, _: np.arange(n)[None], cfg, accelerator, kind, look=look)
-        if accelerator.is_main_process:
-            hashes, wanted = digests.byte().numpy(), wanted & ok.numpy()
-            rows = [{"path": f"{stems[i]}{draw}.mp4", "label": int(samples.labels[i]),
-                     "digest": bytes(hashes[i, draw]).hex(),
-                     "made_from": [os.fsdecode(samples.paths[j]) for j in (i, lenders[draw, i])[: 1 + (kind in LENT)]]}
-                    for i, draw in zip(*wanted.T.nonzero(), strict=True)]
-            about = {"hash": blake2b(json.dumps(rows).encode(), digest_size=8).hexdigest(), "written": len(rows),
-                     "asked": wanted.size, "videos_without_mask": int((ok.numpy() & ~masked).sum()),
-                     "unreadable_videos": int((~ok).sum())}
-            print(", ".join(f"{key} {value}" for key, value in about.items()) + f"; {out / cfg.kind}.*")
-            keys = ("kind", "dataset", "split", "short_side", "seed", "scene", "backgrounds", "pairs")
-            about |= {key: getattr(cfg, key) for key in keys} | provenance(samples, accelerator) | {"videos": rows}
-            write_text(out / f"{cfg.kind}.json", json.dumps(about, indent=1) + "\n")
-            write_text(out / f"{cfg.kind}.txt", "".join(f"{row['path']} {row['label']}\n" for row in rows))
-            write_text(out / "classes.txt", "".join(f"{name}\n" for name in samples.classes))
+    look = partial(shots, lenders=lenders if kind == "Action-Swap" else np.full_like(lenders, -1))
+    digests, ok = over_videos(write, samples, lambda n, _: np.arange(n)[None], cfg, accelerator, kind, look=look)
+    if accelerator.is_main_process:
+        rows = [{"path": f"{names[i]}{draw}.mp4", "label": int(samples.labels[i]),
+                 "digest": bytes(digests[i, draw].int().tolist()).hex(),
+                 "made_from": [os.fsdecode(samples.paths[j]) for j in (i, lenders[draw, i])[: 1 + (kind in LENT)]]}
+                for i, draw in np.argwhere(wanted.T & ok[:, None].numpy())]
+        about = {"hash": blake2b(json.dumps(rows).encode(), digest_size=8).hexdigest(), "written": len(rows),
+                 "asked": wanted.size, "videos_without_mask": int(sum(~masked)), "unreadable_videos": int(sum(~ok))}
+        print(", ".join(f"{key} {value}" for key, value in about.items()) + f"; {out / cfg.kind}.*")
+        keys = ("kind", "dataset", "split", "short_side", "seed", "scene", "masks", "backgrounds", "pairs")
+        about |= {key: getattr(cfg, key) for key in keys} | provenance(samples, accelerator) | {"videos": rows}
+        write_text(out / f"{cfg.kind}.json", json.dumps(about, indent=1) + "\n")
+        write_text(out / f"{cfg.kind}.txt", "".join(f"{row['path']} {row['label']}\n" for row in rows))
+        write_text(out / "classes.txt", "".join(f"{name}\n" for name in samples.classes))

@@ -163,8 +163,8 @@ TYPES = typing.get_type_hints(Config, include_extras=True)
 DEFAULTS = {field.name: field.default for field in dataclasses.fields(Config) if field.name != "name"}
 # Keys that may differ between a run and the command that goes on with it: they do not change what is computed.
 FREE_KEYS = {"out", "data", "test_data", "workers", "cache_gb", "log_every", "save_every", "keep", "probe_every",
-             "subset", "test_clips", "protocol", "memory_gb", "scene", "masks", "pairs",
-             "backgrounds", "kind", "tracker", "checkpointing"}
+             "subset", "test_clips", "protocol", "memory_gb", "scene", "masks", "pairs", "backgrounds", "kind",
+             "tracker", "checkpointing"}
 HARD_NEGATIVE = ("hard_negative_view", "hard_negative_gap", "hard_negative_encoder")
 # Of an entry's own keys, those that are plain values
 OWN = {"about": str, "same_runs_as": str, "against": str | list, "paper": dict}

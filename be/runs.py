@@ -47,6 +47,7 @@ from tqdm import tqdm
 from be import config as configs
 from be import datasets, weights
 from be.config import Config, UserError, run_dir  # noqa: F401 (of a run, so it is found here, too)
+from be.video import VideoError
 
 PATIENCE = 600  # seconds without a line, and ten times what a line usually takes, before a run counts as stale
 END = {"pretrain": "backbone.safetensors", "finetune": "model.safetensors"}  # what a stage writes last
@@ -337,7 +338,7 @@ def writing(path: Path, aside: Path | None = None):
     """A failure in here to write `path` becomes a RunError; `aside`, half of a file by then, is removed."""
     try:
         yield
-    except (OSError, RuntimeError, SafetensorError) as error:  # torch reports a full disk as RuntimeError
+    except (OSError, RuntimeError, SafetensorError, VideoError) as error:  # torch reports a full disk as RuntimeError
         with contextlib.suppress(OSError):
             if aside:
                 aside.unlink()
