@@ -26,7 +26,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import flop_registry
 from tqdm import tqdm
 
 from be import backbones, datasets, objectives
@@ -542,29 +542,28 @@ def count_step(cfg, classes: int, clips: int) -> tuple[float, float, float]:
     """
     objective, arguments = random_step(cfg, classes, clips)
     momentum = 4 * sum(p.numel() for p in objective.parameters() if p.requires_grad)  # gradients are counted
-    flops, live = FlopCounterMode(display=False), Live()
-    for counter in (flops, live):  # one after the other: the counter of FLOP keeps what checkpointing would free
-        with (FakeTensorMode(allow_non_fake_inputs=True) as fake, counter,
-              torch.autocast("cpu", torch.bfloat16, enabled=cfg.precision != "fp32")):
-            tensors = {name: fake.from_tensor(tensor) for name, tensor in
-                       (*objective.named_parameters(), *objective.named_buffers())}
-            if counter is live:
-                live.hold(tensors)
-                state = live.now
-            functional_call(objective, tensors, arguments())[0].backward()
-    return flops.get_total_flops(), live.peak + momentum, state + momentum
+    with (FakeTensorMode(allow_non_fake_inputs=True) as fake, Live() as live,
+          torch.autocast("cpu", torch.bfloat16, enabled=cfg.precision != "fp32")):
+        tensors = {name: fake.from_tensor(tensor) for name, tensor in
+                   (*objective.named_parameters(), *objective.named_buffers())}
+        live.hold(tensors)
+        state = live.now
+        functional_call(objective, tensors, arguments())[0].backward()
+    return live.flop, live.peak + momentum, state + momentum
 
 
 class Live(TorchDispatchMode):
-    """Counts the bytes of tensors that are alive: `now`, and at the `peak`."""
+    """Counts FLOP, and the bytes of tensors that are alive: `now`, and at the `peak`."""
 
     def __init__(self):
         super().__init__()
-        self.now = self.peak = 0
+        self.flop = self.now = self.peak = 0
         self.storages = set()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
+        if count := flop_registry.get(func._overloadpacket):
+            self.flop += count(*args, **(kwargs or {}), out_val=out)
         self.hold(out)
         return out
 
