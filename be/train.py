@@ -26,7 +26,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import flop_registry
 from tqdm import tqdm
 
 from be import backbones, datasets, objectives
@@ -53,16 +53,6 @@ def lr_at(step: int, per_epoch: int, cfg) -> float:
     if cfg.schedule == "step":
         return cfg.lr * cfg.lr_factor ** sum(step >= epoch * per_epoch for epoch in cfg.lr_steps)
     return cfg.lr * (1 + math.cos(math.pi * (step - warmup) / (cfg.epochs * per_epoch - warmup))) / 2
-
-
-def schedule_problems(cfg) -> list[str]:
-    """What is odd about a schedule, a sentence each: steps that never come, or a rate that is next to nothing."""
-    late = [f"{epoch:g}" for epoch in cfg.lr_steps if epoch >= cfg.epochs and cfg.schedule == "step"]
-    tiny = sum(lr_at(epoch, 1, cfg) < 1.001e-3 * cfg.lr for epoch in range(cfg.epochs))
-    problems = {f"lr_steps {', '.join(late)} lie beyond epochs={cfg.epochs}: the rate does not fall there": late,
-                f"{tiny} of {cfg.epochs} epochs run at a thousandth of lr={cfg.lr:g} or less; give lr_steps that go "
-                f"with epochs, or schedule=cosine": tiny > cfg.epochs / 2}
-    return [problem for problem, found in problems.items() if found]
 
 
 def make_optimizer(objective, cfg) -> torch.optim.Optimizer:
@@ -285,22 +275,22 @@ def check_flip(cfg, samples=None):
             raise ConfigError(f"flip={cfg.flip:g}: {name} can tell left from right; give flip=0")
 
 
-def check_batch(cfg, n: int, world: int):
+def check_batch(cfg, n, world):
     """Raises ConfigError unless the global batch divides evenly and the data fill it, and MoCo's queue, once."""
     clips, rest = divmod(cfg.batch_size, world * cfg.accumulate)
-    parts = f"batch_size={cfg.batch_size} over {world} processes x accumulate={cfg.accumulate}"
-    problems = {
-        f"{parts} does not divide": rest,
-        f"the training list has {n} videos, less than one batch_size={cfg.batch_size}": n < cfg.batch_size,
-        f"the queue of K={cfg.K} is longer than the training list of {n} videos; give a K of at most {n}":
+    found = {
+        "batch_size={batch_size} is global and does not divide by {world} processes x accumulate={accumulate}": rest,
+        "the training list has {n} videos, less than one batch_size={batch_size}": n < cfg.batch_size,
+        "the queue of K={K} is longer than the training list of {n} videos; give a K of at most {n}":
             cfg.method == "moco" and n < cfg.K,
-        f"method={cfg.method}, erase={cfg.erase} needs two clips on each device, {parts} gives one":
+        "method={method}, erase={erase} needs two clips on each device, a part of batch_size={batch_size} has one":
             clips == 1 and (cfg.erase in PARTNERED or cfg.method in ("simclr", "byol")),
-        f"{parts} gives {clips} clips, which do not divide by bn_group={cfg.bn_group}": clips % (cfg.bn_group or 1),
+        "{clips} clips per device and part of batch_size={batch_size} do not divide by bn_group={bn_group}":
+            clips % (cfg.bn_group or 1),
     }
-    for problem, found in problems.items():
-        if found:
-            raise ConfigError(problem)
+    for problem, holds in found.items():
+        if holds:
+            raise ConfigError(problem.format(**vars(cfg), n=n, world=world, clips=clips))
 
 
 def show_line(accelerator, bar, done: int, total: int, line: dict, state: State):
@@ -358,24 +348,37 @@ ABOUT = """{stage} {name}: {method}, erase {erase}, {backbone} of width {width}
   device   {device}, mixed precision {precision}"""
 
 
-def describe(stage, cfg, n, accelerator, place="", samples=None) -> str:
+def describe(stage, cfg, n, accelerator, samples=None) -> str:
     """What is about to run on n videos, in a few lines, before anything long starts. samples: the videos, if there."""
     world = accelerator.num_processes
     each, epoch = cfg.batch_size // world // cfg.accumulate, n // cfg.batch_size
     falls = f"times {cfg.lr_factor:g} after epochs {', '.join(f'{step:g}' for step in cfg.lr_steps) or 'none'}"
     said = vars(cfg) | dict(
-        stage=stage, place=place or f"in {cfg.data}:", n=n, epoch=epoch, steps=cfg.epochs * epoch, world=world,
-        each=each, falls=falls if cfg.schedule == "step" else "along a cosine", group=cfg.bn_group or each,
-        device=accelerator.device, precision=accelerator.mixed_precision)
-    problems = schedule_problems(cfg)
-    if cfg.method == "moco" and cfg.shuffle_bn and world == 1 and (cfg.bn_group or each) == each:
-        problems.append("one BatchNorm group: MoCo has nothing to shuffle; give a smaller bn_group")
-    if cfg.size > cfg.short_side:
-        problems.append(f"size={cfg.size} enlarges frames of short_side={cfg.short_side}")
-    if samples and (short := shorter_than_a_clip(cfg, samples)):
-        problems.append(f"{short} are shorter than a clip of frames={cfg.frames}, stride={cfg.stride}: at their end it "
-                        f"goes on at their start; give a smaller stride")
-    return "\n  warning  ".join([ABOUT.format(**said), *problems])
+        stage=stage, place=f"in {cfg.data}:" if samples else f"is MISSING in {cfg.data}, officially", n=n, epoch=epoch,
+        steps=cfg.epochs * epoch, world=world, each=each, group=cfg.bn_group or each,
+        falls=falls if cfg.schedule == "step" else "along a cosine", device=accelerator.device,
+        precision=accelerator.mixed_precision)
+    alone = world == 1 and (cfg.bn_group or each) == each
+    return "\n  warning  ".join([ABOUT.format(**said), *problems(cfg, samples, alone)])
+
+
+def problems(cfg, samples=None, alone=False) -> list[str]:
+    """What is odd about a run, a sentence each. samples: its videos; alone: BatchNorm sees one group a step."""
+    late = [f"{epoch:g}" for epoch in cfg.lr_steps if epoch >= cfg.epochs and cfg.schedule == "step"]
+    tiny = sum(lr_at(epoch, 1, cfg) < 1.001e-3 * cfg.lr for epoch in range(cfg.epochs))
+    short = shorter_than_a_clip(cfg, samples) if samples else ""
+    found = {
+        "lr_steps {late} lie beyond epochs={epochs}: the rate does not fall there": late,
+        "{tiny} of {epochs} epochs run at a thousandth of lr={lr:g} or less; give lr_steps that go with epochs, or "
+        "schedule=cosine": tiny > cfg.epochs / 2,
+        "one BatchNorm group: MoCo has nothing to shuffle; give a smaller bn_group":
+            alone and cfg.method == "moco" and cfg.shuffle_bn,
+        "size={size} enlarges frames of short_side={short_side}": cfg.size > cfg.short_side,
+        "{short} are shorter than a clip of frames={frames}, stride={stride}: at their end it goes on at their start; "
+        "give a smaller stride": short,
+    }
+    said = vars(cfg) | dict(late=", ".join(late), tiny=tiny, short=short)
+    return [problem.format(**said) for problem, holds in found.items() if holds]
 
 
 def shorter_than_a_clip(cfg, samples) -> str:
@@ -405,7 +408,7 @@ def pretrain(cfg: Config):
     if (run.path / "backbone.safetensors").exists():
         accelerator.print(f"{run.path}: done already; remove the folder to run it again")
         return
-    accelerator.print(describe("pretrain", cfg, len(samples), accelerator, samples=samples))
+    accelerator.print(describe("pretrain", cfg, len(samples), accelerator, samples))
     probe = Probe(objective, samples, cfg, accelerator) if cfg.probe_every else None
     fit(objective, samples, cfg, run, accelerator, probe)
     run.save_weights("backbone", objective.backbone, backbone=cfg.backbone, width=cfg.width, experiment=cfg.name,
@@ -453,7 +456,7 @@ def finetune(cfg: Config):
             run.save_weights("best", objective, **about, epoch=epoch, holdout_top1=top1)
         return {"holdout_top1": top1}
 
-    accelerator.print(describe("finetune", cfg, len(samples), accelerator, samples=samples))
+    accelerator.print(describe("finetune", cfg, len(samples), accelerator, samples))
     fit(objective, samples, cfg, run, accelerator, keep_best if held else None)
     if held and run.write:
         about |= load_weights(run.path / "best.safetensors", objective)
@@ -497,7 +500,7 @@ def plan(pretrain: Config, finetune: Config):
 
 def plan_stage(stage, cfg, accelerator) -> str:
     """The plan of one stage as text."""
-    n, classes, place = count_videos(cfg)
+    n, classes, samples = count_videos(cfg)
     check_batch(cfg, n, accelerator.num_processes)
     parts = accelerator.num_processes * cfg.accumulate
     flop, memory, state = count_step(cfg, classes, cfg.batch_size // parts)
@@ -505,21 +508,21 @@ def plan_stage(stage, cfg, accelerator) -> str:
     seconds = step * cfg.epochs * (n // cfg.batch_size) / SHARE
     hours = ", ".join(f"{gpu} {duration(seconds / peak)}" for gpu, peak in GPUS.items())
     said = vars(cfg) | dict(memory=memory / GIB, state=state / GIB, share=SHARE, hours=hours, step=step)
-    return describe(stage, cfg, n, accelerator, place) + COST.format(**said)
+    return describe(stage, cfg, n, accelerator, samples) + COST.format(**said)
 
 
-def count_videos(cfg) -> tuple[int, int, str]:
-    """(videos of the training list, classes, where); the official numbers where the data are not there."""
-    source = choose(datasets.DATASETS, cfg.dataset, "dataset")
+def count_videos(cfg):
+    """(videos of the training list, classes, the list); the official numbers, and None, where it is not there."""
+    source, official = choose(datasets.DATASETS, cfg.dataset, "dataset"), ("train", cfg.split)
     check_flip(cfg)
     try:
         samples = datasets.load_for(cfg, "train")
-        check_flip(cfg, samples)
-        return len(samples), len(samples.classes), ""
     except datasets.DatasetMissing:
-        if cfg.classes or ("train", cfg.split) not in source.expected:
+        if cfg.classes or official not in source.expected:
             raise
-    return source.expected["train", cfg.split], source.classes, f"is MISSING in {cfg.data}, officially"
+        return source.expected[official], source.classes, None
+    check_flip(cfg, samples)
+    return len(samples), len(samples.classes), samples
 
 
 def random_step(cfg, classes: int, clips: int):
@@ -544,29 +547,28 @@ def count_step(cfg, classes: int, clips: int) -> tuple[float, float, float]:
     """
     objective, arguments = random_step(cfg, classes, clips)
     momentum = 4 * sum(p.numel() for p in objective.parameters() if p.requires_grad)  # gradients are counted
-    flops, live = FlopCounterMode(display=False), Live()
-    for counter in (flops, live):  # one after the other: the counter of FLOP keeps what checkpointing would free
-        with (FakeTensorMode(allow_non_fake_inputs=True) as fake, counter,
-              torch.autocast("cpu", torch.bfloat16, enabled=cfg.precision != "fp32")):
-            tensors = {name: fake.from_tensor(tensor) for name, tensor in
-                       (*objective.named_parameters(), *objective.named_buffers())}
-            if counter is live:
-                live.hold(tensors)
-                state = live.now
-            functional_call(objective, tensors, arguments())[0].backward()
-    return flops.get_total_flops(), live.peak + momentum, state + momentum
+    with (FakeTensorMode(allow_non_fake_inputs=True) as fake, Live() as live,
+          torch.autocast("cpu", torch.bfloat16, enabled=cfg.precision != "fp32")):
+        tensors = {name: fake.from_tensor(tensor) for name, tensor in
+                   (*objective.named_parameters(), *objective.named_buffers())}
+        live.hold(tensors)
+        state = live.now
+        functional_call(objective, tensors, arguments())[0].backward()
+    return live.flop, live.peak + momentum, state + momentum
 
 
 class Live(TorchDispatchMode):
-    """Counts the bytes of tensors that are alive: `now`, and at the `peak`."""
+    """Counts FLOP, and the bytes of tensors that are alive: `now`, and at the `peak`."""
 
     def __init__(self):
         super().__init__()
-        self.now = self.peak = 0
+        self.flop = self.now = self.peak = 0
         self.storages = set()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
+        if count := flop_registry.get(func._overloadpacket):
+            self.flop += count(*args, **(kwargs or {}), out_val=out)
         self.hold(out)
         return out
 

@@ -80,7 +80,7 @@ def test_cosine_and_warm_up_are_torchs():
     (["recipe=released"], []), (["recipe=strong"], []),
 ])
 def test_an_odd_schedule_is_said(words, says):
-    found = train.schedule_problems(config.load("table1-moco-be", words))
+    found = train.problems(config.load("table1-moco-be", words))
     assert len(found) == len(says) and all(message in problem for message, problem in zip(says, found, strict=True))
 
 
@@ -146,7 +146,7 @@ def test_the_hard_negative_under_a1_has_the_querys_colours_and_another_window():
 
 def test_batches_that_do_not_fit():
     cfg = config.load("demo-moco-be")
-    for change, n, world, message in [({"batch_size": 30}, 500, 4, "batch_size=30 over 4 processes"),
+    for change, n, world, message in [({"batch_size": 30}, 500, 4, "batch_size=30 is global and does not divide by 4"),
                                       ({"accumulate": 3}, 500, 1, "accumulate=3"), ({}, 31, 1, "has 31 videos"),
                                       ({"bn_group": 5}, 500, 1, "do not divide by bn_group=5"),
                                       ({"accumulate": 32, "erase": "video-mixup"}, 500, 1, "needs two clips"),
@@ -363,5 +363,5 @@ def test_clips_that_are_longer_than_the_videos_are_named(tiny, tmp_path):
 
     assert said("stride=3") == said("stride=4", "static=true") == "" and said("stride=4") == "5 of 5 videos"
     cfg = load(tiny, tmp_path, "size=25", "stride=1000")
-    said = train.describe("pretrain", cfg, 32, make_accelerator(cfg), samples=datasets.load_for(cfg, "train"))
+    said = train.describe("pretrain", cfg, 32, make_accelerator(cfg), datasets.load_for(cfg, "train"))
     assert "size=25 enlarges" in said and "5 of 5 videos are shorter than a clip of frames=8, stride=1000" in said
