@@ -19,7 +19,7 @@ from scipy.optimize import minimize
 from scipy.special import log_softmax, softmax
 from videos import decode
 
-from be import backbones, config, datasets, evaluate, report, retrieve
+from be import backbones, bias, config, datasets, evaluate, report, retrieve
 from be.augment import eval_view
 from be.config import ConfigError
 from be.prepare import prepare
@@ -315,6 +315,8 @@ def test_linear_by_scipy(tiny, tmp_path, monkeypatch, capsys):
     assert rows[0]["note"].startswith("linear ") and "width=4" in rows[0]["note"] and not read_results(tmp_path)
 
     model, classes = evaluate.load_classifier(config.load(path / "config.yaml", [], "finetune"), path)
+    ((_, _, rows),) = bias.compare("seen", [(path, cfg)], lambda *_: {"n_scored": 16, "n_expected": 16})
+    assert [row["experiment"] for row in rows] == ["demo-random, frozen"]
     tested, ok = evaluate.classify(model, test, cfg, make_accelerator(cfg))
     torch.testing.assert_close(tested, kept["probabilities"], atol=1e-4, rtol=0)
     assert ok.all() and classes == test.classes
