@@ -456,6 +456,7 @@ def compare(verb: str, runs, one):
             samples = load_list(cfg, subset, classes)
             numbers = one(place(model, accelerator.device, cfg.precision), samples, cfg, accelerator, path,
                           subset)
+            name += ", frozen" * path.name.startswith("linear-")
             rows.append({"experiment": name, "run": str(path), "split": cfg.split, "seed": cfg.seed, **numbers})
         if accelerator.is_main_process:
             about = {"dataset": first.dataset, "subset": subset, "test_clips": first.test_clips, "scene": first.scene,

@@ -254,12 +254,18 @@ def evaluate(cfg: Config):
             continue
         probabilities, ok = classify(model, samples, cfg, accelerator)
         if accelerator.is_main_process:
-            content = {"probabilities": probabilities, "label": torch.from_numpy(samples.labels), "ok": ok}
-            result = {**accuracy(**content), "test_clips": cfg.test_clips, "select": cfg.select,
-                      **about_result(cfg, subset, samples, accelerator, began), "inputs": inputs}
-            write_aside(path / f"probabilities-{subset}.safetensors", partial(save_file, content))
-            write_text(path / f"result-{subset}.json", json.dumps(result, indent=1) + "\n")
-            print(format_result(result))
+            about = about_result(cfg, subset, samples, accelerator, began)
+            print(format_result(write_result(path, "result", probabilities, ok, samples, test_clips=cfg.test_clips,
+                                             select=cfg.select, **about, inputs=inputs)))
+
+
+def write_result(path, kind: str, probabilities, ok, samples, **about) -> dict:
+    """Leaves KIND-SUBSET.json, with what `accuracy` says and `about`, and probabilities-SUBSET.safetensors."""
+    content = {"probabilities": probabilities, "label": torch.from_numpy(samples.labels), "ok": ok}
+    result = {**accuracy(**content), **about}
+    write_aside(path / f"probabilities-{about['subset']}.safetensors", partial(save_file, content))
+    write_text(path / f"{kind}-{about['subset']}.json", json.dumps(result, indent=1) + "\n")
+    return result
 
 
 def about_result(cfg: Config, subset: str, samples, accelerator, began: float) -> dict:
@@ -290,8 +296,4 @@ def known_result(path, subset: str, inputs: str) -> dict | None:
 
 def format_result(result: dict) -> str:
     return ("{experiment} on {dataset} {subset}, split {split}: top-1 {top1:.1f}, top-5 {top5:.1f}, mean class "
-            "{mean_class:.1f}, {n_scored} of {n_expected} videos").format(**result) + damage(result)
-
-
-def damage(result: dict) -> str:
-    return ", {n_damaged} of them damaged".format(**result) if result.get("n_damaged") else ""
+            "{mean_class:.1f}, {n_scored} of {n_expected} videos, {n_damaged} damaged").format(**result)

@@ -22,11 +22,10 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
-from safetensors.torch import save_file
 
 from be import datasets, objectives, weights
 from be.config import Config, ConfigError, as_text
-from be.evaluate import about_result, accuracy, clip_features, damage, each_video, fit, hash_inputs, knn, load_backbone
+from be.evaluate import about_result, clip_features, each_video, fit, hash_inputs, knn, load_backbone, write_result
 from be.objectives import global_pool
 from be.runs import RunError, make_accelerator, place, progress, provenance, run_dir, write_aside, write_text, writing
 from be.video import even_clips, static_clips
@@ -100,10 +99,11 @@ class Features:
             block.copy_(torch.from_numpy(np.fromfile(self.file, self.kind, block.numel(), offset=first)).view_as(block))
         return out
 
-    def whole(self, device) -> torch.Tensor:
-        """All rows (R, D) float32, of the lengths that they had."""
+    def clips(self, device) -> tuple[np.ndarray, torch.Tensor]:
+        """Of n videos with K rows each: their places in the list (n,), and the rows as long as they were (n, K, D)."""
+        videos, norm = np.unique(self.video), torch.tensor(self.norm, dtype=torch.float32, device=device)
         rows = self.read(0, len(self), torch.empty(len(self), self.D, device=device))
-        return rows * torch.tensor(self.norm, dtype=torch.float32, device=device)[:, None]
+        return videos, (rows * norm[:, None]).unflatten(0, (len(videos), -1))
 
 
 def stored(path: Path, inputs: str) -> Features | None:
@@ -156,7 +156,10 @@ def extract(subset: str, backbone, cfg: Config, accelerator: Accelerator) -> tup
                 end.write(F.normalize(z).numpy().astype(f"float{protocol.bits}").tobytes())
         rows += [(i, k, norm) for k, norm in enumerate(z.norm(dim=1).tolist())]
         D = z.shape[1]
-    video, clip, norm = np.array(rows).reshape(-1, 3).T
+    if not rows:
+        raise RunError(f"{file.stem}: not one of {len(samples)} videos in {samples.root} can be read; run.py prepare "
+                       f"says why")
+    video, clip, norm = np.array(rows).T
     found = Features(file, D, video.astype(int), clip.astype(int), norm, np.array(sorted(samples.damaged), int))
     if accelerator.is_main_process:
         columns = {name: getattr(found, name).tolist() for name in COLUMNS}
@@ -221,8 +224,6 @@ def retrieve(cfg: Config):
     shown, gallery = extract("train", backbone, cfg, accelerator)
     for subset in cfg.subset.split(","):
         asked, queries = extract(subset, backbone, cfg, accelerator)
-        if not len(queries) or not len(gallery):
-            raise RunError(f"{cfg.dataset}: {len(queries)} rows of {subset}, {len(gallery)} of train: no search")
         began = time.perf_counter()
         rows = torch.cat(gather_object([search(queries, gallery, max(KS), cfg.memory_gb, accelerator.device,
                                                accelerator.process_index, accelerator.num_processes)[1]]))
@@ -269,56 +270,39 @@ def linear(cfg: Config):
     that directory, too; and for each list of `subset` the result and probabilities. A video that cannot be read is
     left out of the train list, and counts as wrong in the others.
     """
-    accelerator, path, cfg = make_accelerator(cfg), run_dir(cfg, "linear"), dataclasses.replace(cfg, protocol="clips")
-    backbone, device = place(load_backbone(cfg), accelerator.device, cfg.precision).eval(), accelerator.device
-    samples, features = extract("train", backbone, cfg, accelerator)
-    x, label, C = features.whole(device), torch.from_numpy(samples.labels), len(samples.classes)
-    decay, chosen_on = choose_decay(x, features.video, samples, cfg, accelerator)
-    head = fit(x, label[features.video].to(device), decay, C)
-    means, known = over_clips(x, features.video, len(samples))
-    if accelerator.is_main_process:
-        model = objectives.build("classify", backbone, {**dataclasses.asdict(cfg), "classes": C})
-        for parameter, values in zip(model.head.parameters(), head, strict=True):
-            parameter.data = values
-        about = {"experiment": cfg.name, "backbone": cfg.backbone, "width": cfg.width, "classes": samples.classes,
-                 "decay": decay, **provenance(samples, accelerator)}
-        path.mkdir(parents=True, exist_ok=True)
-        write_text(path / "config.yaml", as_text(cfg))
-        write_aside(path / "model.safetensors", lambda aside: weights.write(aside, model, about))
-    for subset in cfg.subset.split(","):
-        began = time.perf_counter()
-        asked, features = extract(subset, backbone, cfg, accelerator)
-        if accelerator.is_main_process:
-            answer, y = torch.from_numpy(asked.labels), features.whole(device)
-            probabilities, ok = over_clips((y @ head[0].T + head[1]).softmax(1), features.video, len(asked))
-            near = knn(means[known], label[known].to(device), over_clips(y, features.video, len(asked))[0]).cpu()
-            content = {"probabilities": probabilities.cpu(), "label": answer, "ok": ok}
-            result = {**accuracy(**content), "knn": 100 * ((near == answer) & ok).float().mean().item(),
-                      "decay": decay, "decay_top1": chosen_on, "test_clips": cfg.test_clips,
-                      **about_result(cfg, subset, asked, accelerator, began)}
-            write_aside(path / f"probabilities-{subset}.safetensors", partial(save_file, content))
-            write_text(path / f"linear-{subset}.json", json.dumps(result, indent=1) + "\n")
-            print(("{experiment} on {dataset} {subset}, split {split}, frozen: linear {top1:.1f}, kNN {knn:.1f}; "
-                   "{n_scored} of {n_expected} videos").format(**result) + damage(result))
+    accelerator, path, began = make_accelerator(cfg), run_dir(cfg, "linear"), time.perf_counter()
+    cfg, device = dataclasses.replace(cfg, protocol="clips"), accelerator.device
+    backbone = place(load_backbone(cfg), device, cfg.precision).eval()
+    (samples, known), *lists = [extract(name, backbone, cfg, accelerator) for name in ("train", *cfg.subset.split(","))]
+    if not accelerator.is_main_process:
+        return
+    model = objectives.build("classify", backbone, {**dataclasses.asdict(cfg), "classes": len(samples.classes)})
+    head = model.head.requires_grad_(False)
+    videos, x = known.clips(device)
+    label = torch.from_numpy(samples.labels[videos]).to(device)
+    held = datasets.holdout(samples, HELD_OUT, cfg.seed)[1].paths
+    held = torch.from_numpy(np.isin(samples.paths[videos], held)).to(device)  # (n,) bool
 
+    def learn(x, label, decay):
+        fitted = fit(x.flatten(0, 1), label.repeat_interleave(x.shape[1]), decay, len(samples.classes))
+        head.weight.data, head.bias.data = fitted
 
-def choose_decay(x, video, samples, cfg: Config, accelerator: Accelerator) -> tuple[float, float]:
-    """The one of DECAYS with the best top-1, in %, on HELD_OUT of the videos, of equals the largest; and that top-1.
-    x: (R, D), rows of videos; video (R,): their places in the list. The processes share the work."""
-    held = datasets.holdout(samples, HELD_OUT, cfg.seed)[1]
-    label, out = torch.from_numpy(samples.labels), np.isin(samples.paths, held.paths)
-    rows, tried = torch.from_numpy(out[video]), []
-    for decay in DECAYS[accelerator.process_index :: accelerator.num_processes]:
-        weight, bias = fit(x[~rows], label[video][~rows].to(x.device), decay, len(samples.classes))
-        probabilities, ok = over_clips((x[rows] @ weight.T + bias).softmax(1), video[rows], len(samples))
-        tried.append((accuracy(probabilities.cpu()[out], label[out], ok[out])["top1"], decay))
-    top1, decay = max(gather_object(tried))
-    return decay, top1
+    def right(decay):
+        learn(x[~held], label[~held], decay)
+        return (head(x[held]).softmax(2).mean(1).argmax(1) == label[held]).sum().item(), decay  # of equals the largest
 
-
-def over_clips(rows, video, n: int):
-    """The mean over the rows (R, D) of each of n videos -> (n, D), ok (n,) bool on the CPU: it has a row; else zero."""
-    video = torch.from_numpy(video).to(rows.device)
-    count = torch.bincount(video, minlength=n)
-    total = rows.new_zeros(n, rows.shape[1]).index_add_(0, video, rows)
-    return total / count.clamp(min=1)[:, None], (count > 0).cpu()
+    learn(x, label, decay := max(map(right, DECAYS))[1])
+    about = {"experiment": cfg.name, "classes": samples.classes, "decay": decay, **provenance(samples, accelerator)}
+    path.mkdir(parents=True, exist_ok=True)
+    write_text(path / "config.yaml", as_text(cfg))
+    write_aside(path / "model.safetensors", lambda aside: weights.write(aside, model, about))
+    for subset, (asked, found) in zip(cfg.subset.split(","), lists, strict=True):
+        videos, y = found.clips(device)
+        probabilities, ok = torch.zeros(len(asked), len(samples.classes)), torch.zeros(len(asked), dtype=torch.bool)
+        probabilities[videos], ok[videos] = head(y).softmax(2).mean(1).cpu(), True
+        near = torch.cat([knn(x.mean(1), label, part) for part in y.mean(1).split(1024)]).cpu().numpy()
+        told = {"knn": 100 * (near == asked.labels[videos]).sum().item() / len(asked), "decay": decay,
+                "test_clips": cfg.test_clips, **about_result(cfg, subset, asked, accelerator, began)}
+        result = write_result(path, "linear", probabilities, ok, asked, **told)
+        print(("{experiment} on {dataset} {subset}, split {split}, frozen: linear {top1:.1f}, kNN {knn:.1f}; "
+               "{n_scored} of {n_expected} videos, {n_damaged} damaged").format(**result))

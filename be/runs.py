@@ -7,8 +7,8 @@
                              seconds (of this process), the objective's stats; tests have lines of their own
         checkpoint/          step-00000500-1a2b3c4d.pt, the newest `keep`; the name ends in the file's CRC-32
         backbone.safetensors the backbone at the end of the stage
-        model.safetensors    finetune: backbone and classifier
-        result-SUBSET.json   evaluate: metrics, n_scored / n_expected, n_damaged, split, seed, git sha, ...
+        model.safetensors    finetune and linear: backbone and classifier
+        result-SUBSET.json   evaluate (linear-SUBSET.json: linear): metrics, n_scored / n_expected, n_damaged, split, seed, git sha, ...
         probabilities-SUBSET.safetensors   evaluate: mean softmax per video (N, classes), labels, ok
         wandb-id             of the run there, with tracker=wandb
         lock                 held while a process writes here
