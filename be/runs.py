@@ -8,7 +8,8 @@
         checkpoint/          step-00000500-1a2b3c4d.pt, the newest `keep`; the name ends in the file's CRC-32
         backbone.safetensors the backbone at the end of the stage
         model.safetensors    finetune and linear: backbone and classifier
-        result-SUBSET.json   evaluate (linear-SUBSET.json: linear): metrics, n_scored / n_expected, n_damaged, split, seed, git sha, ...
+        result-SUBSET.json   evaluate (linear-SUBSET.json: linear): metrics, n_scored / n_expected, n_damaged, split,
+                             seed, git sha, ...
         probabilities-SUBSET.safetensors   evaluate: mean softmax per video (N, classes), labels, ok
         wandb-id             of the run there, with tracker=wandb
         lock                 held while a process writes here
