@@ -10,11 +10,6 @@ from be import config, datasets, train
 from be.config import ConfigError
 from be.runs import make_accelerator
 
-METHODS = {config.load(name).method: name for name in (
-    "table1-k400", "table1-moco", "table1-moco-be", "table1-rotnet-be", "table1-puzzles-be", "table1-clip-order-be",
-    "more-simclr-be", "more-byol-be", "more-triplet-be", "more-pace-be", "more-arrow-of-time-be",
-    "more-order-verification-be")}
-
 
 def planned(name, *words):
     train.plan(*(config.load(name, words, stage) for stage in ("pretrain", "finetune")))
@@ -24,10 +19,11 @@ def tiny_config(name="demo-moco-be", *words, stage="pretrain"):
     return config.load(name, [*TINY, "precision=fp32", *words], stage)
 
 
-@pytest.mark.parametrize("method", sorted(METHODS))
-def test_counted_memory_and_arithmetic_are_those_of_a_real_step(method):
+@pytest.mark.parametrize("name", ["table1-k400", "table1-moco-be", "more-byol-be", "table1-puzzles-be",
+                                  "more-order-verification-be"])
+def test_counted_memory_and_arithmetic_are_those_of_a_real_step(name):
     """Byte by byte and operation by operation: the step with numbers in it, watched in the same two ways."""
-    cfg = tiny_config(METHODS[method], "bn_group=4", "backbone=r3d18")
+    cfg = tiny_config(name, "bn_group=4", "backbone=r3d18")
     flop, memory, state = train.count_step(cfg, 5, clips=4)
     objective, arguments = train.random_step(cfg, 5, clips=4)
     with FlopCounterMode(display=False) as flops:

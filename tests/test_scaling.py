@@ -17,10 +17,9 @@ from be import config, evaluate, retrieve, runs, train
 STAGES = {"pretrain": train.pretrain, "finetune": train.finetune, "evaluate": evaluate.evaluate,
           "retrieve": retrieve.retrieve, "linear": retrieve.linear}
 
-# MoCo and each pretext task, with BE
+# With BE. What is different of the others is in tests/test_objectives.py and tests/test_tasks.py, on two processes, too
 FIRST = {"moco": "demo-moco-be", "rotnet": "table1-rotnet-be", "puzzles": "table1-puzzles-be",
-         "clip_order": "table1-clip-order-be", "pace": "more-pace-be", "arrow_of_time": "more-arrow-of-time-be",
-         "order_verification": "more-order-verification-be"}  # fmt: skip
+         "clip_order": "table1-clip-order-be"}  # fmt: skip
 
 
 def member(rank, world, port, work):
@@ -59,7 +58,7 @@ def load(tiny, out, name, stage="pretrain", *words):
 
 @pytest.fixture(scope="module")
 def spread(tiny, tmp_path_factory):
-    """{number of processes: folder of runs}: all methods pre-trained, on four only MoCo, and a network fine-tuned."""
+    """{number of processes: folder of runs}: all of FIRST pre-trained, on four MoCo alone, and a network fine-tuned."""
     out = {world: tmp_path_factory.mktemp(f"on{world}") for world in (1, 2, 4)}
     for world, folder in out.items():
         work = [("pretrain", load(tiny, folder, name)) for name in FIRST.values() if world < 4 or name == FIRST["moco"]]

@@ -131,7 +131,7 @@ def roomy(monkeypatch):
     return lambda motion, seed: render(spec(motion, seed=seed, height=96, width=120, drift=0.0))[1]
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_translations_and_a_pulse(roomy, seed):
     ways = {"translate_down": [1, 0], "translate_left": [0, -1], "translate_right": [0, 1], "translate_up": [-1, 0]}
     for motion in MOTIONS:
@@ -143,7 +143,7 @@ def test_translations_and_a_pulse(roomy, seed):
             assert np.sign(np.rint(step * 5)).tolist() == ways[motion]
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_an_orbit_is_a_clockwise_circle(roomy, seed):
     y, x = centroids(roomy("orbit", seed)).T
     a, b, c = np.linalg.lstsq(np.stack([2 * y, 2 * x, np.ones(64)], 1), y**2 + x**2, rcond=None)[0]
@@ -152,7 +152,7 @@ def test_an_orbit_is_a_clockwise_circle(roomy, seed):
     assert (turned > 0).all() and 0.7 < turned.sum() / math.tau * 32 / 63 < 1.3
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("motion, sign", [("rotate_left", -1), ("rotate_right", 1), ("orbit", 0)])
 def test_rotations(roomy, motion, sign, seed):
     mask = roomy(motion, seed)
