@@ -221,7 +221,7 @@ def analyse(model, samples, cfg, accelerator, path, subset):
     tested = [{"path": str(path), "subset": subset}]
     kept = answers(tested)
     if accelerator.is_main_process:
-        title = f"{cfg.name}, {cfg.dataset} {subset}, split {cfg.split}, seed {cfg.seed}"
+        title = f"{path}, {subset}"  # the name says experiment, data set, split and seed
         matrix, classes = confusion(tested)
         names = [f"{name} ({n})" for name, n in zip(classes, matrix.sum(1).tolist(), strict=True)]
         plot_confusion(path / f"confusion-{subset}.png", matrix, classes, title)

@@ -24,7 +24,7 @@ A backbone of your own is one function and one entry of BACKBONES, at the end of
     pieces             an attribute of the network, or of modules in it: the names of methods of which `checkpointing`
                        keeps only the input for the backward pass. They must not draw random numbers.
 
-r3d18tv, r2plus1d18 and s3d are torchvision's networks at any width: extras, not in the paper.
+All but C3D and I3D are made of torchvision's networks; r3d18tv, r2plus1d18 and s3d are extras, not in the paper.
 """
 
 from collections.abc import Callable
@@ -92,58 +92,6 @@ class C3D(nn.Module):
         for name in self.layers:
             x = self._layer(x, name)
         return x  # (B, 8 width, T/8, S/16, S/16)
-
-
-class BasicBlock(nn.Module):
-    """Two 3x3x3 convolutions around a shortcut; strided or widening ones project it (type B)."""
-
-    pieces = ("forward",)
-
-    def __init__(self, c_in, c_out, stride):
-        super().__init__()
-        self.conv1 = nn.Conv3d(c_in, c_out, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm3d(c_out)
-        self.conv2 = nn.Conv3d(c_out, c_out, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm3d(c_out)
-        self.downsample = None
-        if stride != 1 or c_in != c_out:
-            self.downsample = nn.Sequential(nn.Conv3d(c_in, c_out, 1, stride, bias=False), nn.BatchNorm3d(c_out))
-
-    def forward(self, x):
-        shortcut = x if self.downsample is None else self.downsample(x)
-        x = F.relu(self.bn1(self.conv1(x)), inplace=True)
-        x = self.bn2(self.conv2(x))
-        x += shortcut
-        return F.relu(x, inplace=True)
-
-
-class ResNet3D(nn.Module):
-    """R3D (Hara et al. 2018) under Hara's names: stages of `blocks` blocks of 1, 2, 4 and 8 times `width` channels.
-
-    BE: 16 frames, 18 layers at 112 pixels, 34 at 224.
-    """
-
-    pieces = ("_stem",)
-
-    def __init__(self, blocks, width=64):
-        super().__init__()
-        self.dim = w = scaled(64, width)
-        self.conv1 = nn.Conv3d(3, w, 7, (1, 2, 2), 3, bias=False)
-        self.bn1 = nn.BatchNorm3d(w)
-        for stage, count in enumerate(blocks):
-            c_in, self.dim = self.dim, w * 2**stage
-            first = BasicBlock(c_in, self.dim, 2 if stage else 1)
-            rest = [BasicBlock(self.dim, self.dim, 1) for _ in range(count - 1)]
-            self.add_module(f"layer{stage + 1}", nn.Sequential(first, *rest))
-        he_init(self)
-
-    def _stem(self, x):
-        x = F.relu(self.bn1(self.conv1(x)), inplace=True)  # (B, w, T, S/2, S/2)
-        return F.max_pool3d(x, 3, 2, padding=1)  # (B, w, T/2, S/4, S/4)
-
-    def forward(self, clips):
-        x = self._stem(check_clips(clips))
-        return self.layer4(self.layer3(self.layer2(self.layer1(x))))  # (B, 8w, T/16, S/32, S/32)
 
 
 def same_padding(length, size, stride):
@@ -237,31 +185,47 @@ class I3D(nn.Module):
         return self.Mixed_5c(self.Mixed_5b(x))  # (B, 16w, T/8, S/32, S/32)
 
 
-class Torchvision(nn.Module):
-    """A network of torchvision, `name` there, under its names, without its head, at any width.
+def hara(blocks):
+    """R3D (Hara et al. 2018) of torchvision's parts. BE: 16 frames, 18 layers at 112 pixels, 34 at 224."""
+    from torchvision.models.video import resnet
 
-    R3D and R(2+1)D (Tran et al. 2018), S3D (Xie et al. 2018; of odd maps its last pool here keeps the end).
+    def stem():
+        return nn.Sequential(nn.Conv3d(3, 64, 7, (1, 2, 2), 3, bias=False), nn.BatchNorm3d(64), nn.ReLU(inplace=True),
+                             nn.MaxPool3d(3, 2, 1))  # (B, w, T/2, S/4, S/4)
+
+    return resnet.VideoResNet(resnet.BasicBlock, [resnet.Conv3DSimple] * 4, blocks, stem)
+
+
+def extra(name):
+    """R3D and R(2+1)D (Tran et al. 2018) and S3D (Xie et al. 2018), as torchvision has them; not in the paper."""
+    from torchvision.models import get_model  # takes a second, and few ask for it
+
+    return get_model(name)
+
+
+class Torchvision(nn.Module):
+    """A network of torchvision, as `make` makes it, under its names, without its head, at any width.
+
+    S3D as CoCLR has it: BatchNorm's eps is 1e-5, and the last pool keeps the end of an odd map, as the SAME rule does.
     """
 
-    def __init__(self, name, width=64):
+    def __init__(self, make, width=64):
         super().__init__()
-        from torchvision.models import get_model  # takes a second, and few ask for it
-
         with torch.device("meta"):
-            network = get_model(name)
-        for child, module in network.named_children():
-            if child not in ("avgpool", "fc", "classifier"):
-                self.add_module(child, module)
-        for stage in self.children():
-            for part in [stage] if "Stem" in type(stage).__name__ else stage:
+            network = make()
+        for name, stage in network.named_children():
+            if name in ("avgpool", "fc", "classifier"):
+                continue
+            self.add_module(name, stage)
+            for part in [stage] if name == "stem" else stage:
                 part.pieces = ("forward",)
         for module in list(self.modules()):
-            for child, layer in module.named_children():
+            for name, layer in module.named_children():
                 if isinstance(layer, nn.Conv3d):
-                    setattr(module, child, nn.LazyConv3d(scaled(layer.out_channels, width), layer.kernel_size,
-                                                         layer.stride, layer.padding, bias=False))
+                    setattr(module, name, nn.LazyConv3d(scaled(layer.out_channels, width), layer.kernel_size,
+                                                        layer.stride, layer.padding, bias=False))
                 elif isinstance(layer, nn.BatchNorm3d):
-                    setattr(module, child, nn.LazyBatchNorm3d(layer.eps))
+                    setattr(module, name, nn.LazyBatchNorm3d())
                 elif isinstance(layer, nn.MaxPool3d):
                     layer.ceil_mode = layer.kernel_size == (2, 2, 2)
         with torch.no_grad():
@@ -305,12 +269,12 @@ def _contexts(module):
 
 BACKBONES: dict[str, Callable[..., nn.Module]] = {
     "c3d": C3D,
-    "r3d18": partial(ResNet3D, (2, 2, 2, 2)),  # their later weights, `r3d18_*`, fit: shortcuts of type B
-    "r3d34": partial(ResNet3D, (3, 4, 6, 3)),
-    "r3d18tv": partial(Torchvision, "r3d_18"),
-    "r2plus1d18": partial(Torchvision, "r2plus1d_18"),
+    "r3d18": partial(Torchvision, partial(hara, (2, 2, 2, 2))),
+    "r3d34": partial(Torchvision, partial(hara, (3, 4, 6, 3))),
+    "r3d18tv": partial(Torchvision, partial(extra, "r3d_18")),
+    "r2plus1d18": partial(Torchvision, partial(extra, "r2plus1d_18")),
     "i3d": I3D,
-    "s3d": partial(Torchvision, "s3d"),
+    "s3d": partial(Torchvision, partial(extra, "s3d")),
 }
 
 

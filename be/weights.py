@@ -97,7 +97,10 @@ def load(path: Path, module: nn.Module, strict: bool = False) -> dict:
     """
     own = module.state_dict()
     wanted = {name: tensor for name, tensor in own.items() if not name.endswith("num_batches_tracked")}
-    naming, prefix, theirs = _best_fit(read(path), wanted)
+    tensors = read(path)
+    if any(name.endswith("stem.0.weight") for name in own):
+        tensors = {residual(name): tensor for name, tensor in tensors.items()}
+    naming, prefix, theirs = _best_fit(tensors, wanted)
     fit = {name: tensor for name, tensor in theirs.items() if name in own and tensor.shape == own[name].shape}
     missing, left_out = ([name for name in names if name not in fit] for names in (wanted, theirs))
     modules = {name.split(".")[0] for name in own}
@@ -247,8 +250,16 @@ def coclr(tensors):
     return {ours(name): tensor for name, tensor in tensors.items()}
 
 
+def residual(name):
+    """Hara's name of a tensor, which were once ours, as torchvision names it."""
+    name = re.sub(r"(layer\d\.\d)\.conv([12])\.(?=\D)", r"\1.conv\2.0.", name)
+    name = re.sub(r"(layer\d\.\d)\.bn([12])\.", r"\1.conv\2.1.", name)
+    name = re.sub(r"(?<!layer\d\.\d\.)\bconv1\.(?=\D)", "stem.0.", name)
+    return re.sub(r"\bbn1\.", "stem.1.", name)
+
+
 def hara(tensors):
-    """Our names, and those of others. Told by the classes of Kinetics-700, Moments, STAIR and their unions."""
+    """Told from torchvision's by the classes of Kinetics-700, Moments, STAIR and their unions."""
     return tensors if len(tensors["fc.bias"]) in (700, 339, 100, 1039, 800, 439, 1139) else {}
 
 
@@ -275,14 +286,14 @@ KINETICS = ((0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989))  # torch
 HARA = ((0.4345, 0.4051, 0.3775), (0.2768, 0.2713, 0.2737))
 NAMINGS: dict[str, Naming] = {  # of equal fits the first wins: `same` knows nothing of pixels
     "googlenet": Naming(("inception3a.branch1.conv.weight",), googlenet, UNIT),
-    "torchvision": Naming(("stem.0.weight", "fc.weight"), pixels=KINETICS),
-    "torchvision-s3d": Naming(("features.0.0.0.weight", "classifier.1.weight"), pixels=KINETICS),
-    "coclr": Naming(("Conv_1a.conv1.weight",), coclr, eps=1e-5),
+    "hara": Naming(("stem.0.weight", "fc.bias"), hara, HARA),  # `r3d18_K_200ep.pth` and so on
+    "torchvision": Naming(("stem.0.weight", "fc.bias"), pixels=KINETICS),
+    "torchvision-s3d": Naming(("features.0.0.0.weight", "classifier.1.weight"), pixels=KINETICS, eps=1e-3),
+    "coclr": Naming(("Conv_1a.conv1.weight",), coclr),
     "i3d-port": Naming(("logits.conv3d.weight", "Conv3d_1a_7x7.conv3d.weight"), pixels=UNIT),  # rgb_imagenet.pt
     "i3d-branches-port": Naming(("conv3d_0c_1x1.conv3d.weight",), branches, UNIT, 1e-5),
     "i3d-branches": Naming(("conv3d_1a_7x7.conv3d.weight",), branches, eps=1e-5),
     "c3d": Naming(("conv3a.bias", "bn3a.running_mean"), biases_into_means),
-    "hara": Naming(("layer4.0.conv1.weight", "fc.bias"), hara, HARA),  # `r3d18_K_200ep.pth` and so on
     "same": Naming(()),  # ours, BE's released R3D
 }
 
@@ -331,13 +342,13 @@ def export(run: str, to: str, private: bool = True):
     keys = ("method", "erase", "dataset", "split", "seed", "epochs", "frames", "stride", "short_side", "size")
     about = {**backbone.config, **{key: run_config.get(key) for key in keys}, "dim": backbone.dim,
              "pixels": {"order": "RGB", "mean": MEAN, "std": STD}}
-    repo = to.removeprefix("hf:") if to.startswith("hf:") else None
+    repo = to.removeprefix("hf:")
     with tempfile.TemporaryDirectory() as aside:
-        folder = Path(aside if repo else to)
+        folder = Path(to if repo == to else aside)
         folder.mkdir(parents=True, exist_ok=True)
         write(folder / "backbone.safetensors", backbone, about)
         (folder / "config.json").write_text(json.dumps(about, indent=2), encoding="utf-8")
-        if repo:
+        if repo != to:
             with refused(f"{to} cannot be written (was there a `hf auth login`?)"):
                 to = huggingface_hub.create_repo(repo, private=private, exist_ok=True)
                 huggingface_hub.upload_folder(repo_id=repo, folder_path=folder)
