@@ -507,3 +507,20 @@ def test_a_generated_set_is_what_robustness_shows(tiny, tmp_path, capsys):
     evaluate.evaluate(replace(cfg, test_data=str(folder), subset="scuba"))
     result = json.loads((tmp_path / "demo-random/finetune-ucf101-split1-seed0/result-scuba.json").read_text())
     assert result["top1"] == pytest.approx(found["SCUBA"])
+
+
+def test_published_sets_are_plain_ones(tmp_path, capsys):
+    """StillMix's lists have the number of frames between path and label; a name may end in a number, too."""
+    for name in ("v_Walk_g01__0", "v_Walk_g01__1", "take 3"):
+        (tmp_path / name).mkdir()
+        for n in (1, 2, 3):
+            Image.fromarray(np.full((16, 16, 3), 60 * n, np.uint8)).save(tmp_path / f"{name}/frame{n:06d}.png")
+    (tmp_path / "classes.txt").write_text("Jump Rope\nWalk\n")
+    (tmp_path / "scuba.txt").write_text("v_Walk_g01__0 3 1\nv_Walk_g01__1 3 1\nv_Gone_g01__0 3 0\ntake 3 0\n")
+    cfg = config.load("demo-random", ["dataset=kinetics400", "split=1"], "finetune")
+    samples = datasets.load_for(cfg, "scuba", str(tmp_path))
+    assert samples.paths.tolist() == [b"v_Walk_g01__0", b"v_Walk_g01__1", b"v_Gone_g01__0", b"take 3"]
+    assert samples.labels.tolist() == [1, 1, 0, 0] and samples.classes == ["Jump Rope", "Walk"]
+    assert [decode(samples.path(i), [0, 2], 16)[:, 0, 0, 0].tolist() for i in (0, 3)] == 2 * [[60, 180]]
+    with pytest.raises(ConfigError, match="the model knows other classes"):
+        evaluate.load_list(replace(cfg, test_data=str(tmp_path)), "scuba", ["Jump Rope"])
