@@ -15,7 +15,7 @@ import math
 import os
 import re
 import zlib
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -421,6 +421,13 @@ class FrameFolder(Reader):
                 yield n, (decoder.decode(av.Packet(data)) or decoder.decode(None))[0], None
             except (av.error.FFmpegError, OSError, IndexError):
                 yield n, None, f"{os.path.basename(self.files[n])} cannot be decoded"
+
+
+def opens(path) -> bool:
+    """Is this a video, as far as its header tells?"""
+    with suppress(VideoError), Reader(path, None if os.path.isdir(path) else Index(*[np.empty(0, int)] * 3)):
+        return True
+    return False
 
 
 def _mpeg4_order(packets):

@@ -30,11 +30,11 @@ from be.datasets import (
     Manifest,
     Samples,
     collate,
-    epoch_batches,
-    holdout,
     load,
     loader,
 )
+from be.evaluate import holdout
+from be.train import epoch_batches
 from be.weights import read_about
 
 OFFICIAL = Path(__file__).parents[2] / "shared" / "annotations"
@@ -70,7 +70,7 @@ def official(tmp_path):
 def parse(root, dataset, subset, split):
     """The samples, after making a file of the first video listed of each class; skips where the list is absent."""
     try:
-        listed, _ = DATASETS[dataset].read(root, subset, split)
+        listed, _ = DATASETS[dataset].read(*DATASETS[dataset].find(root), subset, split)
     except FileNotFoundError as error:
         pytest.skip(f"no {error.filename} here")
     touch(root, *(names(listed)[i] for i in np.unique(listed.labels, return_index=True)[1]))
