@@ -34,7 +34,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from be.config import ConfigError, UserError, choose
-from be.video import Index, Reader, VideoError, opens
+from be.video import Index, Reader, VideoError, opens, walk
 
 MANIFEST = "manifest.npz"  # of a data set's folder
 COPIED = "transcode.json"  # in a copy: how `prepare` made it
@@ -265,7 +265,7 @@ class Source:
     def find(self, data, videos=None, lists=None) -> tuple[Path, Path]:
         """(where paths of videos begin, the folder of the lists): in DATA/NAME, in DATA itself or in DATA/ANY/NAME, or
         what `videos` and `lists` say. If there is no list: where it should be."""
-        data, videos, lists = (path and Path(path).expanduser().absolute() for path in (data, videos, lists))
+        data, videos, lists = (one and Path(os.path.abspath(Path(one).expanduser())) for one in (data, videos, lists))
         for home in chain(pick([self.name], data), [data], pick([self.name], data, "*/*")):
             top = lists or home
             for folder in chain(pick([*self.folders, "annotations"], top), [top], pick(self.folders, top, "*/*")):
@@ -319,9 +319,11 @@ def load_for(cfg, subset: str, data: str | None = None) -> Samples:
     """The list `subset` of a config's data set, split and classes, from its folder or from another one, or from `data`
     itself where that is a `plain` set. Raises ConfigError where its videos are a copy that is smaller than
     `short_side`: they would be enlarged."""
-    name, elsewhere = ("plain" if data and Path(data, "classes.txt").exists() else cfg.dataset), (cfg.videos, cfg.lists)
-    split = 1 if name != cfg.dataset else cfg.split
-    samples = load(name, data or cfg.data, subset, split, cfg.classes, *(() if data else elsewhere))
+    if data and Path(data, "classes.txt").exists():
+        samples = load("plain", data, subset, 1, cfg.classes)
+    else:
+        samples = load(cfg.dataset, data or cfg.data, subset, cfg.split, cfg.classes, *(
+            () if data else (cfg.videos, cfg.lists)))
     if (side := copied_at(samples.root)) and side < cfg.short_side:
         raise ConfigError(f"{samples.root} is a copy made with short_side={side}, too small for short_side="
                           f"{cfg.short_side}; give data= the original, or a copy that `prepare transcode=true "
@@ -359,13 +361,6 @@ def lines(file: Path, pattern: str, form: str) -> Iterator[tuple[str, ...]]:
                 yield f"{file}:{n}", *match.groups()
 
 
-def entries(folder) -> list[os.DirEntry]:
-    """What is in a folder, sorted, less dot files; nothing if there is no such folder, or none that may be read."""
-    with suppress(FileNotFoundError, NotADirectoryError, PermissionError), os.scandir(folder) as found:
-        return sorted((one for one in found if not one.name.startswith(".")), key=lambda one: one.name)
-    return []
-
-
 def pick(names, top: Path, pattern="*") -> Iterator[Path]:
     """The folders in `top` that have one of the names, in any spelling: UCF-101 is ucf101, Kinetics-400 is k400."""
     def spelled(name):
@@ -373,19 +368,6 @@ def pick(names, top: Path, pattern="*") -> Iterator[Path]:
 
     wanted = {spelled(name) for name in names} - {""}
     yield from (path for path in sorted(top.glob(pattern)) if spelled(path.name) in wanted and path.is_dir())
-
-
-def walk(root: Path, start: str, known, levels: int, seen=()) -> Iterator[str]:
-    """Paths relative to root of the files below ROOT/START, not more than so many folders deep. A folder with a name
-    that is `known` is a video, and not entered. Links are followed, but not in circles."""
-    if (real := os.path.realpath(root / start)) not in seen:
-        before = "" if start in ("", ".") else f"{start}/"
-        for one in entries(root / start):
-            path = before + one.name
-            if one.name in known or not one.is_dir():
-                yield path
-            elif levels:
-                yield from walk(root, path, known, levels - 1, (*seen, real))
 
 
 # ---- the parsers

@@ -237,7 +237,7 @@ def test_killed_in_the_middle_it_goes_on(data, capsys):
 def test_wrong_words_and_places(data, tmp_path):
     with pytest.raises(ConfigError, match="nearest: ucf101"):
         prepare("ucf11")
-    with pytest.raises(DatasetMissing, match="It should stand like this"):
+    with pytest.raises(DatasetMissing, match="in which layouts it is found"):
         prepare("hmdb51", str(data))
     shutil.rmtree(data / "ucf101/UCF-101")
     with pytest.raises(DatasetMissing, match="v_C0_g00_c01.avi does not exist"):
@@ -296,9 +296,11 @@ def test_every_dataset_knows_its_lists(tmp_path):
         (tmp_path / dataset / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / dataset / name).touch()
         (tmp_path / dataset / REPORT).touch()
-        found = set(DATASETS[dataset].subsets(tmp_path / dataset)) - DATASETS[dataset].expected.keys()
+        root, lists = DATASETS[dataset].find(tmp_path)
+        assert root == tmp_path / dataset
+        found = set(DATASETS[dataset].subsets(lists)) - DATASETS[dataset].expected.keys()
         assert found == {("mine", 1) if "mine" in name else ("swapped", 2 if dataset == "ucf101" else 3)}
-        assert list(DATASETS[dataset].list_files(tmp_path / dataset)) == [name]
+        assert list(DATASETS[dataset].list_files(lists)) == [tmp_path / dataset / name]
 
 
 # ---- copies
