@@ -855,9 +855,9 @@ def test_batches_for_cuda_are_pinned(videos):
 def test_data_md_knows_every_dataset():
     text = (Path(__file__).parents[1] / "docs/DATA.md").read_text()
     for name, source in DATASETS.items():
-        assert f"| `{name}` |" in text and f"`{name}/" in text
+        assert f"| `{name}` |" in text and f"\n{name}/ " in text
         assert all(f"{count:,}" in text for count in source.expected.values())
-        assert all(f"{folder.format(subset='train')}/" in text for folder in source.folders + source.videos if folder)
+        assert all(f"{folder.format(subset='val')}/" in text for folder in source.folders + source.videos if folder)
     for dataset, words in re.findall(r"run\.py prepare --cfg (\w+) (.*)", text):
         assert dataset in DATASETS and arguments(prepare.prepare, [f"dataset={dataset}", *words.split()])
     assert text.count("run.py prepare --cfg") > 2
