@@ -166,8 +166,7 @@ DEFAULTS = {field.name: field.default for field in dataclasses.fields(Config) if
 # Keys that may differ between a run and the command that goes on with it: they do not change what is computed.
 FREE_KEYS = {"out", "data", "videos", "lists", "test_data", "workers", "cache_gb", "log_every", "save_every", "keep",
              "probe_every", "subset", "test_clips", "protocol", "memory_gb", "scene", "masks", "pairs", "backgrounds",
-             "kind",
-             "tracker", "checkpointing"}
+             "kind", "tracker", "checkpointing"}
 HARD_NEGATIVE = ("hard_negative_view", "hard_negative_gap", "hard_negative_encoder")
 # Of an entry's own keys, those that are plain values
 OWN = {"about": str, "same_runs_as": str, "against": str | list, "paper": dict}
