@@ -55,7 +55,7 @@ MEASURES = ("response", "on moving", "on actor", "on body")
 SHOWN = 4  # videos in the picture, the first of them also manipulated
 DRAWS = 8  # of `show-batch`
 COLUMNS = 8  # frames of a clip in a picture
-LISTS, SMALLEST, BATCH = "testTrainMulti_7030_splits", 32, 16  # of `actors`: px; frames that the detector gets at once
+SMALLEST, BATCH = 32, 16  # of `actors`: px; frames that the detector gets at once
 
 
 def show_batch(cfg: Config):
@@ -313,7 +313,7 @@ def patient_accelerator() -> Accelerator:
 
 def all_videos(source, data) -> datasets.Samples:
     """The videos of all lists of a data set, each once."""
-    lists = [source(Path(data) / source.name, *which) for which in source.subsets(Path(data) / source.name)]
+    lists = [source(data, *which) for which in source.subsets(source.find(data)[1])]
     paths = np.unique(np.concatenate([samples.paths for samples in lists]))
     return datasets.Samples(lists[0].root, paths, np.zeros(len(paths), int), np.arange(len(paths)), ["any"])
 
@@ -396,12 +396,14 @@ def actors(data: str = "data", detector: str = "fasterrcnn_resnet50_fpn_v2", wei
     same command goes on where it stopped. Under `accelerate launch` each process takes its share.
     """
     accelerator, detector = patient_accelerator(), masks or detector
-    root, target = Path(data) / "hmdb51", Path(data) / "actor_hmdb51"
-    samples = all_videos(datasets.DATASETS["hmdb51"], data)
+    hmdb51, target = datasets.DATASETS["hmdb51"], Path(data) / "actor_hmdb51"
+    samples, lists = all_videos(hmdb51, data), target / hmdb51.folders[0]
     locate = locator(detector, weights, score, accelerator.device, samples)
     how = {"detector": detector, "weights": weights, "score": score}
     if accelerator.is_main_process:
-        shutil.copytree(root / LISTS, target / LISTS, dirs_exist_ok=True)
+        lists.mkdir(parents=True, exist_ok=True)
+        for file in hmdb51.list_files(hmdb51.find(data)[1]):
+            shutil.copy(file, lists)
         note = target / "actors-how.json"
         if note.exists() and (held := json.loads(note.read_text())) != how:
             raise RunError(f"{target} was made with {held}, not {how}: ask for the same, or remove it")

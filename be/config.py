@@ -70,7 +70,9 @@ class Config:
     synthetic: bool = False  # rehearse any experiment on the demo's videos at the demo's size
 
     # data
-    data: str = "data"  # the folder that holds ucf101/, hmdb51/, ... with their official lists
+    data: str = "data"  # the folder that holds the data sets, or the data set itself; docs/DATA.md has the layouts
+    videos: str | None = None  # the folder of the data set's videos, if it is not found in `data`
+    lists: str | None = None  # the folder of its lists, likewise
     dataset: str = "ucf101"  # ucf101 hmdb51 actor_hmdb51 diving48 kinetics400 plain, see be/datasets.py
     split: Count = 1  # of the official lists
     classes: tuple[str, ...] | None = None  # only these classes of the data set, by name; null: all
@@ -162,9 +164,9 @@ class Config:
 TYPES = typing.get_type_hints(Config, include_extras=True)
 DEFAULTS = {field.name: field.default for field in dataclasses.fields(Config) if field.name != "name"}
 # Keys that may differ between a run and the command that goes on with it: they do not change what is computed.
-FREE_KEYS = {"out", "data", "test_data", "workers", "cache_gb", "log_every", "save_every", "keep", "probe_every",
-             "subset", "test_clips", "protocol", "memory_gb", "scene", "masks", "pairs", "backgrounds", "kind",
-             "tracker", "checkpointing"}
+FREE_KEYS = {"out", "data", "videos", "lists", "test_data", "workers", "cache_gb", "log_every", "save_every", "keep",
+             "probe_every", "subset", "test_clips", "protocol", "memory_gb", "scene", "masks", "pairs", "backgrounds",
+             "kind", "tracker", "checkpointing"}
 HARD_NEGATIVE = ("hard_negative_view", "hard_negative_gap", "hard_negative_encoder")
 # Of an entry's own keys, those that are plain values
 OWN = {"about": str, "same_runs_as": str, "against": str | list, "paper": dict}

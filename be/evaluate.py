@@ -164,6 +164,25 @@ def regress(x, label, decay: float, classes: int = 0):
     return weight.detach(), bias.detach()
 
 
+def holdout(samples: datasets.Samples, fraction: float, seed: int) -> tuple[datasets.Samples, datasets.Samples]:
+    """Splits a training list into (rest, held out), to choose a model without looking at the test list.
+
+    Clips of one source video are near copies of each other, so they stay together. The source videos come in random
+    order, and one is held out if that brings the classes nearer to `fraction` of their videos, which is in (0, 1)."""
+    target = fraction * np.bincount(samples.labels, minlength=len(samples.classes))
+    order = np.argsort(samples.groups, kind="stable")
+    members = np.split(order, np.unique(samples.groups[order], return_index=True)[1][1:])
+    held, out = np.zeros(len(target)), np.zeros(len(samples), bool)
+    for g in np.random.default_rng(seed).permutation(len(members)):
+        more = np.bincount(samples.labels[members[g]], minlength=len(target))
+        if np.abs(held + more - target).sum() < np.abs(held - target).sum():
+            held += more
+            out[members[g]] = True
+    if not out.any():
+        raise ConfigError(f"every source video is too long to hold out {fraction} of {len(samples)} videos")
+    return samples.take(~out), samples.take(out)
+
+
 class Probe:
     """What can be read off the features after an epoch of pre-training, which is the same without.
 
@@ -176,7 +195,7 @@ class Probe:
     def __init__(self, objective: Objective, samples: datasets.Samples, cfg: Config, accelerator: Accelerator):
         self.backbone, self.cfg, self.accelerator = objective.backbone, cfg, accelerator
         some = np.random.default_rng((cfg.seed, len(samples))).permutation(len(samples))[:self.VIDEOS]
-        self.lists = datasets.holdout(samples.take(np.sort(some)), self.HELD_OUT, cfg.seed)
+        self.lists = holdout(samples.take(np.sort(some)), self.HELD_OUT, cfg.seed)
 
     def __call__(self, epoch: int) -> dict[str, float]:
         if epoch % self.cfg.probe_every:

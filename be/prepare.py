@@ -18,7 +18,6 @@ import multiprocessing
 import os
 import re
 import shlex
-import shutil
 import signal
 import sys
 import threading
@@ -52,7 +51,7 @@ DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)  # e
 def prepare(dataset: str, data: str = "data", check: Literal["decode", "packets"] = "decode",
             accept_missing: config.Natural = 0, shortest: config.Natural = 16, transcode: bool = False,
             short_side: Annotated[int, 2, 8192] = 128, gop: config.Count = 16, workers: config.Natural | None = None,
-            shard: str = "1/1"):
+            shard: str = "1/1", videos: str | None = None, lists: str | None = None):
     """Checks every video of DATA/DATASET against the lists, writes manifest and report; makes a copy, if asked
 
     check: decode all frames; or only read the packets, which is many times faster, but blind to damage inside them.
@@ -63,17 +62,18 @@ def prepare(dataset: str, data: str = "data", check: Literal["decode", "packets"
     workers: processes; by default one per core.
     shard: such as 3/16, of 16 jobs the 3rd, for as many jobs on any machines that see DATA. Each does its part of the
         files; who finds that all parts are done writes manifest and report. A job that was killed is started again.
+    videos, lists: the folders of these, if they are not found in DATA.
     """
     sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be any bytes
-    source = choose(DATASETS, dataset, "dataset")
-    root, mine = Path(data).expanduser().absolute() / dataset, part_of(shard)
+    source, data, mine = choose(DATASETS, dataset, "dataset"), Path(data).expanduser().absolute(), part_of(shard)
+    root, lists = source.find(data, videos, lists)
     try:
-        records, problems = survey(source, root, check, shortest, workers, shard)
+        records, problems = survey(source, root, lists, check, shortest, workers, shard)
         readable = [r.path for r in records if r.frames and mine(r.path)]
         if transcode and (readable or shard == "1/1"):
-            copy = root.parent.with_name(f"{root.parent.name}-{short_side}") / dataset
-            copy_dataset(root, copy, source.list_files(root), readable, workers, short_side=short_side, gop=gop)
-            problems = max(problems, survey(source, copy, "packets", shortest, workers, shard)[1])
+            copy = data.with_name(f"{data.name}-{short_side}") / dataset
+            copy_dataset(root, copy, source.list_files(lists), readable, workers, short_side=short_side, gop=gop)
+            problems = max(problems, survey(source, *source.find(copy), "packets", shortest, workers, shard)[1])
     except OSError as error:
         if error.errno not in DISK:
             raise
@@ -287,9 +287,12 @@ def inspect_files(root, paths, check, workers, shard) -> tuple[list[Record], int
 
 
 def copy_dataset(root, copy, lists, paths, workers=None, *, short_side, gop):
-    """Copies the `lists` below ROOT and transcodes the videos `paths` that COPY lacks yet.
+    """Copies the `lists`, in which paths may begin with ROOT, and transcodes the videos `paths` that COPY lacks yet.
 
-    Raises UserError if COPY holds copies made in another way, OSError if the disk is full."""
+    Raises UserError if COPY holds copies made in another way, or ROOT lacks a video; OSError if the disk is full."""
+    if outside := [path for path in paths if os.path.isabs(path)]:
+        common = os.path.commonpath([*map(os.path.dirname, outside)])
+        raise UserError(f"{outside[0]} and others are not in {root}, so they cannot be copied; give videos={common}")
     copy.mkdir(parents=True, exist_ok=True)
     note, made = copy / COPIED, json.dumps(dict(short_side=short_side, gop=gop, qp=QP, bf=3))
     if note.exists() and note.read_text() != made:
@@ -297,9 +300,10 @@ def copy_dataset(root, copy, lists, paths, workers=None, *, short_side, gop):
     with whole_file(note) as file:
         file.write_text(made)
     for path in lists:
-        (copy / path).parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(copy / path) as file:
-            shutil.copyfile(root / path, file)
+        target = copy / (path.relative_to(root) if path.is_relative_to(root) else path.name)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(target) as file:
+            file.write_bytes(path.read_bytes().replace(os.fsencode(f"{root}/"), b""))
     todo = [path for path in paths if not (copy / path).exists()]
     work = parallel(partial(transcode, root, copy, short_side, gop), todo, "transcoding", workers, lambda path: 3600)
     for path, problem, crash in work:
@@ -313,14 +317,14 @@ def copy_dataset(root, copy, lists, paths, workers=None, *, short_side, gop):
 # ---- the data set
 
 
-def survey(source, root, check, shortest, workers, shard) -> tuple[list[Record], int]:
+def survey(source, root, folder, check, shortest, workers, shard) -> tuple[list[Record], int]:
     """Inspects its part of the files of all lists and, if no part is left, writes manifest and report. Returns the
     records and how many problems."""
     lists, notes = {}, [f"{root}, check={check}"]  # lists: {(subset, split): (samples, which are there)}
     wrong, leaks = [], []
-    for subset, split in source.subsets(root):
+    for subset, split in source.subsets(folder):
         try:
-            samples, _ = lists[subset, split] = source.read(root, subset, split)
+            samples, _ = lists[subset, split] = source.read(root, folder, subset, split)
             if odd := source.other_length(subset, split, samples):
                 wrong.append(f"{subset} {split}: {odd}")
             wrong += [f"{subset} {split}: {os.fsdecode(path)} is listed {n} times"
@@ -330,7 +334,7 @@ def survey(source, root, check, shortest, workers, shard) -> tuple[list[Record],
         except ValueError as error:
             wrong.append(str(error))
     if not any(there.any() for _, there in lists.values()):
-        source(root, "train")  # raises DatasetMissing, or says what is wrong with the list
+        source(root, "train", videos=root, lists=folder)  # raises DatasetMissing, or says what is wrong with the list
     paths = sorted({path for samples, _ in lists.values() for path in samples.paths.tolist()})
     records, left = inspect_files(root, [*map(os.fsdecode, paths)], check, workers, shard)
     if left:
@@ -339,7 +343,7 @@ def survey(source, root, check, shortest, workers, shard) -> tuple[list[Record],
     write_manifest(root, records)
     table, content = Manifest.read(root), {path: r.digest or path for path, r in zip(paths, records, strict=True)}
     for (subset, split), (samples, there) in lists.items():
-        used = (samples.take(there) if source.scattered else samples).with_manifest(table)
+        used = (samples.take(there) if source.partial else samples).with_manifest(table)
         notes.append(f"  {subset} {split}: {len(samples)} videos, manifest_hash {used.manifest_hash}")
         if subset != "train" and ("train", split) in lists:
             trained = {content[path]: os.fsdecode(path) for path in lists["train", split][0].paths.tolist()}

@@ -16,6 +16,7 @@ import signal
 import sys
 import time
 import weakref
+from collections.abc import Iterator
 from functools import partial
 from itertools import chain, islice
 
@@ -33,7 +34,7 @@ from be import backbones, datasets, objectives
 from be.augment import Draws, apply_view, draw_view
 from be.config import Config, ConfigError, choose, experiments
 from be.erase import PARTNERED
-from be.evaluate import Probe, accuracy, classify, load_backbone
+from be.evaluate import Probe, accuracy, classify, holdout, load_backbone
 from be.runs import Clock, Run, RunError, duration, make_accelerator, place, provenance, read_metrics, run_dir, tracking
 from be.video import Reader, VideoError, static_clips
 from be.weights import load_weights
@@ -199,6 +200,20 @@ class State:
                       damaged=self.damaged, recent=self.recent, videos=len(self.samples), list_crc=self.samples.crc)
 
 
+def epoch_batches(n: int, batch_size: int, seed: int, epoch: int, rank: int = 0, world: int = 1,
+                  start: int = 0) -> Iterator[list[tuple[int, int]]]:
+    """The keys (epoch, i) of this rank's part of every training batch of an epoch, from batch `start` on.
+
+    A permutation of the n videos is cut into batches of `batch_size`, of which rank r has the r-th of `world` equal
+    parts. An incomplete last one is dropped. `check_batch` sees to it that the numbers fit."""
+    # Items draw from (seed, epoch, i) with i < n. (seed, epoch) is that of item 0: numpy pads seeds with zeros.
+    order = np.random.default_rng((seed, epoch, n)).permutation(n)
+    part = batch_size // world
+    for step in range(start, n // batch_size):
+        first = step * batch_size + rank * part
+        yield [(epoch, i) for i in order[first : first + part].tolist()]
+
+
 def clip_stream(objective, samples, cfg, accelerator, start):
     """This process's batches from step `start` to the last, in one stream, so that no epoch starts with cold workers.
 
@@ -206,8 +221,8 @@ def clip_stream(objective, samples, cfg, accelerator, start):
     """
     part, parts = cfg.batch_size // cfg.accumulate, len(samples) // cfg.batch_size * cfg.accumulate  # of an epoch
     first, offset = divmod(start * cfg.accumulate, parts)
-    epochs = (datasets.epoch_batches(len(samples), part, cfg.seed, epoch, accelerator.process_index,
-                                     accelerator.num_processes) for epoch in range(first, cfg.epochs))
+    epochs = (epoch_batches(len(samples), part, cfg.seed, epoch, accelerator.process_index,
+                            accelerator.num_processes) for epoch in range(first, cfg.epochs))
     keys = islice(chain.from_iterable(islice(epoch, parts) for epoch in epochs), offset, None)
     sampler = partial(static_clips, like=objective.sampler) if cfg.static else objective.sampler
     clips = datasets.Clips(samples, sampler, cfg.short_side, cfg.seed, True, cfg.cache_gb, cfg.strict)
@@ -445,7 +460,7 @@ def finetune(cfg: Config):
              **provenance(samples, accelerator)}
     held = None
     if cfg.select == "holdout":
-        samples, held = datasets.holdout(samples, HELD_OUT, cfg.seed)
+        samples, held = holdout(samples, HELD_OUT, cfg.seed)
 
     def keep_best(epoch):
         """Tests on the list `held`; best.safetensors holds the best epoch's weights."""

@@ -15,7 +15,7 @@ import math
 import os
 import re
 import zlib
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -421,6 +421,26 @@ class FrameFolder(Reader):
                 yield n, (decoder.decode(av.Packet(data)) or decoder.decode(None))[0], None
             except (av.error.FFmpegError, OSError, IndexError):
                 yield n, None, f"{os.path.basename(self.files[n])} cannot be decoded"
+
+
+def walk(root, start: str, known, levels: int, seen=()):
+    """Paths relative to root of the files below ROOT/START, not more than so many folders deep. A folder with a name
+    that is `known` is a video, and not entered. Links are followed, but not in circles."""
+    found, real, before = [], os.path.realpath(os.path.join(root, start)), "" if start in ("", ".") else f"{start}/"
+    with suppress(OSError):  # no such folder, or none that may be read
+        found = sorted(os.scandir(real), key=lambda one: one.name)
+    for one in found if real not in seen else ():
+        if one.name in known or not one.is_dir():
+            yield before + one.name
+        elif levels and one.name[0] != ".":
+            yield from walk(root, before + one.name, known, levels - 1, (*seen, real))
+
+
+def opens(path) -> bool:
+    """Is this a video, as far as its header tells?"""
+    with suppress(VideoError), Reader(path, None if os.path.isdir(path) else Index(*[np.empty(0, int)] * 3)):
+        return True
+    return False
 
 
 def _mpeg4_order(packets):

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from deadly import deadly, limit
+from PIL import Image
 
 from be import datasets, synthetic, video
 from be import prepare as prepared
@@ -237,7 +238,7 @@ def test_killed_in_the_middle_it_goes_on(data, capsys):
 def test_wrong_words_and_places(data, tmp_path):
     with pytest.raises(ConfigError, match="nearest: ucf101"):
         prepare("ucf11")
-    with pytest.raises(DatasetMissing, match="It should stand like this"):
+    with pytest.raises(DatasetMissing, match="in which layouts it is found"):
         prepare("hmdb51", str(data))
     shutil.rmtree(data / "ucf101/UCF-101")
     with pytest.raises(DatasetMissing, match="v_C0_g00_c01.avi does not exist"):
@@ -296,9 +297,11 @@ def test_every_dataset_knows_its_lists(tmp_path):
         (tmp_path / dataset / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / dataset / name).touch()
         (tmp_path / dataset / REPORT).touch()
-        found = set(DATASETS[dataset].subsets(tmp_path / dataset)) - DATASETS[dataset].expected.keys()
+        root, lists = DATASETS[dataset].find(tmp_path)
+        assert root == tmp_path / dataset
+        found = set(DATASETS[dataset].subsets(lists)) - DATASETS[dataset].expected.keys()
         assert found == {("mine", 1) if "mine" in name else ("swapped", 2 if dataset == "ucf101" else 3)}
-        assert list(DATASETS[dataset].list_files(tmp_path / dataset)) == [name]
+        assert list(DATASETS[dataset].list_files(lists)) == [tmp_path / dataset / name]
 
 
 # ---- copies
@@ -319,6 +322,40 @@ def source(tmp_path_factory):
 
 def videos(data):
     return {str(path.relative_to(data)): 24 for path in sorted(data.glob("UCF-101/*/*.avi"))}
+
+
+def test_a_copy_of_absolute_paths_stands_alone(tmp_path):
+    for i in range(3):
+        noise(tmp_path / f"disk/films/{i}.mp4", seed=i)
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists/train.csv").write_text("".join(f"{tmp_path}/disk/films/{i}.mp4,{i % 2}\n" for i in range(3)))
+    with pytest.raises(UserError, match=f"they cannot be copied; give videos={tmp_path}/disk/films"):
+        prepare("plain", str(tmp_path / "lists"), transcode=True, short_side=8)
+    words = dict(transcode=True, short_side=8, workers=1, videos=str(tmp_path / "disk/films"))
+    prepare("plain", str(tmp_path / "lists"), **words)
+    shutil.rmtree(tmp_path / "disk")
+    samples = load("plain", tmp_path / "lists-8", "train")
+    assert samples.labels.tolist() == [0, 1, 0] and [info(samples.path(i)).height for i in range(3)] == [8] * 3
+    assert samples.path(1) == f"{tmp_path}/lists-8/plain/1.mp4" and samples.manifest_hash
+
+
+def test_a_copy_keeps_the_layout(tmp_path):
+    """HMDB51 as it is unpacked, with lists in a folder of their own, one video in another container, one as frames."""
+    home, names = tmp_path / "HMDB51/hmdb51_org/wave", [f"{i}_wave_u_cm_np1_fr_goo_{i}.avi" for i in range(3)]
+    noise(home / names[0].replace(".avi", ".mkv"))
+    noise(home / "wave" / names[1].replace(".avi", ".mp4"))
+    with video.Reader(home / "wave" / names[1].replace(".avi", ".mp4")) as one:
+        folder = home / names[2].removesuffix(".avi")
+        folder.mkdir()
+        for i, frame in enumerate(one.decode(np.arange(20))):
+            Image.fromarray(frame).save(folder / f"img_{i + 1:05d}.jpg")
+    lists = tmp_path / "HMDB51/test_train_splits/testTrainMulti_7030_splits"
+    lists.mkdir(parents=True)
+    (lists / "wave_test_split1.txt").write_text("".join(f"{name} 1 \n" for name in names))
+    prepare("hmdb51", str(tmp_path / "HMDB51"), accept_missing=1, transcode=True, short_side=8, workers=1)
+    theirs, ours = load("hmdb51", tmp_path, "train"), load("hmdb51", tmp_path / "HMDB51-8", "train")
+    assert ours.paths.tolist() == theirs.paths.tolist() and ours.root == f"{tmp_path}/HMDB51-8/hmdb51"
+    assert [(info(ours.path(i)).frames, info(ours.path(i)).height) for i in range(3)] == [(20, 8)] * 3
 
 
 def psnr(a, b):

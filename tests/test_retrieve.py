@@ -285,7 +285,7 @@ def test_linear_by_scipy(tiny, tmp_path, monkeypatch, capsys):
     backbone = backbones.build("c3d", 4).eval()
     train, test = (datasets.load("ucf101", tiny, subset, 1) for subset in ("train", "test"))
     x, y = slow_features(train, backbone), slow_features(test, backbone)  # (32, 3, C), (16, 3, C)
-    rest, held = datasets.holdout(train, 0.2, 0)
+    rest, held = evaluate.holdout(train, 0.2, 0)
     held = np.array([name in held.paths.tolist() for name in train.paths.tolist()])
     assert 0 < held.sum() < 16 and len(rest) == (~held).sum()
     top1 = {}
