@@ -406,7 +406,7 @@ def test_learns(name):
     assert all(value.ndim == 0 and not value.requires_grad for value in stats.values())
 
 
-STEPS = [*((name, "c3d") for name in METHODS), *(("moco", backbone) for backbone in BACKBONES[1:])]
+STEPS = [*((name, "c3d") for name in PRETEXT), *(("moco", backbone) for backbone in BACKBONES)]
 
 
 @pytest.mark.parametrize("name, backbone", STEPS)

@@ -52,12 +52,13 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_used(tmp_path, capsys,
 
 
 def test_a_damaged_checkpoint_does_not_push_out_a_sound_one(tmp_path):
-    run = Run(tmp_path, replace(CFG, keep=1))
-    run.save(500, objective={})
-    run.checkpoints()[0].rename(tmp_path / "checkpoint/step-00000500-00000000.pt")  # the wrong CRC
-    for step in (475, 500):
+    run = Run(tmp_path, CFG)
+    for step in (400, 500):
         run.save(step, objective={})
-        assert run.latest()["step"] == step and len(run.checkpoints()) == 1
+    run.checkpoints()[1].rename(tmp_path / "checkpoint/step-00000500-00000000.pt")  # the wrong CRC
+    for kept in ([400, 475], [475, 500]):
+        run.save(kept[1], objective={})
+        assert [int(path.name[5:13]) for path in run.checkpoints()] == kept and run.latest()["step"] == kept[1]
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")  # no space left on this device
