@@ -14,12 +14,14 @@
 import ast
 import difflib
 import importlib
+import inspect
 import json
 import os
 import re
 import sys
 import textwrap
 import time
+import typing
 from pathlib import Path
 
 if sys.version_info < (3, 10):  # noqa: UP036 (pyproject.toml says it to pip alone)
@@ -62,8 +64,8 @@ VERBS = {
                 "run.py inspect --cfg runs/A/finetune-ucf101-split1-seed0,runs/B/finetune-ucf101-split1-seed0"),
     "figure4": ("be.report", "figure4", None, "run.py figure4 dataset=hmdb51 base=table1-moco better=table1-moco-be"),
     "gain": ("be.report", "figure4", None, "run.py gain dataset=hmdb51"),  # its name until it was called figure4
-    "figure5": ("be.report", "figure5", None, "run.py figure5 names=figure5-*"),
-    "bars": ("be.report", "figure5", None, "run.py bars names=figure5-*"),
+    "figure5": ("be.report", "report", None, "run.py figure5 names=figure5-*"),
+    "bars": ("be.report", "report", None, "run.py bars names=figure5-*"),
     "cam": ("be.analysis", "cam", "runs",
             "run.py cam --cfg runs/A/pretrain-seed0,runs/B/pretrain-seed0 dataset=hmdb51"),
     "show-batch": ("be.analysis", "show_batch", "pretrain", "run.py show-batch --cfg demo-moco-be"),
@@ -194,10 +196,28 @@ def help_text(verb: str) -> str:
     return f"{first}\n{rest}\n\nexample:\n  {example}\n\nrun.py {verb} {keys}"
 
 
+def key_groups() -> dict[str, list[tuple[str, str, str]]]:
+    """{group: [(key, default, choices and meaning)]} of `Config`, read from its source, where each stands once."""
+    import yaml
+
+    from be.config import DEFAULTS, TYPES, Config
+
+    groups: dict[str, list] = {}
+    for line in inspect.getsource(Config).splitlines():
+        if title := re.fullmatch(r"    # (\S.*)", line):
+            rows = groups.setdefault(title[1], [])
+        elif key := re.match(r"    (\w+): .*?(?:  # (.*))?$", line):
+            kind, meaning = TYPES[key[1]], key[2] or ""
+            choices = " | ".join(typing.get_args(kind)) if typing.get_origin(kind) is typing.Literal else ""
+            default = yaml.safe_dump(DEFAULTS.get(key[1]), default_flow_style=True).split("\n")[0]
+            rows.append((key[1], default, f"{choices}; {meaning}" if choices and meaning else choices or meaning))
+        elif more := re.fullmatch(r"    #\s{9,}(.*)", line):
+            rows[-1] = (*rows[-1][:2], f"{rows[-1][2]} {more[1].strip()}")
+    return groups
+
+
 def keys_text() -> str:
     """All keys of the configuration, a group after the other, with default, choices and meaning."""
-    from be.config import key_groups
-
     text = []
     for title, rows in key_groups().items():
         text.append(f"{title}\n")

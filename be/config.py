@@ -2,7 +2,7 @@
 
     defaults <- recipe <- parents (`from:`) <- the experiment <- synthetic <- key=value
 
-`Config` declares every key once: its type and range, default and meaning. `run.py VERB --help` prints them from here.
+`Config` declares every key once: its type and range, default and meaning. `run.py VERB --help` prints this source.
 `experiments.yaml` holds the diffs. A block may have a part for a stage (`pretrain:` ...), which counts in that stage,
 and a part for a data set (`for: {hmdb51: ...}`), which counts where the stage reads it. An unknown key, a wrong type
 or a value out of range stops the run with one line (`ConfigError`) that names the nearest choices.
@@ -173,22 +173,6 @@ OWN = {"about": str, "same_runs_as": str, "against": str | list, "paper": dict}
 # What an entry, or a person, says of the pre-training; fine-tuning has its own, in a block `finetune:`
 OF_PRETRAINING = ("method", "erase", "erase_side")
 ALIASES = {"pretrained": {None: "self", "none": "random"}}  # values as they were once written
-
-
-def key_groups() -> dict[str, list[tuple[str, str, str]]]:
-    """{group: [(key, default, choices and meaning)]} of `Config`, read from its source, where each stands once."""
-    groups: dict[str, list] = {}
-    for line in inspect.getsource(Config).splitlines():
-        if title := re.fullmatch(r"    # (\S.*)", line):
-            rows = groups.setdefault(title[1], [])
-        elif key := re.match(r"    (\w+): .*?(?:  # (.*))?$", line):
-            kind, meaning = TYPES[key[1]], key[2] or ""
-            choices = " | ".join(typing.get_args(kind)) if typing.get_origin(kind) is Literal else ""
-            default = yaml.safe_dump(DEFAULTS.get(key[1]), default_flow_style=True).split("\n")[0]
-            rows.append((key[1], default, f"{choices}; {meaning}" if choices and meaning else choices or meaning))
-        elif more := re.fullmatch(r"    #\s{9,}(.*)", line):
-            rows[-1] = (*rows[-1][:2], f"{rows[-1][2]} {more[1].strip()}")
-    return groups
 
 
 def cores() -> int:

@@ -408,8 +408,6 @@ NETWORKS = {"figure4": ("table1-moco", "table1-moco-be"), "analyses": ("table1-m
 CAM = ("cam --cfg {runs} data={data} out={out}/{target} dataset=hmdb51 split=1", "{target}/cam-hmdb51-test.json")
 PICTURES = {
     "figure4": [("figure4 out={out} dataset=hmdb51", "gain-hmdb51-test.json")],
-    "figure5": [("figure5 out={out} names=figure5-*", "bars-figure5.png")],
-    "real-figure5": [("figure5 out={out} names=real-figure5-*", "bars-real-figure5.png")],
     "figure6": [CAM],
     "figure7": [CAM],
     "analyses": [("robustness --cfg {runs} data={data} out={out}", "robustness-hmdb51-test.json"),

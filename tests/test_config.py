@@ -1,13 +1,19 @@
 """The registry: what wins over what, and how a typing mistake is answered."""
 
 import dataclasses
+import importlib
 import os
+import sys
 import typing
 
 import pytest
+from conftest import ROOT
 
 from be import config, datasets
 from be.config import Config, ConfigError, load
+
+sys.path.insert(0, str(ROOT))
+run = importlib.import_module("run")
 
 
 def test_every_experiment_resolves_in_every_stage():
@@ -26,7 +32,7 @@ def test_a_name_is_not_inherited(tmp_path):
 
 
 def test_help_has_every_key_once_with_its_group_default_and_meaning():
-    rows = [row for group in config.key_groups().values() for row in group]
+    rows = [row for group in run.key_groups().values() for row in group]
     assert [key for key, *_ in rows] == [field.name for field in dataclasses.fields(Config)]
     said = {key: (default, meaning) for key, default, meaning in rows}
     assert said["gamma"] == ("0.3", "lam ~ U[0, gamma] (Eq. 1); larger blurs")
