@@ -238,10 +238,10 @@ def check_same(accelerator, run, samples, checkpoint):
     if (videos, crc) != (len(samples), samples.crc):
         raise RunError(f"{run.path} was begun on {videos} videos (CRC-32 of paths and labels {crc:08x}), the list now "
                        f"has {len(samples)} ({samples.crc:08x}); bring the list back, or give this run another name=")
-    for mine, what in ((checkpoint.get("step", 0), "checkpoints; out=... must be a folder they share"),
-                       (crc, "list of videos; data=... must hold the same on each")):
-        if accelerator.gather(torch.tensor([mine], device=accelerator.device)).unique().numel() > 1:
-            raise RunError(f"{run.path}: the machines do not see the same {what}")
+    mine = torch.tensor([[checkpoint.get("step", 0), crc]], device=accelerator.device)
+    if len(accelerator.gather(mine).unique(dim=0)) > 1:
+        raise RunError(f"{run.path}: the machines do not see the same checkpoints, or not the same list of videos; "
+                       f"out=... must be a folder they share, data=... must hold the same on each")
 
 
 def share_statistics(objective):

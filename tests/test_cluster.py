@@ -146,19 +146,18 @@ def shell(line, tools, **env):
     return done.stdout.strip()
 
 
-@pytest.mark.parametrize("others, message", [([3, 0], "do not see the same checkpoints; out=... must be"),
-                                             ([0, 3], "do not see the same list of videos; data=... must hold")])
-def test_a_folder_that_is_not_shared_is_noticed(tiny, tmp_path, monkeypatch, others, message):
+@pytest.mark.parametrize("other", [[3, 0], [0, 3]])
+def test_a_folder_that_is_not_shared_is_noticed(tiny, tmp_path, monkeypatch, other):
     """The second machine goes on from step 3 where the first sees no checkpoint, or it lacks a video: stop, or they
     would wait for each other for ever."""
     cfg = config.load("demo-moco-be", words(tiny, tmp_path)[3:])
-    make, others = train.make_accelerator, iter(others)
+    make = train.make_accelerator
     def accelerator(cfg):
         made = make(cfg)
-        made.gather = lambda mine: torch.cat([mine, mine + next(others)])  # what a machine that is elsewhere would say
+        made.gather = lambda mine: torch.cat([mine, mine + torch.tensor([other])])  # of one elsewhere
         return made
     monkeypatch.setattr(train, "make_accelerator", accelerator)
-    with pytest.raises(RunError, match=message):
+    with pytest.raises(RunError, match="do not see the same checkpoints, or .* out=... must be .* data=... must hold"):
         train.pretrain(cfg)
 
 
