@@ -39,8 +39,6 @@ TABLE3 = "hmdb51 test, split 1, protocol paper"  # what the paper retrieved
 COLUMNS = ("experiment", "what", "tested on", "metric", "ours", "paper", "delta", "splits", "seeds", "scored", "note")
 FORMATS = {"delta": "+.1f", "gain": "+.1f", "gain, % of base": "+.1f", "r": ".2f", "p": ".2g", "p of t": ".3f",
            "p of signs": ".3f"}  # of columns, other numbers have one digit
-FROZEN = {"backbone", "width", "pretrained", "pool", "frames", "stride", "static", "short_side", "size", "test_clips",
-          "precision", "strict", "recipe"}  # what counts where nothing but a linear classifier is trained
 # In these a run may differ from its entry: which of its runs it is, and how it fits the machine
 RUN_KEYS = FREE_KEYS - {"test_clips"} | {"name", "seed", "split", "synthetic", "accumulate", "compile"}
 
@@ -192,16 +190,14 @@ def other_settings(name: str, path: Path, result: dict) -> list[str]:
 
     result: of a test, with what it says itself, such as `test_clips`; of a pre-training, empty.
     """
-    stage, saved = path.name.split("-")[0], path / "config.yaml"
+    stage, saved = path.name.split("-")[0].replace("linear", "finetune"), path / "config.yaml"
     if name not in experiments() or not saved.exists():
         return []
     run = dataclasses.asdict(load(str(saved))) | result
     given = ["synthetic", "recipe"] + ["dataset"] * (bool(result) or run["synthetic"])  # the table names a test's
-    frozen = stage == "linear"
-    entry = dataclasses.asdict(load(name, [f"{key}={run[key]}" for key in given], "finetune" if frozen else stage))
+    entry = dataclasses.asdict(load(name, [f"{key}={run[key]}" for key in given], stage))
     entry["recipe"] = load(name).recipe
-    keys = (FROZEN if frozen else entry.keys()) - RUN_KEYS
-    found = sorted(f"{key}={run[key]}" for key in keys if run[key] != entry[key])
+    found = sorted(f"{key}={run[key]}" for key in entry.keys() - RUN_KEYS if run[key] != entry[key])
     source = name if run["pretrained"] == "self" else run["pretrained"]
     before = path.parents[1] / source / f"pretrain-seed{run['seed']}"
     return [f"{stage} {', '.join(found)}"] * bool(found) + (other_settings(source, before, {}) if result else [])
