@@ -48,9 +48,6 @@ COLUMNS = ("experiment", "what", "tested on", "metric", "ours", "paper", "delta"
 # Of columns; other numbers have one digit
 FORMATS = {"delta": "+.1f", "gain": "+.1f", "r": ".2f", "p": ".2g", "p of t": ".3f", "p of signs": ".3f",
            "data_wait": ".0%"}
-# What counts where nothing but a linear classifier is trained
-FROZEN = {"backbone", "width", "pretrained", "pool", "frames", "stride", "static", "short_side", "size", "test_clips",
-          "precision", "strict", "recipe"}
 # In these a run may differ from its entry: which of its runs it is, and how it fits the machine
 RUN_KEYS = FREE_KEYS - {"test_clips"} | {"name", "seed", "split", "synthetic", "accumulate", "compile"}
 
@@ -235,17 +232,15 @@ def other_settings(name: str, path: Path, result: dict) -> list[str]:
 
     result: of a test, with what it says itself, such as `test_clips`; of a pre-training, empty.
     """
-    stage, saved = path.name.split("-")[0], path / "config.yaml"
+    stage, saved = path.name.split("-")[0].replace("linear", "finetune"), path / "config.yaml"
     if name not in experiments() or not saved.exists():
         return []
     run = vars(load(str(saved))) | result
     given = ["synthetic", "recipe"]
     if result or run["synthetic"]:
         given.append("dataset")  # the table names a test's
-    trained = stage.replace("linear", "finetune")
-    entry = vars(load(name, [f"{key}={run[key]}" for key in given], trained)) | {"recipe": load(name).recipe}
-    keys = FROZEN if stage == "linear" else entry.keys()
-    other = sorted(key for key in keys - RUN_KEYS if run[key] != entry[key])
+    entry = vars(load(name, [f"{key}={run[key]}" for key in given], stage)) | {"recipe": load(name).recipe}
+    other = sorted(key for key in entry.keys() - RUN_KEYS if run[key] != entry[key])
     plain = {key: [*run[key]] if isinstance(run[key], tuple) else run[key] for key in other}
     found = [f"{stage} {', '.join(f'{key}={plain[key]}' for key in plain)}"] if other else []
     if not result:

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 
-from be import datasets, objectives, weights
+from be import datasets, evaluate, objectives, weights
 from be.config import Config, ConfigError, as_text
 from be.evaluate import about_result, clip_features, each_video, fit, hash_inputs, knn, load_backbone, write_result
 from be.objectives import global_pool
@@ -217,7 +217,7 @@ def retrieve(cfg: Config):
 
     The backbone is that of `pretrained`, the gallery the train list, the queries the list `subset`; several are asked
     one after the other with subset=test,swapped. `protocol` says what a row is. A test video that cannot be read is
-    one query missed, a train video is left out. Features, recall and a sheet of examples go to OUT/NAME/retrieve-...
+    one query missed, a train video is left out. Features and recall go to OUT/NAME/retrieve-...
     """
     accelerator, path = make_accelerator(cfg), run_dir(cfg, "retrieve")
     backbone = place(load_backbone(cfg), accelerator.device, cfg.precision).eval()
@@ -237,25 +237,6 @@ def retrieve(cfg: Config):
             write_text(path / f"recall-{cfg.protocol}-{subset}.json", json.dumps(result, indent=1) + "\n")
             print(("{experiment} on {dataset} {subset}, split {split}, protocol {protocol}: R@1 {R@1:.1f}, "
                    "R@10 {R@10:.1f}, R@50 {R@50:.1f}; {n_scored} of {n_expected} queries").format(**result))
-            sheet(path / f"nearest-{cfg.protocol}-{subset}.png", cfg, asked, queries, shown, gallery, rows)
-
-
-def sheet(path, cfg, asked, queries, shown, gallery, rows):
-    """A picture: queries of six classes (left) before their five nearest rows; names of the query's class are bold."""
-    from matplotlib.figure import Figure
-    label = asked.labels[queries.video]
-    sampler = partial(PROTOCOLS[cfg.protocol](cfg).sampler, T=cfg.frames, stride=cfg.stride)
-    firsts = np.unique(label, return_index=True)[1]  # the first query of every class
-    chosen = firsts[np.linspace(0, len(firsts) - 1, min(6, len(firsts))).astype(int)].tolist()
-    figure = Figure(figsize=(9.3, 1.45 * len(chosen)), layout="constrained")
-    for line, query in zip(figure.subplots(len(chosen), 6, squeeze=False), chosen, strict=True):
-        nearest = [(shown, gallery, row) for row in rows[query, :5].tolist()]
-        for axis, (samples, features, row) in zip(line, [(asked, queries, query), *nearest], strict=False):
-            item = datasets.Clips(samples, sampler, cfg.short_side, 0, train=False)[0, int(features.video[row])]
-            axis.imshow(item.clips[features.clip[row], cfg.frames // 2])
-            axis.set_title(samples.classes[item.label], fontsize=8, weight=700 if item.label == label[query] else 400)
-            axis.set_axis_off()
-    figure.savefig(path, dpi=130)
 
 
 def linear(cfg: Config):
@@ -280,7 +261,7 @@ def linear(cfg: Config):
     head = model.head.requires_grad_(False)
     videos, x = known.clips(device)
     label = torch.from_numpy(samples.labels[videos]).to(device)
-    held = datasets.holdout(samples, HELD_OUT, cfg.seed)[1].paths
+    held = evaluate.holdout(samples, HELD_OUT, cfg.seed)[1].paths
     held = torch.from_numpy(np.isin(samples.paths[videos], held)).to(device)  # (n,) bool
 
     def learn(x, label, decay):

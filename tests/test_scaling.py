@@ -28,7 +28,6 @@ def member(rank, world, port, work):
                    "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
     torch.set_num_threads(1)
     train.HELD_OUT = 0.2  # of 4 videos of a class, a tenth is none
-    retrieve.sheet = lambda *_: None
     sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (for the life of the process)
     for stage, cfg in work:
         STAGES[stage](cfg)
