@@ -16,7 +16,6 @@ import signal
 import sys
 import time
 import weakref
-from collections.abc import Iterator
 from functools import partial
 from itertools import chain, islice
 
@@ -200,17 +199,15 @@ class State:
                       damaged=self.damaged, recent=self.recent, videos=len(self.samples), list_crc=self.samples.crc)
 
 
-def epoch_batches(n: int, batch_size: int, seed: int, epoch: int, rank: int = 0, world: int = 1,
-                  start: int = 0) -> Iterator[list[tuple[int, int]]]:
-    """The keys (epoch, i) of this rank's part of every training batch of an epoch, from batch `start` on.
+def epoch_batches(n, batch_size, seed, epoch, rank=0, world=1):
+    """Yields the keys [(epoch, i), ...] of this rank's part of every training batch of an epoch.
 
     A permutation of the n videos is cut into batches of `batch_size`, of which rank r has the r-th of `world` equal
     parts. An incomplete last one is dropped. `check_batch` sees to it that the numbers fit."""
     # Items draw from (seed, epoch, i) with i < n. (seed, epoch) is that of item 0: numpy pads seeds with zeros.
     order = np.random.default_rng((seed, epoch, n)).permutation(n)
     part = batch_size // world
-    for step in range(start, n // batch_size):
-        first = step * batch_size + rank * part
+    for first in range(rank * part, n // batch_size * batch_size, batch_size):
         yield [(epoch, i) for i in order[first : first + part].tolist()]
 
 

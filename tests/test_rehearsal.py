@@ -203,7 +203,7 @@ def test_a_quiet_step_does_not_wait_for_the_gpu(gpu, monkeypatch, words):
     K, T = objective.sampler(99, np.random.default_rng(0)).shape
     clips, size = torch.zeros(8 // cfg.accumulate, K, T, 24, 30, 3, dtype=torch.uint8), torch.tensor([[24, 30]])
     index = torch.arange(len(clips))
-    batch = datasets.Batch(clips, size.repeat(len(clips), 1), index, index, None, np.zeros(len(clips)))
+    batch = datasets.Batch(clips, size.repeat(len(clips), 1), index, index, None, *np.zeros((2, len(clips))))
     monkeypatch.setattr(train, "place", to_gpu)
     monkeypatch.setattr(train, "check_same", lambda *_: None)
     run = SimpleNamespace(latest=lambda: None, forget_metrics_after=lambda step: None)
