@@ -44,7 +44,7 @@ from be.bias import MANIPULATIONS, THRESHOLD, compare, lend, masks_of, pasted, p
 from be.config import Config, choose
 from be.erase import ERASE
 from be.evaluate import features, over_videos
-from be.report import answers, confusion, panels, per_class, plot_confusion, plot_gain, save
+from be.report import answers, confusion, panels, save
 from be.runs import RunError, make_accelerator, progress, provenance, write_aside, write_text
 from be.train import make_views
 from be.video import Reader, VideoError, encode, even_clips, random_clips
@@ -207,10 +207,10 @@ def draw(path, networks, samples, ok, look, sampler, cfg, accelerator):
 def errors(*runs: tuple[Path, Config]):
     """errors: what fine-tuned models confuse, whether they know when they are wrong, and how their features lie
 
-    They must have been tested on `subset` (evaluate). Into each run's directory go confusion- and classes-SUBSET.png,
-    the accuracy of each class. To OUT/errors-DATASET-SUBSET.json and .md go the expected calibration error, and how
-    much of the variance of the features (pooled, of each video's central clip) lies between classes and, of synthetic
-    videos, between scenes.
+    They must have been tested on `subset` (evaluate). Into each run's directory goes confusion-SUBSET.csv: how many
+    videos of a class (row) were taken for which (column). To OUT/errors-DATASET-SUBSET.json and .md go the expected
+    calibration error, and how much of the variance of the features (pooled, of each video's central clip) lies between
+    classes and, of synthetic videos, between scenes.
     """
     for out, about, rows in compare("errors", runs, analyse):
         publish(out, "Error analysis in %", about, rows)
@@ -221,11 +221,10 @@ def analyse(model, samples, cfg, accelerator, path, subset):
     tested = [{"path": str(path), "subset": subset}]
     kept = answers(tested)
     if accelerator.is_main_process:
-        title = f"{path}, {subset}"  # the name says experiment, data set, split and seed
         matrix, classes = confusion(tested)
-        names = [f"{name} ({n})" for name, n in zip(classes, matrix.sum(1).tolist(), strict=True)]
-        plot_confusion(path / f"confusion-{subset}.png", matrix, classes, title)
-        plot_gain(path / f"classes-{subset}.png", per_class(matrix), names, f"{title}: top-1 (of so many videos)")
+        rows = [["class", *classes, "unreadable"]]
+        rows += [[name, *counts] for name, counts in zip(classes, matrix.tolist(), strict=True)]
+        write_text(path / f"confusion-{subset}.csv", "".join(",".join(map(str, row)) + "\n" for row in rows))
     z, ok = features(model.backbone, model.pool, samples, cfg, accelerator)
     numbers = {"calibration_error": calibration(**kept), "n_scored": int(ok.sum()), "n_expected": len(ok)}
     for what, label in (("class", samples.labels), ("scene", samples.scene)):

@@ -373,7 +373,7 @@ def curves(out: Path, paths: list[Path]) -> list[dict]:
 
 
 def pictures(out: Path, paths: list[Path]) -> list[dict]:
-    """Pictures that other verbs left: beside the report, and in the runs, of retrieval and of error analysis."""
+    """Pictures that other verbs left: beside the report, and in the runs, of retrieval."""
     inside = [path for folder in sorted({path.parent for path in paths}) for path in sorted(folder.glob("*/*.png"))]
     return [{"title": path.relative_to(out), "pictures": [path], "fold": path in inside}
             for path in [*sorted(out.glob("*.png")), *inside]]
@@ -406,26 +406,6 @@ def confusion(results: list[dict], soft: bool = False) -> tuple[torch.Tensor, li
 def per_class(matrix: torch.Tensor) -> torch.Tensor:
     """Accuracy of each class in %, unreadable videos being wrong; NaN of a class without videos. (C, C + 1) -> (C,)"""
     return 100 * matrix.diagonal() / matrix.sum(1)
-
-
-def plot_gain(path: Path, gain: torch.Tensor, classes: list[str], title: str):
-    """A dot per class, sorted. gain (C,): points or %, NaN of a class without videos."""
-    order = gain.nan_to_num().argsort(descending=True).tolist()
-    plot_differences(path, {classes[c]: gain[c : c + 1].numpy() for c in order}, title)
-
-
-def plot_confusion(path: Path, matrix: torch.Tensor, classes: list[str], title: str):
-    """matrix (C, C + 1): how many videos of a class were taken for which, the unreadable in the last column."""
-    C = len(classes)
-    figure, (axis,) = panels(1, 1, 0.11 * C + 5, 0.11 * C + 4, title)
-    share = (100 * matrix / matrix.sum(1, keepdim=True)).nan_to_num().numpy()  # (C, C + 1)
-    image = axis.imshow(share, cmap="Blues", norm="symlog", vmin=0, vmax=100)  # what is seldom is to be seen, too
-    figure.colorbar(image, shrink=0.6, label="% of the class's videos")
-    axis.set_xticks(range(C + 1), [*classes, "unreadable"], rotation=90)
-    axis.set_yticks(range(C), classes)
-    axis.set(xlabel="taken for", ylabel="class")
-    axis.grid(False)
-    save(figure, path)
 
 
 # ---- Figure 4

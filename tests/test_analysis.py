@@ -1,5 +1,6 @@
 """Maps by loops, and of networks that are known to look at motion or not; the numbers of `errors` by slow forms."""
 
+import csv
 import json
 from functools import partial
 
@@ -194,5 +195,8 @@ def test_errors_end_to_end(tiny, tmp_path):
     said = json.loads((tmp_path / "errors-ucf101-swapped.json").read_text())["rows"][0]
     assert said["n_scored"] == said["n_expected"] == 16 and 0 <= said["calibration_error"] <= 100
     assert 0 < said["variance_between_scene"] < 100 and 0 < said["variance_between_class"] < 100
-    for name in ("confusion", "classes"):
-        assert (path / f"{name}-swapped.png").stat().st_size > 5_000
+    head, *rows = csv.reader((path / "confusion-swapped.csv").read_text().splitlines())
+    counts = torch.tensor([[int(n) for n in row[1:]] for row in rows])  # (8, 9)
+    assert [row[0] for row in rows] == head[1:-1] and head[-1] == "unreadable" and int(counts.sum()) == 16
+    top1 = json.loads((path / "result-swapped.json").read_text())["top1"]
+    assert 100 * int(counts.trace()) / 16 == pytest.approx(top1)
