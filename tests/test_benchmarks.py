@@ -62,6 +62,11 @@ def test_search(script):
     assert "30 x 50 x 300" in said and len(re.findall(r"ratio \d+\.\d\d", said)) == 2 and "peak memory" in said
 
 
+def test_lists(script):
+    said = script("lists", "number=900")
+    assert said.count(": 900 videos") == 4 and len(re.findall(r"with a manifest: .* \d+ MiB\n", said)) == 2
+
+
 @pytest.mark.parametrize("name, word, problem", [("data", "rounds=0", "rounds=0"), ("step", "clips=1", "clips=1"),
                                                  ("search", "galery=2", "nearest: gallery")])
 def test_a_mistake_is_one_line(script, name, word, problem):
