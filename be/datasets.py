@@ -172,7 +172,7 @@ class Source:
         except (FileNotFoundError, NotADirectoryError) as error:
             absent = error.filename
         if absent:
-            raise DatasetMissing(self.missing(absent, *pick(self.videos, root), root))
+            raise DatasetMissing(self.missing(absent, *pick(self.videos, root), root, lists))
         problems = [] if classes else [self.other_length(subset, split, listed)]
         names = [listed.classes[label] for label in np.unique(listed.labels[there])]
         of = f", of {len(names)} of {len(listed.classes)} classes; for these alone: " + shlex.quote(
@@ -293,7 +293,7 @@ class Source:
     def missing(self, absent, *places) -> str:
         """The message: what is not there, what is in its place and in these places, and what can be done."""
         text, near = f"{absent} does not exist.\n", next(folder for folder in Path(absent).parents if folder.is_dir())
-        for place in dict.fromkeys([near, *places]):
+        for place in dict.fromkeys([near, *filter(Path.is_dir, places)]):
             names = [path.name for path in sorted(place.glob("[!.]*"))]
             text += f"{place} holds {', '.join(names[:10]) or 'nothing'}{' ...' if len(names) > 10 else ''}\n"
         return (f"{text}If it lies elsewhere: videos=FOLDER, lists=FOLDER. docs/DATA.md says what {self.name} is,\n"

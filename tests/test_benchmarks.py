@@ -99,6 +99,11 @@ def test_gpu_writes_what_was_found(monkeypatch, tmp_path, capsys):
     assert "1 of 5 as they should be" in capsys.readouterr().out
 
 
+def test_lists(script):
+    said = script("lists", "number=900")
+    assert said.count(": 900 videos") == 4 and len(re.findall(r"with a manifest: .* \d+ MiB\n", said)) == 2
+
+
 @pytest.mark.parametrize("name, word, problem", [("data", "rounds=0", "rounds=0"), ("step", "clips=1", "clips=1"),
                                                  ("gpu", "only=[stp]", "nearest: step"),
                                                  ("search", "galery=2", "nearest: gallery")])
