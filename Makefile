@@ -1,5 +1,5 @@
 # Two commands on a fresh machine: `make demo` and `make test`. They make .venv and install into it what is missing;
-# with PYTHON=/path/to/python your own environment is used as it is. `make help` lists the targets.
+# with PYTHON=/path/to/python your own environment is used as it is. `make` alone prints the map.
 
 GPUS  ?= 1
 DATA  ?= $(if $(SYNTH),data/synth)
@@ -20,8 +20,29 @@ SHELL := bash
 .SHELLFLAGS := -o pipefail -c
 .PHONY: help demo test lint list
 
-help:  ## this list
-	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 34
+# What `make` alone prints
+define MAP
+Background Erasing, a reproduction. What can be done here, in what time, with what:
+
+  make test                              all tests                      5 minutes, 2 CPU cores
+  make demo                              synthetic videos: pre-train,   a quarter of an hour,
+                                         fine-tune, test, report        2 CPU cores, 3 GB
+  make table1-moco-be SYNTH=1            any target, rehearsed on       2 minutes, a CPU core
+                                         small synthetic videos
+  make evidence-methods                  the drawn benchmark            hours, CPU cores
+  make speedrun DATA=/datasets           the method on UCF101 alone     a GPU, UCF101: docs/DATA.md
+  make table1-moco-be DATA=/datasets     a row of the paper             `run.py plan --cfg NAME`
+  make table1 DATA=/datasets GPUS=8      all rows of a table            says hours and memory
+  make list                              all experiments, with the paper's numbers
+
+At first each makes .venv, which downloads some GB; PYTHON=python takes your own environment.
+`make -n TARGET` shows its commands. What is done is not done again; FORCE=1 does it again.
+SPLIT="1 2 3" SEED="0 1" choose, SET="accumulate=4 ..." adds settings, QUICK=1 is a smaller demo.
+Results: runs/report.html, of the demo runs/demo/report.html.
+endef
+
+help:  # the map
+	$(info $(MAP))@:
 
 $(READY): pyproject.toml
 	@echo "making .venv and installing torch and the rest (pyproject.toml); some minutes, some GB, once"
@@ -33,13 +54,13 @@ $(READY): pyproject.toml
 	@.venv/bin/python -m pip install --quiet --editable '.[dev]'
 	@touch $@
 
-test: $(READY)  ## all tests, on a CPU
-	$(PYTHON) -m pytest
+test: $(READY)  # in two processes where pytest-xdist is installed
+	$(PYTHON) -m pytest $(shell $(PYTHON) -c 'import xdist' 2>/dev/null && printf %s '-n2 --dist=worksteal')
 
-lint: $(READY)  ## ruff
+lint: $(READY)
 	$(PYTHON) -m ruff check be benchmarks tests run.py
 
-list: $(READY)  ## the experiments and the paper's numbers; each but the demo's is a target
+list: $(READY)
 	@$(RUN) list
 
 # ---- the demo: random init, MoCo and MoCo + BE on synthetic videos, on a laptop's CPU. QUICK=1: smaller, one seed.
@@ -53,12 +74,12 @@ DEMO_SIZE  = $(if $(QUICK),epochs=2 lr_steps=[1])
 DEMO       = data=$(DEMO_DATA) out=$(DEMO_RUNS)
 .PHONY: $(DEMO_SEEDS:%=demo-seed-%)
 
-demo: $(READY)  ## synthetic videos -> pre-train, fine-tune, test -> a table (QUICK=1: smaller, sooner)
+demo: $(READY)
 	$(RUN) synth root=$(DEMO_DATA)/ucf101
 	@$(MAKE) --no-print-directory -j $(words $(DEMO_SEEDS)) $(DEMO_SEEDS:%=demo-seed-%)
 	$(RUN) show-batch --cfg demo-moco-be $(DEMO)
 	$(RUN) report out=$(DEMO_RUNS) names='demo-*'
-	@echo "look at $(DEMO_RUNS)/report.md (curves, pictures), and in README.md at how to read it"
+	@echo "open $(DEMO_RUNS)/report.html in a browser"
 
 $(DEMO_SEEDS:%=demo-seed-%): demo-seed-%:
 	@( set -e; export OMP_NUM_THREADS=1 PYTHONUNBUFFERED=1; \
@@ -73,13 +94,15 @@ $(DEMO_SEEDS:%=demo-seed-%): demo-seed-%:
 #
 #   make table1-moco-be DATA=/datasets GPUS=8     one row; SPLIT="1 2 3" SEED="0 1 2" for splits and seeds
 #   make table1                                   all of its rows, shared stages once
+#   make linear-moco-be                           a linear classifier and kNN on the frozen backbone of table1-moco-be
 #   make table1-moco-be SYNTH=1                   the same commands on small synthetic stand-ins, in a minute or two
 #   make -n table1-moco-be                        nothing but the commands
 #   FORCE=1  removes what the target has left and does it again     SET="accumulate=4 ..."  any other key=value
 
 EXPERIMENTS := $(shell sed -nE '/^(defaults|presets|demo)/d; s/^([a-z][^:]*):.*/\1/p' experiments.yaml)
-GROUPS := table1 table2 table3 table4 figure4 figure5 figure6 figure7 sweep-gamma sweep-stride analyses more speedrun \
-	real-methods real-erase real-gamma evidence-methods evidence-erase-side evidence-hard-negative-view evidence-erase
+GROUPS := table1 table2 table3 table4 linear figure4 figure5 figure6 figure7 sweep-gamma sweep-stride analyses more \
+	speedrun real-methods real-figure5 real-erase real-gamma evidence-methods evidence-erase-side \
+	evidence-hard-negative-view evidence-erase
 .PHONY: $(EXPERIMENTS) $(GROUPS) evidence-real
 evidence-real: real-methods real-erase real-gamma  ## parts of UCF101 and HMDB51, small networks: docs/EVIDENCE.md
 

@@ -14,10 +14,14 @@
 import ast
 import difflib
 import importlib
+import inspect
+import json
 import os
 import re
 import sys
 import textwrap
+import time
+import typing
 from pathlib import Path
 
 if sys.version_info < (3, 10):  # noqa: UP036 (pyproject.toml says it to pip alone)
@@ -43,12 +47,15 @@ VERBS = {
     "steps": ("be.prepare", "steps", None, "run.py steps target=table1-moco-be splits=[1] synth=true"),
     "synth": ("be.synthetic", "synth", None, "run.py synth root=data/demo scene_bias=0.9"),
     "prepare": ("be.prepare", "prepare", "dataset", "run.py prepare --cfg ucf101 data=data"),
-    "actors": ("be.bias", "actors", None, "run.py actors data=data"),
+    "masks": ("be.analysis", "masks", "dataset", "run.py masks --cfg hmdb51 data=data source=maskrcnn_resnet50_fpn_v2"),
+    "actors": ("be.analysis", "actors", None, "run.py actors data=data"),
     "plan": ("be.train", "plan", "pretrain,finetune", "run.py plan --cfg table1-moco-be batch_size=32"),
     "pretrain": ("be.train", "pretrain", "pretrain", "run.py pretrain --cfg demo-moco-be seed=1"),
     "finetune": ("be.train", "finetune", "finetune", "run.py finetune --cfg table1-moco-be dataset=hmdb51 split=1"),
     "evaluate": ("be.evaluate", "evaluate", "finetune", "run.py evaluate --cfg demo-moco-be subset=swapped"),
     "retrieve": ("be.retrieve", "retrieve", "retrieve", "run.py retrieve --cfg table3-moco-be-i3d protocol=paper"),
+    "linear": ("be.retrieve", "linear", "finetune", "run.py linear --cfg table1-moco-be dataset=ucf101 split=1"),
+    "biasset": ("be.bias", "biasset", "finetune", "run.py biasset --cfg table1-moco-be dataset=ucf101 kind=scuba"),
     "robustness": ("be.bias", "robustness", "runs",
                    "run.py robustness --cfg runs/A/finetune-ucf101-split1-seed0,runs/B/finetune-ucf101-split1-seed0"),
     "errors": ("be.analysis", "errors", "runs",
@@ -57,8 +64,8 @@ VERBS = {
                 "run.py inspect --cfg runs/A/finetune-ucf101-split1-seed0,runs/B/finetune-ucf101-split1-seed0"),
     "figure4": ("be.report", "figure4", None, "run.py figure4 dataset=hmdb51 base=table1-moco better=table1-moco-be"),
     "gain": ("be.report", "figure4", None, "run.py gain dataset=hmdb51"),  # its name until it was called figure4
-    "figure5": ("be.report", "figure5", None, "run.py figure5 names=figure5-*"),
-    "bars": ("be.report", "figure5", None, "run.py bars names=figure5-*"),
+    "figure5": ("be.report", "report", None, "run.py figure5 names=figure5-*"),
+    "bars": ("be.report", "report", None, "run.py bars names=figure5-*"),
     "cam": ("be.analysis", "cam", "runs",
             "run.py cam --cfg runs/A/pretrain-seed0,runs/B/pretrain-seed0 dataset=hmdb51"),
     "show-batch": ("be.analysis", "show_batch", "pretrain", "run.py show-batch --cfg demo-moco-be"),
@@ -72,7 +79,7 @@ VERBS = {
 
 def main(argv: list[str]) -> int:
     """Runs one verb. Returns 0, or 2 after one line on stderr about what the person must settle."""
-    from be.config import STAGES, ConfigError, UserError, arguments, load
+    from be.config import STAGES, ConfigError, UserError, arguments, experiments, load, run_dir
 
     if not argv or argv[0] in ("-h", "--help"):
         print(f"{__doc__}\nverbs:\n" + "".join(f"  {verb:16}{docstring(verb)[0]}\n" for verb in VERBS))
@@ -92,34 +99,63 @@ def main(argv: list[str]) -> int:
         if not stage and cfg is not None:
             raise ConfigError(f"{verb} takes no --cfg, only key=value, as in: {example}")
         if stage == "runs":
-            runs = [Path(run).expanduser() for run in cfg.split(",")]
+            runs = [run_dir(load(run, overrides, "finetune"), "finetune") if run in experiments()
+                    else Path(run).expanduser() for run in cfg.split(",")]
             runs = [(run, load(run / "config.yaml", overrides)) for run in runs]
             getattr(importlib.import_module(module), function)(*runs)
         elif stage == "dataset":
             call = getattr(importlib.import_module(module), function)
             call(**arguments(call, [f"dataset={cfg}", *overrides]))
         elif stage:
-            for one in STAGES:  # as the entry has them: none is to be found wrong after days of another
-                load(cfg, (), one)
-            configs = [load(cfg, overrides, one) for one in stage.split(",")]  # wrong words are found before torch is
-            getattr(importlib.import_module(module), function)(*configs)  # imported
+            others = [load(cfg, (), one) for one in STAGES]  # as the entry has them: none is to be found wrong after
+            configs = [load(cfg, overrides, one) for one in stage.split(",")]  # days of another. Here is no torch yet
+            check_names(others + configs)
+            getattr(importlib.import_module(module), function)(*configs)
         else:
             call = getattr(importlib.import_module(module), function)
             call(**arguments(call, overrides))
         leave()
     except UserError as error:
-        print(f"run.py {verb}: {error}", file=sys.stderr)
+        complain(f"run.py {verb}: {error}")
         return 2
     except KeyboardInterrupt:
-        print(f"run.py {verb}: interrupted", file=sys.stderr)
+        complain(f"run.py {verb}: interrupted")
         return 130
     except (OSError, RuntimeError, MemoryError) as error:
         said = [text for part, text in ADVICE.items() if re.search(part, str(error), re.I)]
         if not said and getattr(error, "filename", None) is None:
             raise
-        print(f"run.py {verb}: {said[0] if said else f'{error.filename}: {error.strerror}'}", file=sys.stderr)
+        complain(f"run.py {verb}: {said[0] if said else f'{error.filename}: {error.strerror}'}")
         return 2
     return 0
+
+
+def check_names(configs):
+    """Raises ConfigError for a data set, backbone, method or way to distract that does not exist, and for options that
+    the method does not take."""
+    from be import backbones, datasets, erase, objectives
+    from be.config import choose
+
+    for cfg in configs:
+        choose(datasets.DATASETS, cfg.dataset, "dataset")
+        choose(backbones.BACKBONES, cfg.backbone, "backbone")
+        choose(erase.ERASE, cfg.erase, "erase")
+        objectives.taken(choose(objectives.OBJECTIVES, cfg.method, "method"), vars(cfg))
+
+
+def complain(text: str):
+    """Says what the person must settle. Of several processes that meet it, one says it.
+
+    The others wait: their launcher ends them once the first has failed. torchrun shows what stands in the file below
+    its own report, so at the end.
+    """
+    if int(os.environ.get("RANK", 0)):
+        time.sleep(5)
+    if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        about = {"message": text, "extraInfo": {"timestamp": int(time.time())}}
+        Path(file).write_text(json.dumps({"message": about}))
+    else:
+        print(text, file=sys.stderr)
 
 
 def leave():
@@ -160,10 +196,28 @@ def help_text(verb: str) -> str:
     return f"{first}\n{rest}\n\nexample:\n  {example}\n\nrun.py {verb} {keys}"
 
 
+def key_groups() -> dict[str, list[tuple[str, str, str]]]:
+    """{group: [(key, default, choices and meaning)]} of `Config`, read from its source, where each stands once."""
+    import yaml
+
+    from be.config import DEFAULTS, TYPES, Config
+
+    groups: dict[str, list] = {}
+    for line in inspect.getsource(Config).splitlines():
+        if title := re.fullmatch(r"    # (\S.*)", line):
+            rows = groups.setdefault(title[1], [])
+        elif key := re.match(r"    (\w+): .*?(?:  # (.*))?$", line):
+            kind, meaning = TYPES[key[1]], key[2] or ""
+            choices = " | ".join(typing.get_args(kind)) if typing.get_origin(kind) is typing.Literal else ""
+            default = yaml.safe_dump(DEFAULTS.get(key[1]), default_flow_style=True).split("\n")[0]
+            rows.append((key[1], default, f"{choices}; {meaning}" if choices and meaning else choices or meaning))
+        elif more := re.fullmatch(r"    #\s{9,}(.*)", line):
+            rows[-1] = (*rows[-1][:2], f"{rows[-1][2]} {more[1].strip()}")
+    return groups
+
+
 def keys_text() -> str:
     """All keys of the configuration, a group after the other, with default, choices and meaning."""
-    from be.config import key_groups
-
     text = []
     for title, rows in key_groups().items():
         text.append(f"{title}\n")

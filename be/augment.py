@@ -1,8 +1,7 @@
 """Views of clips: crop, rotation and colour, drawn once per clip and shared by its frames.
 
-The loader hands over uint8 frames. Everything here happens a batch at a time, on the tensors' device,
-in float32. Drawing and applying are two steps, because the paper augments the hard negative, another
-clip of the same video, with the query's own augmentation a1:
+The loader hands over uint8 frames. Everything here happens a batch at a time, on the tensors' device, in float32.
+Drawing and applying are two steps, because two clips may share a draw:
 
     a1 = draw_view(draws, B, rotate=10.0, jitter=(0.5, 0.5, 0.25, 0.5))
     x_o = apply_view(clips[:, 0], size, a1, S)                      # (B, 3, T, S, S)
@@ -27,36 +26,29 @@ GREY = (0.299, 0.587, 0.114)  # luma of ITU-R BT.601, as in PIL; sums to 1, so t
 class Draws:
     """The random numbers of one training step: a pure function of (seed, step), with no state to save.
 
-    Every draw is made for the *global* batch of world * n rows, of which this rank gets rows rank * n to
-    (rank + 1) * n. Two processes of n rows thus draw exactly what one process of 2n rows draws, as long
-    as all make the same calls in the same order. Successive calls give different numbers.
-
-    The numbers are made by numpy on the CPU and then sent to `device`, so that they are the same on every
-    kind of device. A step needs some hundreds, which takes microseconds; a batch of noise frames for
-    `erase.gaussian_noise`, 64 x 3 x 112 x 112, takes about 30 ms.
-
-    seed, step: integers >= 0.
+    Every draw is made for the *global* batch of world * n rows, of which this rank gets n rows from rank * n on.
+    Two processes of n rows thus draw exactly what one process of 2n rows draws, as long as all make the same calls in
+    the same order. Successive calls give different numbers. numpy makes them on the CPU, so that they are the same on
+    every kind of device: some hundreds a step, in microseconds; noise frames, 64 x 3 x 112 x 112, take about 30 ms.
     """
 
     def __init__(self, seed, step, rank=0, world=1, device="cpu"):
-        if not 0 <= rank < world:
-            raise ValueError(f"rank must lie in 0..{world - 1} for a world of {world}, got {rank}")
-        # numpy fills short seeds up with zeros: the last two words keep these numbers apart from those of
-        # the loader, seeded by (seed, epoch, index). A torch.Generator on the CPU has seeds of 32 bits only.
+        # numpy fills short seeds up with zeros: the last two words keep these numbers apart from those of the loader,
+        # seeded by (seed, epoch, index). A torch.Generator on the CPU has seeds of 32 bits only.
         self.rng = np.random.default_rng((seed, step, 0, 1))
         self.rank, self.world, self.device = rank, world, torch.device(device)
 
     def rand(self, n, *shape):
         """Uniform in [0, 1). -> float32 (n, *shape)"""
-        return self._rows(self.rng.random((self.world * n, *shape), dtype=np.float32), n)
+        return self._rows(self.rng.random, n, shape, dtype=np.float32)
 
     def randn(self, n, *shape):
         """Standard normal. -> float32 (n, *shape)"""
-        return self._rows(self.rng.standard_normal((self.world * n, *shape), dtype=np.float32), n)
+        return self._rows(self.rng.standard_normal, n, shape, dtype=np.float32)
 
     def randint(self, high, n, *shape):
         """Uniform in 0..high-1. -> int64 (n, *shape)"""
-        return self._rows(self.rng.integers(high, size=(self.world * n, *shape)), n)
+        return self._rows(self.rng.integers, n, shape, low=0, high=high)
 
     def randperm(self, n):
         """A permutation of the rows of the global batch, the same on every rank. -> int64 (world * n,)"""
@@ -64,12 +56,10 @@ class Draws:
 
     def dropout(self, x, p):
         """What F.dropout does in training, with the mask drawn here. x: (n, ...), p: in [0, 1)."""
-        if not 0 <= p < 1:
-            raise ValueError(f"the dropout probability must lie in [0, 1), got {p}")
         return x * ((self.rand(*x.shape) >= p) / (1 - p)).to(x.dtype)
 
-    def _rows(self, values, n):
-        return self._send(values[self.rank * n : (self.rank + 1) * n])
+    def _rows(self, draw, n, shape, **how):
+        return self._send(draw(size=(self.world * n, *shape), **how)[self.rank * n : (self.rank + 1) * n])
 
     def _send(self, values):
         values = torch.from_numpy(values)
@@ -94,32 +84,23 @@ class ViewParams:
 
 
 def draw_view(draws, n, scale=None, flip=0.0, rotate=0.0, jitter=(0.0, 0.0, 0.0, 0.0), jitter_ops="all"):
-    """Draw n augmentations. The defaults are a plain random crop. -> ViewParams
+    """Draw n augmentations, of keys whose ranges be/config.py holds. Default: a plain random crop. -> ViewParams
 
-    scale: range within (0, 1] of the crop window's area, 1 = the frame's largest square. The window is square, and
-      is resized to S x S. None cuts S x S pixels out of the frames as they are stored.
-    flip: probability in [0, 1] that left and right change places.
+    scale: range of the crop window's area, 1 = the frame's largest square. The window is square, and is resized to
+      S x S. None cuts S x S pixels out of the frames as they are stored.
+    flip: probability that left and right change places.
     rotate: angles are uniform in (-rotate, rotate) degrees. Paper: 10.
-    jitter: strengths of brightness, contrast, saturation, hue, in the units of torchvision's ColorJitter:
-      a factor uniform in [max(0, 1 - s), 1 + s], a hue uniform in [-s, s] turns with s <= 0.5.
-      Released code: 0.5, 0.5, 0.25, 0.5.
+    jitter: strengths s of brightness, contrast, saturation, hue as in torchvision's ColorJitter: a factor uniform in
+      [max(0, 1 - s), 1 + s], a hue uniform in [-s, s] turns. Released code: 0.5, 0.5, 0.25, 0.5.
     jitter_ops: "all" of the four, or "one" of them, drawn per clip, as the released code has it in effect.
     """
-    if scale is not None and not (len(scale) == 2 and 0 < scale[0] <= scale[1] <= 1):
-        raise ValueError(f"scale must be a range [low, high] with 0 < low <= high <= 1, got {scale}")
-    if not 0 <= flip <= 1:
-        raise ValueError(f"flip must be a probability in [0, 1], got {flip}")
-    if len(jitter) != 4 or min(jitter) < 0 or jitter[3] > 0.5:
-        raise ValueError(f"jitter must be 4 strengths >= 0, the last one (hue) <= 0.5, got {jitter}")
-    if jitter_ops not in ("all", "one"):
-        raise ValueError(f"jitter_ops must be 'all' or 'one', got {jitter_ops!r}")
     u = draws.rand(n, 10)  # all at once: one copy to the device
-    low = _constant([max(0.0, 1 - s) for s in jitter[:3]] + [-jitter[3]], u)
-    high = _constant([1 + s for s in jitter[:3]] + [jitter[3]], u)
+    still, reach = _constant([1, 1, 1, 0], u), _constant(jitter, u)
+    low, high = (still - reach).maximum(_constant([0, 0, 0, -0.5], u)), still + reach
     colour = low + (high - low) * u[:, 4:8]
     if jitter_ops == "one":
         chosen = (4 * u[:, 8:9]).long() == torch.arange(4, device=u.device)  # (n, 4), one True in a row
-        colour = torch.where(chosen, colour, _constant([1, 1, 1, 0], u))
+        colour = torch.where(chosen, colour, still)
     return ViewParams(
         position=u[:, 0:2],
         area=None if scale is None else scale[0] + (scale[1] - scale[0]) * u[:, 2],
@@ -162,19 +143,17 @@ def crop(clips, size, position, side, angle, S, flip=None):
     if clips.dtype != torch.uint8 or clips.dim() != 5 or clips.shape[-1] != 3:
         raise ValueError(f"clips must be uint8 (B, T, H, W, 3), got {clips.dtype} {tuple(clips.shape)}")
     B, T, H, W, _ = clips.shape
-    size = size.float()  # (B, 2)
+    size = size.float().flip(1)  # (B, 2): width, height
     side = side.round().clamp(min=1).minimum(size.amin(1))[:, None]  # (B, 1)
-    room = size - side  # (B, 2)
-    start = (position * (room + 1)).floor()  # (B, 2), 0..room
+    start = (position.flip(1) * (size - side + 1)).floor()  # (B, 2), 0 to the room there is
 
     # Where the centre of each output pixel lies in its frame, in pixels; pixel i covers [i, i + 1].
     t = ((torch.arange(S, device=clips.device) + 0.5) / S - 0.5) * side  # (B, S), 0 = centre of the window
-    dy, dx = t[:, :, None], (t if flip is None else torch.where(flip[:, None], -t, t))[:, None, :]
-    cos, sin = angle.deg2rad().cos()[:, None, None], angle.deg2rad().sin()[:, None, None]
-    yx = torch.stack([cos * dy + sin * dx, cos * dx - sin * dy], -1)  # (B, S, S, 2)
-    yx = yx + (start + side / 2)[:, None, None]
-    yx = yx.clamp(min=0.5).minimum(size[:, None, None] - 0.5)
-    grid = 2 * yx.flip(-1) / _constant([W, H], yx) - 1  # (B, S, S, 2) as x, y: -1 and 1 are the outer borders
+    x, y = torch.broadcast_tensors((t if flip is None else torch.where(flip[:, None], -t, t))[:, None], t[:, :, None])
+    turn = torch.polar(torch.ones_like(angle), angle.deg2rad())  # as complex numbers x + iy
+    xy = torch.view_as_real(torch.complex(x, y) * turn[:, None, None]) + (start + side / 2)[:, None, None]
+    xy = xy.clamp(min=0.5).minimum(size[:, None, None] - 0.5)  # (B, S, S, 2)
+    grid = 2 * xy / _constant([W, H], xy) - 1  # -1 and 1 are the outer borders
 
     # The frames of a clip share its grid, so they ride along as channels; one pass makes floats and planes.
     planes = clips.permute(0, 4, 1, 2, 3).to(torch.float32, memory_format=torch.contiguous_format)
@@ -187,9 +166,8 @@ def recolour(x, colour):
 
     x: float (B, 3, T, S, S) in [0, 1]. colour: (B, 4), see ViewParams. -> like x
 
-    This is not quite torchvision's ColorJitter: contrast is about the mean grey of the clip, not of each
-    frame; hue turns RGB about the grey axis, where HSV would bend it; brightness, contrast, saturation,
-    hue always come in this order; nothing is rounded or clamped in between.
+    Unlike torchvision's ColorJitter, contrast is about the mean grey of the clip, not of each frame; hue turns RGB
+    about the grey axis; brightness, contrast, saturation, hue always come in this order; nothing is rounded in between.
     """
     brightness, contrast, saturation, hue = colour[:, :, None, None].unbind(1)  # (B, 1, 1) each
     grey = _constant(GREY, x)
@@ -208,14 +186,18 @@ def recolour(x, colour):
 
 def normalise(x):
     """RGB in [0, 1] to zero mean and unit variance over ImageNet. x: float (B, 3, ...) -> like x"""
-    mean, std = (_constant(c, x).view(3, *[1] * (x.dim() - 2)) for c in (MEAN, STD))
+    mean, std = _statistics(x)
     return (x - mean) / std
 
 
 def denormalise(x):
     """The inverse of `normalise`, for pictures. x: float (B, 3, ...) -> like x, in [0, 1] up to rounding"""
-    mean, std = (_constant(c, x).view(3, *[1] * (x.dim() - 2)) for c in (MEAN, STD))
+    mean, std = _statistics(x)
     return x * std + mean
+
+
+def _statistics(x):
+    return _constant([MEAN, STD], x).view(2, 3, *[1] * (x.dim() - 2))
 
 
 def _constant(values, like):

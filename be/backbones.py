@@ -24,8 +24,7 @@ A backbone of your own is one function and one entry of BACKBONES, at the end of
     pieces             an attribute of the network, or of modules in it: the names of methods of which `checkpointing`
                        keeps only the input for the backward pass. They must not draw random numbers.
 
-r3d18tv, r2plus1d18 and s3d compute what torchvision's networks compute (see the tests). torchvision's constructors
-allow no `width` but 64, and their names are not those of the weights published by BE, Hara and CoCLR.
+All but C3D and I3D are made of torchvision's networks; r3d18tv, r2plus1d18 and s3d are extras, not in the paper.
 """
 
 from collections.abc import Callable
@@ -34,31 +33,26 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from be.config import ConfigError, choose
 
-Triple = tuple[int, int, int]
 
-
-def check_clips(clips: Tensor) -> Tensor:
+def check_clips(clips):
     """The clips themselves. Raises ValueError unless they are floating point, (B, 3, T, H, W)."""
-    if clips.ndim != 5 or clips.shape[1] != 3:
-        raise ValueError(f"clips must be (B, 3, T, H, W), got {tuple(clips.shape)}")
-    if not clips.is_floating_point():
-        raise ValueError(f"clips must be floating point (normalised pixels), got {clips.dtype}")
+    if clips.ndim != 5 or clips.shape[1] != 3 or not clips.is_floating_point():
+        raise ValueError(f"clips must be floating point (normalised pixels), (B, 3, T, H, W), got "
+                         f"{tuple(clips.shape)} of {clips.dtype}")
     return clips
 
 
-def scaled(channels: int, width: int) -> int:
-    """`channels` of the published network at this width, at least 1. ValueError unless it is an int of at least 1."""
-    if not isinstance(width, int) or width < 1:
-        raise ValueError(f"width must be an integer of at least 1 (64 is the published size), got {width!r}")
+def scaled(channels, width):
+    """`channels` of the published network at this width, at least 1."""
     return max(1, round(channels * width / 64))
 
 
-def he_init(network: nn.Module) -> None:
+def he_init(network):
     """He et al. 2015 for the convolutions, in place. BatchNorm starts as the identity by itself."""
     for module in network.modules():
         if isinstance(module, nn.Conv3d):
@@ -78,7 +72,7 @@ class C3D(nn.Module):
         "4a": (8, None), "4b": (8, (2, 2, 2)), "5a": (8, None), "5b": (8, None),
     }  # fmt: skip
 
-    def __init__(self, width: int = 64):
+    def __init__(self, width=64):
         super().__init__()
         self.dim = 3
         for name, (times, _) in self.layers.items():
@@ -88,94 +82,25 @@ class C3D(nn.Module):
             self.dim = channels  # ends at 8 width
         he_init(self)
 
-    def _layer(self, x: Tensor, name: str) -> Tensor:
+    def _layer(self, x, name):
         x = F.relu(getattr(self, f"bn{name}")(getattr(self, f"conv{name}")(x)), inplace=True)
         _, pool = self.layers[name]
         return F.max_pool3d(x, pool, ceil_mode=True) if pool else x  # ceil_mode: one cell stays one
 
-    def forward(self, clips: Tensor) -> Tensor:
+    def forward(self, clips):
         x = check_clips(clips)
         for name in self.layers:
             x = self._layer(x, name)
         return x  # (B, 8 width, T/8, S/16, S/16)
 
 
-def conv3d(c_in: int, c_mid: int, c_out: int, size: Triple, stride: Triple) -> nn.Module:
-    """A 3D convolution, centred padding, no bias. `c_mid` is only for its factored sister."""
-    return nn.Conv3d(c_in, c_out, size, stride, tuple(n // 2 for n in size), bias=False)
-
-
-def conv2plus1d(c_in: int, c_mid: int, c_out: int, size: Triple, stride: Triple) -> nn.Module:
-    """The same factored: space first, into `c_mid` channels, then time (Tran et al. 2018)."""
-    (t, h, w), (st, sh, sw) = size, stride
-    space = conv3d(c_in, 0, c_mid, (1, h, w), (1, sh, sw))
-    time = conv3d(c_mid, 0, c_out, (t, 1, 1), (st, 1, 1))
-    return nn.Sequential(space, nn.BatchNorm3d(c_mid), nn.ReLU(inplace=True), time)
-
-
-class BasicBlock(nn.Module):
-    """Two 3x3x3 convolutions around a shortcut; strided or widening ones project it (type B)."""
-
-    pieces = ("forward",)
-
-    def __init__(self, c_in: int, c_out: int, stride: int, conv: Callable[..., nn.Module]):
-        super().__init__()
-        c_mid = 27 * c_in * c_out // (9 * c_in + 3 * c_out)  # as many weights as the unfactored kernel
-        self.conv1 = conv(c_in, c_mid, c_out, (3, 3, 3), (stride,) * 3)
-        self.bn1 = nn.BatchNorm3d(c_out)
-        self.conv2 = conv(c_out, c_mid, c_out, (3, 3, 3), (1, 1, 1))
-        self.bn2 = nn.BatchNorm3d(c_out)
-        self.downsample = None
-        if stride != 1 or c_in != c_out:
-            self.downsample = nn.Sequential(nn.Conv3d(c_in, c_out, 1, stride, bias=False), nn.BatchNorm3d(c_out))
-
-    def forward(self, x: Tensor) -> Tensor:
-        shortcut = x if self.downsample is None else self.downsample(x)
-        x = F.relu(self.bn1(self.conv1(x)), inplace=True)
-        x = self.bn2(self.conv2(x))
-        x += shortcut
-        return F.relu(x, inplace=True)
-
-
-class ResNet3D(nn.Module):
-    """A stem of stride (1, 2, 2), and stages of `blocks` blocks of 1, 2, 4 and 8 times `width` channels. Hara's names.
-
-    R3D (Hara et al. 2018; BE: 16 frames, 18 layers at 112 pixels, 34 at 224) as it is. With another kernel `stem`, no
-    `pool` behind it, and `conv` for all but the shortcuts, torchvision's (Tran et al. 2018): extras, not in the paper.
-    """
-
-    pieces = ("_stem",)
-
-    def __init__(self, blocks: tuple[int, ...], width: int = 64, stem: Triple = (7, 7, 7), pool=True, conv=conv3d):
-        super().__init__()
-        w = scaled(64, width)
-        self.pool = pool
-        self.conv1 = conv(3, scaled(45, width), w, stem, (1, 2, 2))
-        self.bn1 = nn.BatchNorm3d(w)
-        self.dim = w
-        for stage, count in enumerate(blocks):
-            c_in, self.dim = self.dim, w * 2**stage
-            first = BasicBlock(c_in, self.dim, 2 if stage else 1, conv)
-            rest = [BasicBlock(self.dim, self.dim, 1, conv) for _ in range(count - 1)]
-            self.add_module(f"layer{stage + 1}", nn.Sequential(first, *rest))
-        he_init(self)
-
-    def _stem(self, x: Tensor) -> Tensor:
-        x = F.relu(self.bn1(self.conv1(x)), inplace=True)  # (B, w, T, S/2, S/2)
-        return F.max_pool3d(x, 3, 2, padding=1) if self.pool else x  # (B, w, T/2, S/4, S/4)
-
-    def forward(self, clips: Tensor) -> Tensor:
-        x = self._stem(check_clips(clips))
-        return self.layer4(self.layer3(self.layer2(self.layer1(x))))  # (B, 8w, T/16, S/32, S/32)
-
-
-def same_padding(length: int, size: int, stride: int) -> tuple[int, int]:
+def same_padding(length, size, stride):
     """Padding before and after an axis under TensorFlow's SAME rule: the output is ceil(length / stride) long."""
     total = max((-(-length // stride) - 1) * stride + size - length, 0)
     return total // 2, total - total // 2
 
 
-def same_max_pool(x: Tensor, size: Triple, stride: Triple) -> Tensor:
+def same_max_pool(x, size, stride):
     """Max pool under the SAME rule. ceil_mode lets the last window overhang by the padding after."""
     before = [same_padding(n, k, s)[0] for n, k, s in zip(x.shape[2:], size, stride, strict=True)]
     return F.max_pool3d(x, size, stride, before, ceil_mode=True)
@@ -184,7 +109,7 @@ def same_max_pool(x: Tensor, size: Triple, stride: Triple) -> Tensor:
 class Unit3D(nn.Module):
     """Convolution, BatchNorm, ReLU under the SAME rule: a cube of `size`, odd, every axis by `stride`."""
 
-    def __init__(self, c_in: int, c_out: int, size: int, stride: int = 1):
+    def __init__(self, c_in, c_out, size, stride=1):
         super().__init__()
         self.size, self.stride = size, stride
         # with stride 1, SAME is symmetric and the convolution pads by itself; else forward does
@@ -192,7 +117,7 @@ class Unit3D(nn.Module):
         # eps as DeepMind's weights expect; momentum 0.1, as in BE's released code (the ports' 0.01 is slow)
         self.bn = nn.BatchNorm3d(c_out, eps=1e-3)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         if self.stride != 1:
             pads = [same_padding(n, self.size, self.stride) for n in x.shape[2:]]
             x = F.pad(x, pads[2] + pads[1] + pads[0])  # F.pad wants the last axis first
@@ -204,7 +129,7 @@ class Mixed(nn.Module):
 
     pieces = ("forward",)
 
-    def __init__(self, c_in: int, channels: list[int]):
+    def __init__(self, c_in, channels):
         super().__init__()
         c0, c1a, c1b, c2a, c2b, c3 = channels
         self.b0 = Unit3D(c_in, c0, 1)
@@ -212,7 +137,7 @@ class Mixed(nn.Module):
         self.b2a, self.b2b = Unit3D(c_in, c2a, 1), Unit3D(c2a, c2b, 3)
         self.b3b = Unit3D(c_in, c3, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         pooled = F.max_pool3d(x, 3, 1, padding=1)
         return torch.cat([self.b0(x), self.b1b(self.b1a(x)), self.b2b(self.b2a(x)), self.b3b(pooled)], dim=1)
 
@@ -233,83 +158,88 @@ class I3D(nn.Module):
     """
 
     pieces = ("_bottom", "_stem")
-    names = ("Conv3d_1a_7x7", "Conv3d_2b_1x1", "Conv3d_2c_3x3")
-    unit, mixed, pool = Unit3D, Mixed, staticmethod(same_max_pool)
 
-    def __init__(self, width: int = 64):
+    def __init__(self, width=64):
         super().__init__()
-        w64, self.dim = scaled(64, width), scaled(192, width)
-        for name, args in zip(self.names, ((3, w64, 7, 2), (w64, w64, 1), (w64, self.dim, 3)), strict=True):
-            self.add_module(name, self.unit(*args))
+        w, self.dim = scaled(64, width), scaled(192, width)
+        self.Conv3d_1a_7x7 = Unit3D(3, w, 7, 2)
+        self.Conv3d_2b_1x1 = Unit3D(w, w, 1)
+        self.Conv3d_2c_3x3 = Unit3D(w, self.dim, 3)
         for name, channels in MIXED.items():
             c = [scaled(n, width) for n in channels]
-            self.add_module(name, self.mixed(self.dim, c))
+            self.add_module(name, Mixed(self.dim, c))
             self.dim = c[0] + c[2] + c[4] + c[5]  # ends at 16 width
         he_init(self)
 
-    def _bottom(self, x: Tensor) -> Tensor:
-        x = getattr(self, self.names[0])(x)  # (B, w, T/2, S/2, S/2)
-        return self.pool(x, (1, 3, 3), (1, 2, 2))
+    def _bottom(self, x):
+        return same_max_pool(self.Conv3d_1a_7x7(x), (1, 3, 3), (1, 2, 2))  # (B, w, T/2, S/4, S/4)
 
-    def _stem(self, x: Tensor) -> Tensor:
-        x = getattr(self, self.names[2])(getattr(self, self.names[1])(x))  # (B, 3w, T/2, S/4, S/4)
-        return self.pool(x, (1, 3, 3), (1, 2, 2))
+    def _stem(self, x):
+        return same_max_pool(self.Conv3d_2c_3x3(self.Conv3d_2b_1x1(x)), (1, 3, 3), (1, 2, 2))  # (B, 3w, T/2, S/8, S/8)
 
-    def forward(self, clips: Tensor) -> Tensor:
+    def forward(self, clips):
         x = self._stem(self._bottom(check_clips(clips)))
-        x = self.Mixed_3c(self.Mixed_3b(x))  # (B, 7.5w, T/2, S/8, S/8)
-        x = self.pool(x, (3, 3, 3), (2, 2, 2))
+        x = same_max_pool(self.Mixed_3c(self.Mixed_3b(x)), (3, 3, 3), (2, 2, 2))  # (B, 7.5w, T/4, S/16, S/16)
         x = self.Mixed_4f(self.Mixed_4e(self.Mixed_4d(self.Mixed_4c(self.Mixed_4b(x)))))
-        x = self.pool(x, (2, 2, 2), (2, 2, 2))  # (B, 13w, T/8, S/32, S/32)
+        x = same_max_pool(x, (2, 2, 2), (2, 2, 2))  # (B, 13w, T/8, S/32, S/32)
         return self.Mixed_5c(self.Mixed_5b(x))  # (B, 16w, T/8, S/32, S/32)
 
 
-def factored(c_in: int, c_out: int, size: int, stride: int = 1) -> nn.Sequential:
-    """Space, BatchNorm, ReLU, then time, BatchNorm, ReLU: a cube of `size`, odd, in two; of size 1, in one."""
-    halves = [("1", (1, size, size), (1, stride, stride)), ("2", (size, 1, 1), (stride, 1, 1))]
-    layers = nn.Sequential()
-    for end, kernel, strides in halves if size > 1 else [("", (1, 1, 1), (1, 1, 1))]:
-        layers.add_module(f"conv{end}", conv3d(c_in, 0, c_out, kernel, strides))
-        layers.add_module(f"bn{end}", nn.BatchNorm3d(c_out))
-        layers.add_module(f"relu{end}", nn.ReLU(inplace=True))
-        c_in = c_out
-    return layers
+def hara(blocks):
+    """R3D (Hara et al. 2018) of torchvision's parts. BE: 16 frames, 18 layers at 112 pixels, 34 at 224."""
+    from torchvision.models.video import resnet
+
+    def stem():
+        return nn.Sequential(nn.Conv3d(3, 64, 7, (1, 2, 2), 3, bias=False), nn.BatchNorm3d(64), nn.ReLU(inplace=True),
+                             nn.MaxPool3d(3, 2, 1))  # (B, w, T/2, S/4, S/4)
+
+    return resnet.VideoResNet(resnet.BasicBlock, [resnet.Conv3DSimple] * 4, blocks, stem)
 
 
-class FactoredMixed(nn.Module):
-    """`Mixed` with its 3x3x3 convolutions factored; the same channels, CoCLR's names."""
+def extra(name):
+    """R3D and R(2+1)D (Tran et al. 2018) and S3D (Xie et al. 2018), as torchvision has them; not in the paper."""
+    from torchvision.models import get_model  # takes a second, and few ask for it
 
-    pieces = ("forward",)
-
-    def __init__(self, c_in: int, channels: list[int]):
-        super().__init__()
-        c0, c1a, c1b, c2a, c2b, c3 = channels
-        self.branch0 = nn.Sequential(factored(c_in, c0, 1))
-        self.branch1 = nn.Sequential(factored(c_in, c1a, 1), factored(c1a, c1b, 3))
-        self.branch2 = nn.Sequential(factored(c_in, c2a, 1), factored(c2a, c2b, 3))
-        self.branch3 = nn.Sequential(nn.MaxPool3d(3, 1, padding=1), factored(c_in, c3, 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([branch(x) for branch in self.children()], dim=1)
+    return get_model(name)
 
 
-def centred_max_pool(x: Tensor, size: Triple, stride: Triple) -> Tensor:
-    """Max pool padded alike on both sides; windows of 2, which have no centre, keep the last row of an odd map."""
-    return F.max_pool3d(x, size, stride, [(k - 1) // 2 for k in size], ceil_mode=size[-1] == 2)
+class Torchvision(nn.Module):
+    """A network of torchvision, as `make` makes it, under its names, without its head, at any width.
 
-
-class S3D(I3D):
-    """S3D (Xie et al. 2018) without gates, up to Mixed_5c: CoCLR's backbone; an extra, not in the BE paper.
-
-    CoCLR: 32 frames of 128 x 128. Names and BatchNorm's eps, 1e-5, are CoCLR's. Other than there and in torchvision,
-    the pool before Mixed_5b keeps the last row of an odd map (7 at 112 pixels), as the SAME rule does.
+    S3D as CoCLR has it: BatchNorm's eps is 1e-5, and the last pool keeps the end of an odd map, as the SAME rule does.
     """
 
-    names = ("Conv_1a", "Conv_2b", "Conv_2c")
-    unit, mixed, pool = staticmethod(factored), FactoredMixed, staticmethod(centred_max_pool)
+    def __init__(self, make, width=64):
+        super().__init__()
+        with torch.device("meta"):
+            network = make()
+        for name, stage in network.named_children():
+            if name in ("avgpool", "fc", "classifier"):
+                continue
+            self.add_module(name, stage)
+            for part in [stage] if name == "stem" else stage:
+                part.pieces = ("forward",)
+        for module in list(self.modules()):
+            for name, layer in module.named_children():
+                if isinstance(layer, nn.Conv3d):
+                    setattr(module, name, nn.LazyConv3d(scaled(layer.out_channels, width), layer.kernel_size,
+                                                        layer.stride, layer.padding, bias=False))
+                elif isinstance(layer, nn.BatchNorm3d):
+                    setattr(module, name, nn.LazyBatchNorm3d())
+                elif isinstance(layer, nn.MaxPool3d):
+                    layer.ceil_mode = layer.kernel_size == (2, 2, 2)
+        with torch.no_grad():
+            self.dim = self.eval()(torch.zeros(1, 3, 8, 32, 32)).shape[1]  # the layers count their inputs
+        he_init(self.train())
+
+    def forward(self, clips):
+        x = check_clips(clips)
+        for stage in self.children():
+            x = stage(x)
+        return x
 
 
-def checkpoint_activations(network: nn.Module) -> None:
+def checkpoint_activations(network):
     """Activation checkpointing (Chen et al. 2016), in place: backward computes the network's `pieces` a second time.
 
     Outputs, gradients, statistics and names stay the same. I3D's activations take a third of the memory, R(2+1)D's
@@ -321,7 +251,7 @@ def checkpoint_activations(network: nn.Module) -> None:
                                           preserve_rng_state=False, context_fn=partial(_contexts, module)))  # fmt: skip
 
 
-def _contexts(module: nn.Module):
+def _contexts(module):
     """Of the first and the second time. Running statistics have seen this batch already when it comes again."""
     @contextmanager
     def statistics_at_rest():
@@ -339,12 +269,12 @@ def _contexts(module: nn.Module):
 
 BACKBONES: dict[str, Callable[..., nn.Module]] = {
     "c3d": C3D,
-    "r3d18": partial(ResNet3D, (2, 2, 2, 2)),  # their later weights, `r3d18_*`, fit: shortcuts of type B
-    "r3d34": partial(ResNet3D, (3, 4, 6, 3)),
-    "r3d18tv": partial(ResNet3D, (2, 2, 2, 2), stem=(3, 7, 7), pool=False),
-    "r2plus1d18": partial(ResNet3D, (2, 2, 2, 2), stem=(3, 7, 7), pool=False, conv=conv2plus1d),
+    "r3d18": partial(Torchvision, partial(hara, (2, 2, 2, 2))),
+    "r3d34": partial(Torchvision, partial(hara, (3, 4, 6, 3))),
+    "r3d18tv": partial(Torchvision, partial(extra, "r3d_18")),
+    "r2plus1d18": partial(Torchvision, partial(extra, "r2plus1d_18")),
     "i3d": I3D,
-    "s3d": S3D,
+    "s3d": partial(Torchvision, partial(extra, "s3d")),
 }
 
 

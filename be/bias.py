@@ -1,81 +1,131 @@
-"""Background bias: test-time manipulations (verb `robustness`), masks of actors, Actor-HMDB51 (verb `actors`).
+"""Background bias: what does a network look at? Tests (verb `robustness`; docs/BIAS.md says what each is, and where
+from), the same as videos (`biasset`), masks of actors.
 
-    shot, partner = shots(samples, sampler, cfg, accelerator)
-    y = MANIPULATIONS["actor elsewhere"](shot(x, i))  # clips x (K, 3, T, S, S) of video i -> y, like x
+    lenders, masked = lend(samples, cfg, accelerator)  # who lends his scene to whom, who has a mask
+    for i, shot in shots(samples, sampler, cfg, accelerator, "test", lenders=lenders):
+        y = MANIPULATIONS["Action-Swap"](shot, 0)  # with the first lender: clips (K, 3, T, S, S), normalised
 
-The config key `scene` chooses one of MASKS. `rendered` is the truth of synthetic videos. `median` needs a still camera
-and an actor who leaves his place: its scene is then 1.5 levels of 255 from the true one, and the actors overlap by 0.8
-to 0.9 (intersection over union), by 0.3 where he pulses in place. With the demo's camera, which pans, it is 12 levels
-and 0.4.
+The config key `scene` says where masks are from. `masks` are those stored in the folder that the key `masks` names.
+`rendered` is the truth of synthetic videos. `median` needs a still camera and an actor who leaves his place: of persons
+in clips of HMDB51 it finds a quarter, and as much of the scene (docs/evidence/masks.md).
+
+Frames are composed as they are decoded, before a square is cut from them, and follow from the video alone, not from the
+clip: its scene is told from SPREAD frames of it. So `biasset` writes what `robustness` shows.
 """
 
 import json
+import math
 import os
-import shutil
-from collections import Counter
-from datetime import timedelta
-from functools import cache, partial
-from itertools import chain
+import pickle
+import sys
+import zlib
+from dataclasses import dataclass, field, replace
+from functools import cache, cached_property, partial
+from hashlib import blake2b
+from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from accelerate import Accelerator, InitProcessGroupKwargs
+import torch.nn.functional as F
+from scipy.io import loadmat
 from torch import Tensor
-from torchvision.models import detection, get_model, list_models
-from torchvision.ops import masks_to_boxes
 
 from be import datasets, synthetic
-from be.augment import Draws, crop, denormalise, normalise
-from be.config import Config, ConfigError, choose
+from be.augment import MEAN, Draws, denormalise, eval_view
+from be.config import Config, ConfigError
 from be.erase import draw_frame
 from be.evaluate import load_classifier, load_list, over_videos, spread_clips
 from be.report import page, plot_differences
-from be.runs import RunError, make_accelerator, place, progress, provenance, write_text
-from be.video import Reader, VideoError, encode, even_clips
-from be.weights import find, load
+from be.runs import make_accelerator, place, progress, provenance, write_text, writing
+from be.video import Reader, VideoError, encode
 
 THRESHOLD = 0.15  # difference in any colour, of pixels in [0, 1], above which a pixel counts as moving
-DONORS = 256  # videos of a list, drawn at random, whose scenes and actors are pasted into all videos of it
-LISTS, SMALLEST, BATCH = "testTrainMulti_7030_splits", 32, 16  # of `actors`: px; frames that the detector gets at once
+SPREAD = 16  # frames, evenly over a video
+DRAWS, LEAST, MOST = 3, 0.05, 0.5  # HAT's: of backgrounds; the part of a video's pixels that a mask has
 
 # ---- masks
 
+class Mask(NamedTuple):
+    """Where the persons of a video are."""
 
-def median_masks(x, _=None) -> tuple[Tensor, Tensor]:
-    """The median over time of every pixel and colour is the scene, what differs by more than THRESHOLD the actor."""
-    # Contiguous: of a tensor with strides of 0, a frozen clip, torch 2.15 computes a wrong median
-    scene = x.contiguous().median(2, keepdim=True).values.expand_as(x)  # of an even number of frames: the lower one
-    return scene, (denormalise(x) - denormalise(scene)).abs().amax(1, keepdim=True) > THRESHOLD
+    mask: np.ndarray  # bool (T, h, w): in each of the video's T frames, at a size of its own; (0, 1, 1): not known
+    source: str  # who says so: `file`, the name of a model, `median`, `rendered`; `none`: nobody
 
 
-def rendered_masks(samples, sampler, cfg: Config):
-    """The true masks of synthetic videos. Raises ConfigError of others."""
+NO_MASK = Mask(np.zeros((0, 1, 1), bool), "none")
+
+
+def stored_masks(samples, folder):
+    """The masks or boxes in a folder, see `masks`. -> read(i), the Mask of video i of the list, NO_MASK where there is
+    none; and where it is broken or does not fit the video, which stderr is told. Raises ConfigError without folder."""
+    if not os.path.isdir(folder):
+        raise ConfigError(f"masks={folder}: there is no such folder; `run.py masks` makes one")
+
+    def read(i):
+        file, source = mask_file(folder, samples.paths[i]), "file"
+        stem, mask = file.with_suffix(""), None
+        try:
+            with Reader(samples.path(i), samples.index(i)) as video:
+                frames = video.frames
+                if (table := stem.with_suffix(".csv")).exists():
+                    mask = np.zeros((frames, video.info.height, video.info.width), bool)
+            if file.exists():
+                with np.load(file, allow_pickle=False) as held:
+                    mask, source = held["mask"], str(held.get("source", source))
+                    if mask.dtype != bool:
+                        mask = np.unpackbits(mask, axis=2, count=held["shape"][2]).astype(bool)
+            elif (file := table).exists():
+                for frame, *box in np.loadtxt(file, delimiter=",", skiprows=1, ndmin=2):
+                    paint(mask[int(frame)], [box])
+            elif (file := stem / "puppet_mask.mat").exists():
+                mask = loadmat(file)["part_mask"].transpose(2, 0, 1) > 0
+            elif (file := stem).is_dir():
+                with Reader(file) as pictures:
+                    mask = pictures.decode(np.arange(pictures.frames)).any(3)
+            if mask is not None and (mask.ndim != 3 or len(mask) != frames):
+                raise ValueError(f"{mask.shape} is not (T, h, w) of a video of {frames} frames")
+        except Exception as error:  # of what is not the format that its name says, readers raise nearly anything
+            print(f"no mask of {samples.path(i)}: {file}: {error}", file=sys.stderr)
+            return NO_MASK
+        return NO_MASK if mask is None else Mask(mask, source)
+
+    return read
+
+
+def mask_file(folder, path: bytes) -> Path:
+    """Where the mask of a video is stored, of whose path the last two parts are its class and its name."""
+    return Path(folder, *os.fsdecode(path).split("/")[-2:]).with_suffix(".npz")
+
+
+def paint(mask, boxes):
+    """Sets in mask, bool (h, w), the pixels that boxes (n, 4) touch: left, top, right, bottom in px."""
+    for left, top, right, bottom in np.maximum(boxes, 0):
+        mask[math.floor(top) : math.ceil(bottom), math.floor(left) : math.ceil(right)] = True
+
+
+def masks_of(samples, cfg: Config):
+    """Where the actor is, by `cfg.scene`. -> actor_in(i, numbers (n,), frames (n, H, W, 3)) -> bool (n, H, W, 1)
+    numbers: of frames of video i, of which the last SPREAD lie evenly over it. Raises ConfigError of `rendered` on
+    other videos, of `masks` without them."""
+    if cfg.scene == "median":
+        return lambda i, numbers, frames: (
+            (frames.short() - frames[-SPREAD:].median(0).values).abs().amax(3, keepdim=True) > 255 * THRESHOLD)
+    read = stored_masks(samples, cfg.masks or "") if cfg.scene == "masks" else true_masks(samples)
+
+    def actor_in(i, numbers, frames):
+        mask = torch.from_numpy(read(i).mask).to(frames.device)[..., None]
+        size = frames.shape[1:3]
+        return fit(mask[numbers], *size) if len(mask) else mask.new_zeros(len(frames), *size, 1)
+
+    return actor_in
+
+
+def true_masks(samples):
+    """Of synthetic videos, as `stored_masks`."""
     known = specs(samples.root)
-
-    def masks_of(x, i):
-        spec = known[samples.paths[i]]
-        rng = np.random.default_rng((cfg.seed, 0, i))  # as datasets.Clips has it
-        return true_masks(x, spec, sampler(spec.frames, rng), cfg.short_side)
-
-    return masks_of
-
-
-def true_masks(x, spec: synthetic.Spec, frames, short_side: int) -> tuple[Tensor, Tensor]:
-    """Of a video made of `spec`: clips x of its frames (K, T), cut at `short_side` px. -> scene, actor, see MASKS"""
-    _, mask, background = synthetic.render(spec)
-    mask = np.broadcast_to(255 * mask[frames, ..., None].view(np.uint8), background[frames].shape)
-    both = torch.from_numpy(np.concatenate([background[frames], mask]))  # (2K, T, H, W, 3)
-    one, size = torch.ones(len(both), 1), torch.tensor([spec.height, spec.width])
-    side = x.shape[-1] * spec.short / short_side  # px, of the square `eval_view` shows
-    scene, actor = crop(both, size * one, one / 2, side * one[:, 0], 0 * one[:, 0], x.shape[-1]).to(x.device).chunk(2)
-    return normalise(scene), actor[:, :1] > 0.5
-
-
-# Key `scene` -> (samples, sampler, cfg) -> (clips x (K, 3, T, S, S) of video i, of the frames that `sampler` chose, i)
-# -> scene, like x, without the actor; actor, bool (K, 1, T, S, S), true where he is.
-MASKS = {"median": lambda *_: median_masks, "rendered": rendered_masks}
+    return lambda i: Mask(synthetic.render(known[samples.paths[i]])[1], "rendered")
 
 
 @cache
@@ -86,102 +136,306 @@ def specs(root: str) -> dict[bytes, synthetic.Spec]:
     return {os.fsencode(video.path): video.spec for video in synthetic.load(root)}
 
 
+# ---- what is shown
+
+
+@dataclass(frozen=True, eq=False)
+class Shot:
+    """Frames of a video, where the actor is in them, and what others lend. Frames are uint8, masks bool."""
+
+    frames: Tensor  # (n, H, W, 3), as decoded
+    actor: Tensor  # (n, H, W, 1)
+    numbers: Tensor  # (n,) which frames of the video these are
+    spread: Tensor  # (SPREAD, H, W, 3), evenly over the video
+    spread_actor: Tensor  # (SPREAD, H, W, 1)
+    cfg: Config
+    key: tuple[int, int]  # seed, and the video whatever the list: what is drawn for it follows from that
+    lent: dict[int, "Shot"] = field(default_factory=dict)  # of the draws that have one, a video at the same moments
+    still: tuple[np.ndarray, ...] = ()  # for each draw a picture (H, W, 3)
+
+    @cached_property
+    def x(self) -> Tensor:
+        """The clips as a network sees them, (K, 3, T, S, S), normalised."""
+        return self.look(self.frames)
+
+    @cached_property
+    def scene(self) -> Tensor:
+        """The frames without the actor and a rim of a 24th of the short side. Behind him is the median of the SPREAD
+        frames in which he is not there, and where he always is, the mean colour of that."""
+        spread_actor, actor = (grown(mask, min(mask.shape[1:3]) // 24) for mask in (self.spread_actor, self.actor))
+        behind = self.spread.float().masked_fill(spread_actor, torch.nan).nanmedian(0).values  # (H, W, 3)
+        behind = torch.where(behind.isnan(), behind.nanmean((0, 1)), behind).nan_to_num().round().byte()
+        return torch.where(actor, behind, self.frames)
+
+    def look(self, frames: Tensor) -> Tensor:
+        """Frames (n, H, W, 3) as a network sees them, see `x`. Of a single one T is 1."""
+        clips = frames.unflatten(0, (-1, min(self.cfg.frames, len(frames))))
+        size = torch.tensor(clips.shape[2:4], device=clips.device).expand(len(clips), 2)
+        return eval_view(clips, size, self.cfg.size)
+
+    def seen(self, mask: Tensor) -> Tensor:
+        """A mask (n, H, W, 1) likewise: bool (K, T, S, S)."""
+        return denormalise(self.look(255 * mask.byte().expand(-1, -1, -1, 3)))[:, 0] > 0.5
+
+
+class Takes(datasets.Clips):
+    """What the loader decodes for a Shot. Key (i, j, ...): video i, then videos j, ... at the same moments of theirs.
+    -> of each: can it be read; which frames, int64 (n,), of which the last are the SPREAD ones; uint8 (n, H, W, 3)"""
+
+    def __getitem__(self, key):
+        numbers, takes = [], []
+
+        def sampler(n, rng):
+            own = numbers[0][:-SPREAD] * n // (numbers[0][-1] + 1) if numbers else self.sampler(n, rng).ravel()
+            numbers.append(np.concatenate([own, np.linspace(0, n - 1, SPREAD).astype(np.int64)]))
+            return numbers[-1]
+
+        for j in key:
+            item = super(Takes, replace(self, sampler=sampler)).__getitem__((0, j))
+            takes.append((item.ok, torch.from_numpy(numbers[-1]), torch.from_numpy(item.clips)))
+        return takes
+
+
+def shots(samples, sampler, cfg: Config, accelerator, what: str, mine=None, lenders=None):
+    """Yields each video's place in the list and its Shot, None where that or a lender is unreadable; as
+    `evaluate.views`. lenders: (draws, N), places of the videos that lend in each draw, -1 for none."""
+    mine = range(accelerator.process_index, len(samples), accelerator.num_processes) if mine is None else mine
+    lenders = np.empty((0, len(samples)), int) if lenders is None else lenders
+    keys = [(i, *lenders[lenders[:, i] >= 0, i].tolist()) for i in mine]
+    actor_in, still = masks_of(samples, cfg), backgrounds(cfg.backgrounds)
+    loader = datasets.loader(Takes(samples, sampler, cfg.short_side, cfg.seed, False, cfg.cache_gb),
+                             [[key] for key in keys], cfg.workers, accelerator.device, itemgetter(0))
+
+    def shot(j, _, numbers, frames):
+        numbers, frames = numbers.to(accelerator.device), frames.to(accelerator.device)
+        actor, n = actor_in(j, numbers, frames), len(frames) - SPREAD
+        key = cfg.seed, zlib.crc32(samples.paths[j])
+        return Shot(frames[:n], actor[:n], numbers[:n], frames[n:], actor[n:], cfg, key)
+
+    takes = progress(loader, len(keys), what) if accelerator.is_main_process else loader
+    for key, found in zip(keys, takes, strict=True):
+        if not all(ok for ok, *_ in found):
+            yield key[0], None
+            continue
+        one, *others = (shot(j, *take) for j, take in zip(key, found, strict=True))
+        yield key[0], replace(
+            one, lent=dict(zip(np.flatnonzero(lenders[:, key[0]] >= 0).tolist(), others, strict=True)),
+            still=tuple(still(np.random.default_rng((*one.key, draw)), *one.frames.shape[1:3])
+                        for draw in range(len(lenders))))
+
+
+def lend(samples, cfg: Config, accelerator):
+    """Who lends his scene to whom: for each draw the place of a readable video of another class, -1 where there is
+    none, (draws, N); of `cfg.pairs`, or at random, of a video with a mask where one has it. And who has a mask, (N,)
+    bool. Says how many. Decodes SPREAD frames of each video. RunError where none can be read."""
+    none = np.empty((0, cfg.frames), np.int64)
+    found = over_videos(lambda shot, i: shot.spread_actor.float().mean(), samples, lambda *_: none, cfg, accelerator,
+                        "masks", look=shots)
+    share, ok = (of.numpy() for of in found)
+    masked, label = ok & (share >= LEAST) & (share <= MOST), samples.labels
+    if cfg.pairs:
+        files = sorted(Path(cfg.pairs).glob("*.p*k*l*")) or [cfg.pairs]  # a file has no files below it
+        lenders = np.array([read_pairs(file, samples, accelerator.print) for file in files])
+        lenders[~ok[lenders] | (label[lenders] == label)] = -1
+    else:
+        pools = {c: np.flatnonzero(ok & (label != c)) for c in np.unique(label)}
+        pools = {c: pool[masked[pool]] if masked[pool].any() else pool for c, pool in pools.items()}
+        lenders = np.array([[np.random.default_rng((cfg.seed, draw, i)).choice(pools[c]) if len(pools[c]) else -1
+                             for i, c in enumerate(label)] for draw in range(DRAWS)])
+    accelerator.print(
+        f"{masked.sum()} of {len(ok)} videos have a mask on {LEAST:.0%} to {MOST:.0%} of their pixels, "
+        f"{(ok & (share == 0)).sum()} none at all, {(~ok).sum()} cannot be read; "
+        f"{(lenders < 0).any(0).sum()} lack a video of another class that lends them its scene")
+    return lenders, masked
+
+
+class PlainPickle(pickle.Unpickler):
+    """Reads texts, numbers, arrays and containers of them. Code that a pickle names to be run is not run."""
+
+    ALLOWED = {"ndarray": np.ndarray, "dtype": np.dtype, "_reconstruct": np.zeros(1).__reduce__()[0],
+               "scalar": np.float64(0).__reduce__()[0], "encode": lambda text, _: text.encode("latin1")}
+
+    def find_class(self, module, name):
+        if module.split(".")[0] in ("numpy", "_codecs") and name in self.ALLOWED:
+            return self.ALLOWED[name]
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which may run code")
+
+
+def read_pairs(file, samples, say=print) -> np.ndarray:
+    """The pairs of HAT and DEVIAS: a pickle of {"CLASS/NAME": ["CLASS/NAME of the background", ...]}, found by NAME,
+    with or without extension. -> (N,), the place of each video's background, -1 for none. Says what the list lacks. No
+    code runs from the file. Raises ConfigError for one that cannot be read, or holds anything else."""
+    names = [Path(os.fsdecode(path)) for path in samples.paths]
+    place = {name: i for i, path in enumerate(names) for name in (path.stem, path.name)}
+    try:
+        with open(file, "rb") as data:
+            pairs = PlainPickle(data, encoding="latin1").load().items()
+        pairs = [(os.path.basename(one), os.path.basename(other)) for one, (other, *_) in pairs]
+    except Exception as error:  # of what is no pickle, or another one, the unpickler raises nearly anything
+        raise ConfigError(f"pairs={file} cannot be read: {error}; it should be a pickle (or a folder of some) of "
+                          '{"CLASS/NAME": ["CLASS/NAME of the background", ...]}') from None
+    known = {place[one]: place[other] for one, other in pairs if one in place and other in place}
+    absent = sorted({name for pair in pairs for name in pair} - place.keys())
+    say(f"{file}: of {len(pairs)} pairs {len(known)} are in the list of {len(names)} videos; {len(absent)} names are "
+        f"not: {', '.join(absent[:5])}{' ...' if len(absent) > 5 else ''}")
+    return np.array([known.get(i, -1) for i in range(len(names))])
+
+
+def fit(pictures: Tensor, H: int, W: int) -> Tensor:
+    """Pictures (n, h, w, C), uint8 or bool, scaled until they fill H x W px, of which the centre is cut out."""
+    if pictures.dtype == torch.bool:
+        return fit(255 * pictures.byte(), H, W) > 127
+    h, w = pictures.shape[1:3]
+    if (h, w) == (H, W):
+        return pictures
+    scale = max(H / h, W / w)
+    h, w = (side if abs(scale * own - side) < 2 else round(scale * own) for own, side in ((h, H), (w, W)))
+    x = F.interpolate(pictures.movedim(-1, 1).float(), (h, w), mode="bilinear", antialias=True)
+    top, left = (h - H) // 2, (w - W) // 2
+    return x[:, :, top : top + H, left : left + W].round().clamp(0, 255).byte().movedim(1, -1)
+
+
+def grown(mask: Tensor, rim: int) -> Tensor:
+    """A mask (n, H, W, 1) with all that is at most `rim` px beside it, above and below."""
+    return F.max_pool2d(mask.movedim(-1, 1).float(), 2 * rim + 1, 1, rim).movedim(1, -1) > 0
+
+
+def centre(mask: Tensor) -> Tensor:
+    """The centre of mass of a mask (n, H, W, 1), y and x in px; of the picture if nothing is masked."""
+    places = (mask if mask.any() else ~mask).nonzero()[:, 1:3]
+    return places.double().mean(0)
+
+
 # ---- manipulations
 
 
-class Shot(NamedTuple):
-    """Clips of a video, what they are made of, and what a video of another class lends; pictures are normalised."""
+def sinusoid(rng, H: int, W: int) -> np.ndarray:
+    """A sine wave's stripes, in a random colour and its complement, at a random angle; with the ranges of StillMix (Li
+    et al., ICCV 2023), whose pictures have 256 px. -> uint8 (H, W, 3)"""
+    unit, colour, (turn, phase) = min(H, W) / 256, rng.random(3), rng.uniform(0, 2 * np.pi, 2)
+    half, length, height = rng.uniform((5, 4, 10), (20, 1004, 110)) * unit  # of a stripe's width; of the wave
+    period = rng.uniform(3, 5) * half
+    y, x = np.indices((H, W)) - np.array([H, W]).reshape(2, 1, 1) / 2
+    along, across = np.cos(turn) * x + np.sin(turn) * y, np.cos(turn) * y - np.sin(turn) * x
+    off = across - height * np.sin(2 * np.pi * along / length + phase)
+    inside = abs((off + period / 2) % period - period / 2) < half
+    return np.rint(255 * np.where(inside[..., None], 1 - colour, colour)).astype(np.uint8)
 
-    x: Tensor  # (K, 3, T, S, S) the clips
-    scene: Tensor  # (K, 3, T, S, S) without the actor
-    actor: Tensor  # (K, 1, T, S, S) bool, where he is
-    other_frame: Tensor  # (3, 1, S, S), the frame in the middle of the other video's central clip
-    other_scene: Tensor  # (3, 1, S, S)
-    other_actor: Tensor  # (1, 1, S, S) bool
-    key: tuple[int, int]  # seed, place of the video in the list
+
+def backgrounds(folder: str | None):
+    """-> still(rng, H, W), a picture uint8 (H, W, 3): one of those below the folder, or a `sinusoid`. Raises
+    ConfigError where there is none, and for one that cannot be read."""
+    if folder is None:
+        return sinusoid
+    files = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
+    if not files:
+        raise ConfigError(f"backgrounds={folder} has no JPEG or PNG below it")
+
+    def still(rng, H, W):
+        try:
+            with Reader(files[rng.integers(len(files))]) as picture:
+                return fit(torch.from_numpy(picture.decode([0])), H, W)[0].numpy()
+        except VideoError as error:
+            raise ConfigError(f"{error}; take it out of backgrounds={folder}") from None
+
+    return still
 
 
-def shuffled(shot: Shot):
+def human_only(shot: Shot, _):
+    """All but the actor is grey, the mean of ImageNet."""
+    return torch.where(shot.actor, shot.frames, (255 * torch.tensor(MEAN)).round().byte().to(shot.frames.device))
+
+
+def swap(shot: Shot, draw: int):
+    """The actor in the scene of the lender, at whose actor's centre of mass, over the video, his own is."""
+    lender, (H, W) = shot.lent[draw], shot.frames.shape[1:3]
+    y, x = (centre(fit(lender.spread_actor, H, W)) - centre(shot.spread_actor)).round().int().tolist()
+    frames, actor = (F.pad(part, (0, 0, x, -x, y, -y)) for part in (shot.frames, shot.actor))
+    return torch.where(actor, frames, fit(lender.scene, H, W))
+
+
+def scuba(shot: Shot, draw: int):
+    """The actor on a still picture."""
+    return torch.where(shot.actor, shot.frames, torch.from_numpy(shot.still[draw]).to(shot.frames.device))
+
+
+def scufo(shot: Shot, draw: int):
+    """One frame of SCUBA, drawn from the SPREAD ones with an actor, in place of all."""
+    n = np.random.default_rng((*shot.key, draw, 1)).choice(shot.spread_actor.any((1, 2, 3)).nonzero()[:, 0].cpu())
+    one = replace(shot, frames=shot.spread[n, None], actor=shot.spread_actor[n, None])
+    return scuba(one, draw).expand_as(shot.frames)
+
+
+# Asked of videos with a mask, and written by `biasset`: (Shot, draw) -> frames, uint8 (n, H, W, 3)
+KINDS = {"Human-Only": human_only, "Scene-Only": lambda shot, _: shot.scene, "Action-Swap": swap, "SCUBA": scuba,
+         "SCUFO": scufo}
+DRAWN = ("Action-Swap", "SCUBA", "SCUFO")
+LENT = ("Action-Swap", "static body", "foreign frame")  # asked of videos that another one lends to
+
+
+def composed(shot: Shot, draw: int = 0, kind: str = "SCUBA"):
+    frames = KINDS[kind](shot, draw)
+    return shot.look(frames[: shot.cfg.frames] if kind == "SCUFO" else frames)  # all of its clips are one
+
+
+def pasted(shot: Shot) -> tuple[Tensor, Tensor]:
+    """The lender's frame in the middle (1, H, W, 3), at the size of this video's, and where the actor is in it."""
+    lender, n, size = shot.lent[0], len(shot.frames) // 2, shot.frames.shape[1:3]
+    return fit(lender.frames[n, None], *size), fit(lender.actor[n, None], *size)
+
+
+def static_body(shot: Shot, _=0):
+    frame, body = pasted(shot)
+    return shot.look(torch.where(body, frame, shot.frames))
+
+
+def shuffled(shot: Shot, _=0):
     order = Draws(*shot.key, device=shot.x.device).rand(len(shot.x), shot.x.shape[2]).argsort(1)  # (K, T)
     return shot.x.take_along_dim(order[:, None, :, None, None], 2)
 
 
-def erased(shot: Shot, lam: float):
+def erased(shot: Shot, _=0, lam: float = 0.3):
     """Eq. 1 with `lam` given. The frame is drawn, the same for all lam."""
     return torch.lerp(shot.x, draw_frame(shot.x, Draws(*shot.key, device=shot.x.device)), lam)
 
 
-MANIPULATIONS = {  # Shot -> like Shot.x
-    "original": lambda shot: shot.x,
-    "one frame": lambda shot: shot.x[:, :, shot.x.shape[2] // 2, None].expand_as(shot.x),
+MANIPULATIONS = {  # (Shot, draw) -> clips like Shot.x
+    "original": lambda shot, _=0: shot.x,
+    "frozen": lambda shot, _=0: shot.x[:, :, shot.x.shape[2] // 2, None].expand_as(shot.x),
     "shuffled": shuffled,
-    "scene only": lambda shot: shot.scene,
-    "actor elsewhere": lambda shot: torch.where(shot.actor, shot.x, shot.other_scene),
-    "static body": lambda shot: torch.where(shot.other_actor, shot.other_frame, shot.x),
-    "foreign frame": lambda shot: torch.lerp(shot.x, shot.other_frame, 0.3),
+    "reversed": lambda shot, _=0: shot.x.flip(2),
+    **{kind: partial(composed, kind=kind) for kind in KINDS},
+    "static body": static_body,
+    "foreign frame": lambda shot, _=0: torch.lerp(shot.x, shot.look(pasted(shot)[0]), 0.3),
     **{f"BE, {lam}": partial(erased, lam=lam) for lam in (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)},
 }
-
-
-def shots(samples, sampler, cfg: Config, accelerator):
-    """Takes the clips of a list apart by `cfg.scene`. -> shot, partner
-
-    shot(x, i): the Shot of video i, whose clips x `sampler` chose. partner[i]: the place of the video of another class
-    that lends it its scene and actor. Decodes up to DONORS videos. Raises RunError if they are all of one class.
-    """
-    some = np.sort(np.random.default_rng((cfg.seed, 0)).permutation(len(samples))[:DONORS])
-    chosen, sampler_of_one = samples.take(some), partial(even_clips, K=1, T=cfg.frames, stride=cfg.stride)
-    masks_of, masks_of_chosen = (MASKS[cfg.scene](*of, cfg) for of in ((samples, sampler), (chosen, sampler_of_one)))
-
-    def still(x, i):
-        return torch.cat([part[0, :, cfg.frames // 2] for part in (x, *masks_of_chosen(x, i))])
-
-    stills, ok = over_videos(still, chosen, sampler_of_one, cfg, accelerator, "other videos")  # (n, 7, S, S)
-    readable = np.flatnonzero(ok)
-    if len(set(chosen.labels[readable])) < 2:
-        raise RunError(f"{len(readable)} readable videos of one class: there is none of another one to paste from")
-    lender = [np.random.default_rng((cfg.seed, i)).choice(readable[chosen.labels[readable] != label])
-              for i, label in enumerate(samples.labels)]
-
-    def shot(x, i):
-        frame, scene, actor = stills[lender[i], :, None].to(x.device).split((3, 3, 1))
-        return Shot(x, *masks_of(x, i), frame, scene, actor > 0, (cfg.seed, i))
-
-    return shot, some[lender]
 
 
 # ---- robustness
 
 # What is asked: which answer, beside a model of scenes, speaks for a model of motion (neither: no arrow), who asks it
-QUESTIONS = dict.fromkeys(MANIPULATIONS, "↑ paper, Eq. 1") | {
-    "original": "↑", "one frame": "↓ paper 4.7: static video", "shuffled": "",
-    "scene only": "↓ HAT (NeurIPS 2022): Scene-Only", "actor elsewhere": "↑ HAT: Action-Swap", "fooled": "↓ HAT: SBErr",
-    "static body": "↑ paper 4.7", "foreign frame": "↑ paper 4.7", "conflict: motion": "↑", "conflict: scene": "↓",
+QUESTIONS = {
+    "original": "↑", "original, masked": "↑ the videos with a mask alone", "frozen": "↓ paper 4.7: static video",
+    "shuffled": "", "reversed": "", "Human-Only": "↑ HAT, NeurIPS 2022", "Scene-Only": "↓ HAT",
+    "SHAcc": "↑ HAT: Action-Swap", "SBErr": "↓ HAT: Action-Swap", "SCUBA": "↑ StillMix, ICCV 2023",
+    "SCUFO": "↓ StillMix", "contrasted": "↑ StillMix: SCUBA and not SCUFO", "static body": "↑ paper 4.7",
+    "foreign frame": "↑ paper 4.7", **{name: "↑ paper, Eq. 1" for name in MANIPULATIONS if name.startswith("BE")},
+    "conflict: motion": "↑", "conflict: scene": "↓",
 }
 
 
 def robustness(*runs: tuple[Path, Config]):
     """robustness: test fine-tuned models on videos without motion, without actors, before other scenes
 
-    The lists are `subset`, such as test,swapped. Every video is shown whole and manipulated, the same `test_clips`
-    clips each time; `scene` says how scene and actor are told apart. Runs of one experiment (seeds, splits) are
-    averaged. To OUT go robustness-DATASET-SUBSET.json, .md and .png, in % of all videos, the unreadable being wrong:
-
-        original           the accuracy as `evaluate` has it (with `static`: of one frame)
-        one frame          the frame in the middle of each clip, repeated: what looks alone are good for
-        shuffled           all frames of each clip, in random order
-        scene only         without the actor: at best chance, for a model of actions
-        actor elsewhere    the actor, as he moves, before the still scene of a video of another class
-        fooled             share of the answers to that which name the class of the other video: chance is 1 / classes
-        static body        the actor of the other video stands in the picture, cut out of one frame
-        foreign frame      a frame of the other video lies over all frames with weight 0.3
-        BE, lam            Eq. 1 at test time: a random frame of the clip is mixed into all of it with weight lam
-        conflict           of synthetic videos with scenes of another class: answers that name the motion's, the scene's
+    docs/BIAS.md says what each test is, which way it points, and where it is from. The lists are `subset`, such as
+    test,swapped; the clips are the `test_clips` of `evaluate`. `scene` says where the masks of actors are from, `pairs`
+    which videos are swapped, `backgrounds` which pictures are put behind the actor. Runs of one experiment (seeds,
+    splits) are averaged; of a single run the draws of a test are. All is in % of the videos that are asked about; the
+    unreadable are wrong. To OUT go robustness-DATASET-SUBSET.json, .md and .png.
     """
     for out, about, rows in compare("robustness", runs, measure):
-        lines, drawn = table(rows)
-        publish(out, f"Top-1 in %, {about['test_clips']} clips a video, scene: {about['scene']}", about, rows, lines)
-        drawn["chance"] = np.array([100 / about["classes"]])
+        lines, drawn = table(rows, about["classes"])
+        publish(out, f"Top-1 in %, {about['test_clips']} clips a video, masks: {about['scene']}", about, rows, lines)
         plot_differences(out.with_suffix(".png"), drawn, f"{out.name}: top-1 or share of answers, in %")
 
 
@@ -202,6 +456,7 @@ def compare(verb: str, runs, one):
             samples = load_list(cfg, subset, classes)
             numbers = one(place(model, accelerator.device, cfg.precision), samples, cfg, accelerator, path,
                           subset)
+            name += ", frozen" * path.name.startswith("linear-")
             rows.append({"experiment": name, "run": str(path), "split": cfg.split, "seed": cfg.seed, **numbers})
         if accelerator.is_main_process:
             about = {"dataset": first.dataset, "subset": subset, "test_clips": first.test_clips, "scene": first.scene,
@@ -226,162 +481,116 @@ def publish(out: Path, what: str, about: dict, rows: list[dict], shown: list[dic
     print(f"{text}\nwritten to {out}.*")
 
 
-def measure(model, samples, cfg: Config, accelerator, *_) -> dict[str, float]:
-    """All numbers of one model on one list, in %; NaN where there is no video to ask about."""
+def measure(model, samples, cfg: Config, accelerator, *_) -> dict:
+    """All numbers of one model on one list, in %, NaN where there is no video to ask about. "NAME, draws": each one's;
+    "NAME, videos": how many were asked about, in each draw."""
     model.eval()
-    sampler = spread_clips(cfg, cfg.test_clips)
-    shot, partner = shots(samples, sampler, cfg, accelerator)
+    lenders, masked = lend(samples, cfg, accelerator)
+    asked = {(name, draw): (masked | (name not in KINDS)) & ((lender >= 0) | (name not in LENT))
+             & (masked[lender] | (name != "Action-Swap"))
+             for draw, lender in enumerate(lenders) for name in (DRAWN if draw else MANIPULATIONS)}
 
-    def compute(x, i):
-        whole = shot(x, i)
-        return torch.stack([model.logits(y(whole)).float().softmax(1).mean(0) for y in MANIPULATIONS.values()])
+    def compute(shot, i):
+        rows = shot.x.new_zeros(len(asked), len(samples.classes))
+        for row, ((name, draw), videos) in zip(rows, asked.items(), strict=True):
+            if videos[i]:
+                row[:] = model.logits(MANIPULATIONS[name](shot, draw)).float().softmax(1).mean(0)
+        return rows
 
-    probabilities, ok = over_videos(compute, samples, sampler, cfg, accelerator, "robustness")  # (N, M, classes)
-    answers = probabilities.argmax(2).masked_fill(~ok[:, None], -1)
-    label, answer = torch.from_numpy(samples.labels), dict(zip(MANIPULATIONS, answers.T, strict=True))
-    right = {name: of == label for name, of in answer.items()}
-    right["fooled"] = answer["actor elsewhere"] == label[partner]
+    probabilities, ok = over_videos(compute, samples, spread_clips(cfg, cfg.test_clips), cfg, accelerator, "robustness",
+                                    look=partial(shots, lenders=lenders))  # (N, tests, classes)
+    answers = dict(zip(asked, probabilities.argmax(2).masked_fill(~ok[:, None], -1).numpy().T, strict=True))
+    numbers = {"n_scored": int(ok.sum()), "n_expected": len(samples), "n_masked": int(masked.sum())}
+    for name, draws in judge(answers, asked, samples, lenders, masked).items():
+        percent = [100 * float(hit[videos].mean()) if videos.any() else np.nan for hit, videos in draws]
+        numbers |= {name: float(np.mean(percent)), f"{name}, videos": [int(videos.sum()) for _, videos in draws]}
+        if len(draws) > 1:
+            numbers[f"{name}, draws"] = [None if value != value else value for value in percent]
+    return numbers
+
+
+def judge(answers, asked, samples, lenders, masked) -> dict[str, list[tuple[np.ndarray, np.ndarray]]]:
+    """Of each question and draw: which videos are answered so, and which are asked about, (N,) bool both. answers: the
+    classes (N,) that a network names, -1 for an unreadable video; of each manipulation and draw, as `asked`."""
+    label, found = samples.labels, {}
+    right = {key: answer == label for key, answer in answers.items()}
+    for (name, draw), hit in right.items():
+        found.setdefault("SHAcc" if name == "Action-Swap" else name, []).append((hit, asked[name, draw]))
+    found["SBErr"] = [(answers["Action-Swap", draw] == label[lender], asked["Action-Swap", draw])
+                      for draw, lender in enumerate(lenders)]
+    found["contrasted"] = [(right["SCUBA", draw] & ~right["SCUFO", draw], masked) for draw in range(len(lenders))]
+    found["original, masked"] = [(right["original", 0], masked)]
     if samples.scenes:
-        family = torch.tensor([list(synthetic.SCENES).index(name) for name in samples.scenes])
-        scene = family[samples.scene]  # (N,), the class whose own family it is
-        conflict = ok & (scene != label)
-        right["conflict: motion"] = right["original"][conflict]
-        right["conflict: scene"] = (answer["original"] == scene)[conflict]
-    percent = {name: 100 * of.float().mean().item() for name, of in right.items()}
-    return {**percent, "n_scored": int(ok.sum()), "n_expected": len(samples)}
+        family = np.array([list(synthetic.SCENES).index(name) for name in samples.scenes])
+        scene, answer = family[samples.scene], answers["original", 0]  # the class whose own family it is
+        conflict = (answer >= 0) & (scene != label)
+        found |= {"conflict: motion": [(answer == label, conflict)], "conflict: scene": [(answer == scene, conflict)]}
+    return found
 
 
-def table(rows) -> tuple[list[dict], dict[str, np.ndarray]]:
-    """A line for each question: of each experiment the numbers of its runs, None where one lacks it; the numbers."""
-    lines, found = [], {}
+def table(rows, classes: int) -> tuple[list[dict], dict[str, np.ndarray]]:
+    """A line for each question: what guessing gets; of how many videos it is asked; of each experiment the numbers of
+    its runs, of a single run those of its draws, None where one lacks it. And these numbers."""
+    lines, found = [], {"chance": np.array([100 / classes])}
     for what, told in QUESTIONS.items():
-        lines.append({"": f"{what} {told}"})
+        videos = sorted({n for row in rows for n in row.get(f"{what}, videos", ())})
+        guess = 100 / classes * (1 - (what == "contrasted") / classes)
+        lines.append({"": f"{what} {told}", "chance": guess, "videos": " to ".join(map(str, videos))})
         for name in dict.fromkeys(row["experiment"] for row in rows):
-            values = np.array([row.get(what, np.nan) for row in rows if row["experiment"] == name])
+            mine = [row for row in rows if row["experiment"] == name]
+            values = [row.get(what) for row in mine]
+            values = np.array(mine[0].get(f"{what}, draws", values) if len(mine) == 1 else values, float)
             lines[-1][name] = None if np.isnan(values).any() else values.tolist()
             if lines[-1][name]:
                 found[f"{what}, {name}"] = values
     return lines, found
 
 
-# ---- Actor-HMDB51 (paper 4.6, Figure 5)
+# ---- generated sets
 
-def actors(data: str = "data", detector: str = "fasterrcnn_resnet50_fpn_v2", weights: str | None = None,
-           score: float = 0.8):
-    """actors: make Actor-HMDB51, which is HMDB51 cropped to its persons: DATA/actor_hmdb51 from DATA/hmdb51 (Figure 5)
 
-    detector   one of torchvision's for COCO, by name; or `rendered`: the true actors of synthetic videos
-    weights    a file of its weights; default: torchvision's own, downloaded once
-    score      the least confidence, 0 to 1, of what is taken for a person
+def biasset(cfg: Config):
+    """biasset: write a test of `robustness` as videos, for other code: OUT/bias-DATASET-.../KIND/.../NAME__DRAW.mp4
 
-    The authors did not publish theirs. As they say (paper 4.6), the detector looks at every frame, and the video is
-    cropped to the smallest box that holds all persons of all its frames, with even sides of at least 32 px, as far as
-    the picture goes. Use it as dataset=actor_hmdb51, with HMDB51's lists and names. Beside each video, NAME.json says
-    its size, frames, box, how often a person was seen, and what was done: `cropped`; `kept whole`, as no person was
-    seen; or `unreadable`: there is no copy, and a test counts the video as wrong, here as in HMDB51. After a crash the
-    same command goes on where it stopped. Under `accelerate launch` each process takes its share.
+    `kind` says which. A test of them, with the same short_side, seed and masks, is that of `robustness`, to the bit:
+    H.264 without loss, in RGB, which all read that build on FFmpeg, and where a still background costs next to nothing.
+    A video without a mask, or without a lender, is not written, and counted. The folder is a `plain` data set:
+    test_data=FOLDER subset=KIND tests a network on it. KIND.json says what each video was made from, the BLAKE2b of its
+    frames, and one hash of all. Under `accelerate launch` each process takes its share.
     """
-    # Who has done his share waits for the others, as long as it takes
-    accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=2))])
-    root, target = Path(data) / "hmdb51", Path(data) / "actor_hmdb51"
-    lists = [datasets.load("hmdb51", data, *which) for which in datasets.DATASETS["hmdb51"].subsets(root)]
-    paths = sorted({path for samples in lists for path in samples.paths.tolist()})
-    detect = (rendered_boxes(lists[0].root) if detector == "rendered"
-              else torchvision_detector(detector, weights, score, accelerator.device))
-    how = {"detector": detector, "weights": weights, "score": score}
+    accelerator, kind = make_accelerator(cfg), {name.lower(): name for name in KINDS}[cfg.kind]
+    samples = datasets.load_for(cfg, cfg.subset, cfg.test_data)
+    out = Path(cfg.out, f"bias-{cfg.dataset}-{cfg.subset}-split{cfg.split}-seed{cfg.seed}")
+    lenders, masked = lend(samples, cfg, accelerator)
+    lenders = lenders if kind in DRAWN else lenders[:1]
+    wanted = masked & ((lenders >= 0) & masked[lenders] | (kind != "Action-Swap"))  # (draws, N)
+    names = [f"{cfg.kind}/{os.path.splitext(os.fsdecode(path))[0]}__" for path in samples.paths]
+
+    def write(shot, i):
+        digests = torch.zeros(len(wanted), 16, dtype=torch.uint8)
+        with Reader(samples.path(i), samples.index(i)) as video:
+            fps = video.info.fps
+        for draw in np.flatnonzero(wanted[:, i]):
+            frames, aside = KINDS[kind](shot, draw).cpu().numpy(), out / f"{names[i]}{draw}.part.mp4"
+            aside.parent.mkdir(parents=True, exist_ok=True)
+            with writing(aside, aside):
+                encode(aside, frames, fps, "libx264rgb", {"qp": "0", "g": "16"}, "rgb24")
+                aside.replace(out / f"{names[i]}{draw}.mp4")
+            digests[draw] = torch.tensor([*blake2b(frames.tobytes(), digest_size=16).digest()])
+        return digests
+
+    look = partial(shots, lenders=lenders if kind == "Action-Swap" else np.full_like(lenders, -1))
+    digests, ok = over_videos(write, samples, lambda n, _: np.arange(n)[None], cfg, accelerator, kind, look=look)
     if accelerator.is_main_process:
-        shutil.copytree(root / LISTS, target / LISTS, dirs_exist_ok=True)
-        note = target / "actors-how.json"
-        if note.exists() and (held := json.loads(note.read_text())) != how:
-            raise RunError(f"{target} was made with {held}, not {how}: ask for the same, or remove it")
-        write_text(note, json.dumps(how))
-    accelerator.wait_for_everyone()
-    copies = [Path(target, "actor-hmdb51", *os.fsdecode(path).split("/")[-2:]) for path in paths]  # CLASS/NAME
-    mine = list(zip(paths, copies, strict=True))[accelerator.process_index :: accelerator.num_processes]
-    for path, copy in progress(mine, len(mine), "cropping") if accelerator.is_main_process else mine:
-        if not (log := copy.with_suffix(".json")).exists():
-            write_text(log, json.dumps(crop_video(root / os.fsdecode(path), copy, partial(detect, path))))
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        lines = [json.loads(copy.with_suffix(".json").read_text()) for copy in copies]
-        summary = {**how, "videos": len(lines), **Counter(line["done"] for line in lines)}
-        write_text(target / "actors.json", json.dumps(summary, indent=1) + "\n")
-        print(", ".join(f"{key} {value}" for key, value in summary.items()) + f"; logs beside the videos in {target}")
-
-
-def crop_video(source: Path, copy: Path, detect) -> dict:
-    """Makes the copy of one video. -> its log. Raises RunError if the copy cannot be written."""
-    copy.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with Reader(source) as video:
-            boxes, info = detect(batches(video)), video.info
-    except VideoError as error:
-        return {"done": "unreadable", "problem": str(error)}
-    persons, aside = np.concatenate(boxes), copy.with_name(f".{copy.name}")
-    line = {"done": "kept whole", "width": info.width, "height": info.height, "frames": len(boxes),
-            "frames_with_persons": sum(len(found) > 0 for found in boxes), "persons": len(persons)}
-    try:
-        if len(persons):
-            left, top, right, bottom = box = smallest_box(persons, (info.width, info.height))
-            line |= {"done": "cropped", "box": box,
-                     "area_kept": 100 * (right - left) * (bottom - top) / (info.width * info.height)}
-            with Reader(source) as video:
-                pictures = (frame[top:bottom, left:right] for frames in batches(video) for frame in frames)
-                # The codec of HMDB51 at a fixed fine quantiser: what it loses once more cannot be seen
-                encode(aside, pictures, info.fps, codec="mpeg4", options={"qmin": "2", "qmax": "2"})
-        else:
-            shutil.copyfile(source, aside)
-        aside.replace(copy)
-    except (VideoError, OSError) as error:
-        aside.unlink(missing_ok=True)
-        raise RunError(f"{copy} could not be written ({error}); make room and give the same command again") from None
-    return line
-
-
-def batches(video: Reader):
-    """All frames of a video, BATCH at a time: an iterator of uint8 (N, H, W, 3)."""
-    return map(video.decode, np.split(np.arange(video.frames), range(BATCH, video.frames, BATCH)))
-
-
-def smallest_box(boxes, size: tuple[int, int]) -> list[int]:
-    """The smallest box of whole pixels that holds all boxes (n, 4), then made even: [left, top, right, bottom]. size:
-    of the picture. No side is less than SMALLEST, where the picture has that."""
-    size = np.array(size)
-    low = np.floor(boxes[:, :2].min(0)).clip(0, size).astype(int)
-    high = np.ceil(boxes[:, 2:].max(0)).clip(0, size).astype(int)
-    side = ((high - low + 1) // 2 * 2).clip(SMALLEST).clip(max=size // 2 * 2)
-    low = ((low + high - side + 1) // 2).clip(0, size - side)
-    return [*low.tolist(), *(low + side).tolist()]
-
-
-def torchvision_detector(name: str, weights: str | None, score: float, device):
-    """One of torchvision's for COCO. Raises ConfigError for an unknown name, WeightsError for the file. -> detect(path,
-    batches of frames, uint8 (N, H, W, 3)): the boxes of the persons of each frame, float (n, 4) in px"""
-    choose(dict.fromkeys([*list_models(module=detection), "rendered"]), name, "detector")
-    model = get_model(name, weights=None, weights_backbone=None)
-    load(find(weights or f"torchvision:{name}") or weights, model, strict=True)
-    if name.endswith(("rcnn_resnet50_fpn", "retinanet_resnet50_fpn")):  # as torchvision does for its weights of these
-        for module in filter(lambda module: isinstance(module, torch.nn.BatchNorm2d), model.modules()):
-            module.eps = 0.0
-    model.to(device).eval()
-
-    @torch.inference_mode()
-    def detect(path, batches):
-        pictures = (list(torch.from_numpy(frames).to(device).permute(0, 3, 1, 2) / 255) for frames in batches)
-        return [one["boxes"][(one["labels"] == 1) & (one["scores"] >= score)].cpu().numpy()
-                for batch in pictures for one in model(batch)]  # of all of them, label 1 is a person
-
-    return detect
-
-
-def rendered_boxes(root: str):
-    """A detector of the true actors of the synthetic videos below ROOT. Raises ConfigError of others."""
-    known = specs(root)
-
-    def detect(path, batches):
-        outer = torch.tensor([0, 0, 1, 1])  # masks_to_boxes ends at the last pixel, not behind it
-        masks = torch.from_numpy(synthetic.render(known[path])[1])  # bool (T, H, W)
-        return [(masks_to_boxes(mask[None][mask.any()[None]]) + outer).numpy()
-                for mask, _ in zip(masks, chain.from_iterable(batches), strict=True)]
-
-    return detect
+        rows = [{"path": f"{names[i]}{draw}.mp4", "label": int(samples.labels[i]),
+                 "digest": bytes(digests[i, draw].int().tolist()).hex(),
+                 "made_from": [os.fsdecode(samples.paths[j]) for j in (i, lenders[draw, i])[: 1 + (kind in LENT)]]}
+                for i, draw in np.argwhere(wanted.T & ok[:, None].numpy())]
+        about = {"hash": blake2b(json.dumps(rows).encode(), digest_size=8).hexdigest(), "written": len(rows),
+                 "asked": wanted.size, "videos_without_mask": int(sum(~masked)), "unreadable_videos": int(sum(~ok))}
+        print(", ".join(f"{key} {value}" for key, value in about.items()) + f"; {out / cfg.kind}.*")
+        keys = ("kind", "dataset", "split", "short_side", "seed", "scene", "masks", "backgrounds", "pairs")
+        about |= {key: getattr(cfg, key) for key in keys} | provenance(samples, accelerator) | {"videos": rows}
+        write_text(out / f"{cfg.kind}.json", json.dumps(about, indent=1) + "\n")
+        write_text(out / f"{cfg.kind}.txt", "".join(f"{row['path']} {row['label']}\n" for row in rows))
+        write_text(out / "classes.txt", "".join(f"{name}\n" for name in samples.classes))

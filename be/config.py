@@ -2,7 +2,7 @@
 
     defaults <- recipe <- parents (`from:`) <- the experiment <- synthetic <- key=value
 
-`Config` declares every key once: its type and range, default and meaning. `run.py VERB --help` prints them from here.
+`Config` declares every key once: its type and range, default and meaning. `run.py VERB --help` prints this source.
 `experiments.yaml` holds the diffs. A block may have a part for a stage (`pretrain:` ...), which counts in that stage,
 and a part for a data set (`for: {hmdb51: ...}`), which counts where the stage reads it. An unknown key, a wrong type
 or a value out of range stops the run with one line (`ConfigError`) that names the nearest choices.
@@ -16,9 +16,12 @@ import difflib
 import fnmatch
 import functools
 import inspect
+import itertools
 import math
 import os
 import re
+import sys
+import textwrap
 import types
 import typing
 from dataclasses import dataclass
@@ -37,14 +40,14 @@ ENDLESS, LARGEST = float("inf"), 2**31 - 1
 Count, Natural = Annotated[int, 1, LARGEST], Annotated[int, 0, LARGEST]
 Share, Amount = Annotated[float, 0, 1], Annotated[float, 0, ENDLESS]
 Floats = tuple[Amount, ...]
-# As others call a key: the nearest choice to what is typed
+# As other code bases call a key: the nearest choice to what is typed
 SYNONYMS = dict(re.findall(r"(\w+):(\w+)", """
-learning_rate:lr base_lr:lr bs:batch_size num_workers:workers arch:backbone model:backbone network:backbone queue:K
-queue_size:K tau:temperature wd:weight_decay ema:m crop_size:size resolution:size num_frames:frames clip_len:frames
-sampling_rate:stride frame_interval:stride feature_dim:dim lam:gamma lambda:gamma milestones:lr_steps amp:precision
-fp16:precision scheduler:schedule gradient_accumulation_steps:accumulate weights:pretrained checkpoint:pretrained
-resume:pretrained loss:method algorithm:method hflip:flip data_dir:data data_root:data root:data output_dir:out
-save_dir:out work_dir:out num_clips:test_clips views:test_clips resize:short_side exp_name:name"""))
+learning_rate:lr bs:batch_size num_workers:workers arch:backbone model:backbone queue:K tau:temperature wd:weight_decay
+ema:m crop_size:size num_frames:frames clip_len:frames sampling_rate:stride lam:gamma milestones:lr_steps amp:precision
+scheduler:schedule weights:pretrained checkpoint:pretrained hflip:flip root:data output_dir:out"""))
+# What a value is, for people
+KINDS = {str: "a text", int: "a whole number", float: "a number", bool: "true or false", list: "a list",
+         tuple: "a list", dict: "keys and values", type(None): "empty"}
 
 
 class UserError(Exception):
@@ -67,14 +70,17 @@ class Config:
     synthetic: bool = False  # rehearse any experiment on the demo's videos at the demo's size
 
     # data
-    data: str = "data"  # the folder that holds ucf101/, hmdb51/, ... with their official lists
+    data: str = "data"  # the folder that holds the data sets, or the data set itself; docs/DATA.md has the layouts
+    videos: str | None = None  # the folder of the data set's videos, if it is not found in `data`
+    lists: str | None = None  # the folder of its lists, likewise
     dataset: str = "ucf101"  # ucf101 hmdb51 actor_hmdb51 diving48 kinetics400 plain, see be/datasets.py
     split: Count = 1  # of the official lists
     classes: tuple[str, ...] | None = None  # only these classes of the data set, by name; null: all
     subset: str = "test"  # the list to test on; several as test,swapped (drawn videos have `swapped`)
-    test_data: str | None = None  # the folder that holds these lists, if it is not `data`
+    test_data: str | None = None  # the folder that holds these lists, if it is not `data`; or a `plain` set itself
     workers: Natural = 4  # decoding processes per device
     cache_gb: Amount = 0  # GiB of decoded videos that each of these keeps: lists that fit are decoded once
+    strict: bool = False  # a video with damage inside counts as one that cannot be read; else as FFmpeg shows it
     short_side: Count = 128  # after decoding
     size: Count = 112  # of the square crop that the network sees
     frames: Count = 16  # T
@@ -120,7 +126,7 @@ class Config:
     bn_group: Natural = 8  # samples that share BatchNorm statistics: 64 on 8 GPUs gives 8; 0: all of a device's
     shuffle_bn: bool = True  # MoCo's keys pass BatchNorm in another order than the queries (ShuffleBN)
     optimizer: Literal["sgd", "adamw"] = "sgd"  # with momentum | with betas 0.9, 0.999
-    lr: Amount = 0.01  # for the global batch, on any number of devices
+    lr: Annotated[float, 1e-12, ENDLESS] = 0.01  # for the global batch, on any number of devices
     schedule: Literal["step", "cosine"] = "step"  # falls at lr_steps | to 0 at the end
     warmup: Amount = 0  # epochs in which lr rises from 0
     lr_steps: Floats = (10, 20, 30, 40)  # epochs after which lr is multiplied by lr_factor
@@ -137,9 +143,14 @@ class Config:
     #                                              trained on; never chosen on the test list
 
     # analyses and retrieval
-    scene: Literal["median", "rendered"] = "median"  # tells scene from actor: the clip's median, for a still camera |
-    #                                                  the truth of drawn videos
-    protocol: Literal["paper", "vcop", "gap"] = "paper"  # every 16-frame clip | mean of 10 clips | one clip (released)
+    scene: Literal["median", "masks", "rendered"] = "median"  # tells scene from actor: the video's median, for a still
+    #                       camera and an actor who leaves his place | stored masks | the truth of drawn videos
+    masks: str | None = None  # the folder of stored masks, as `run.py masks` makes it, for scene=masks
+    pairs: str | None = None  # for Action-Swap, a file of HAT's or DEVIAS' pairs, or a folder of some; null: at random
+    backgrounds: str | None = None  # for SCUBA, a folder of pictures, such as Places365's; null: drawn stripes
+    kind: Literal["human-only", "scene-only", "action-swap", "scuba", "scufo"] = "scuba"  # what `biasset` writes
+    protocol: Literal["paper", "vcop", "gap", "clips"] = "paper"  # every 16-frame clip | mean of 10 clips | one clip
+    #                                                       (released) | each of `test_clips`, which `linear` reads, too
     memory_gb: Annotated[float, 0.01, ENDLESS] = 2  # GiB for the blocks of the search; the program takes about 1 more
 
     # housekeeping
@@ -153,28 +164,15 @@ class Config:
 TYPES = typing.get_type_hints(Config, include_extras=True)
 DEFAULTS = {field.name: field.default for field in dataclasses.fields(Config) if field.name != "name"}
 # Keys that may differ between a run and the command that goes on with it: they do not change what is computed.
-FREE_KEYS = {"out", "data", "test_data", "workers", "cache_gb", "log_every", "save_every", "keep", "probe_every",
-             "subset", "test_clips", "protocol", "memory_gb", "scene", "tracker", "checkpointing"}
+FREE_KEYS = {"out", "data", "videos", "lists", "test_data", "workers", "cache_gb", "log_every", "save_every", "keep",
+             "probe_every", "subset", "test_clips", "protocol", "memory_gb", "scene", "masks", "pairs", "backgrounds",
+             "kind", "tracker", "checkpointing"}
 HARD_NEGATIVE = ("hard_negative_view", "hard_negative_gap", "hard_negative_encoder")
+# Of an entry's own keys, those that are plain values
+OWN = {"about": str, "same_runs_as": str, "against": str | list, "paper": dict}
 # What an entry, or a person, says of the pre-training; fine-tuning has its own, in a block `finetune:`
 OF_PRETRAINING = ("method", "erase", "erase_side")
 ALIASES = {"pretrained": {None: "self", "none": "random"}}  # values as they were once written
-
-
-def key_groups() -> dict[str, list[tuple[str, str, str]]]:
-    """{group: [(key, default, choices and meaning)]} of `Config`, read from its source, where each stands once."""
-    groups: dict[str, list] = {}
-    for line in inspect.getsource(Config).splitlines():
-        if title := re.fullmatch(r"    # (\S.*)", line):
-            rows = groups.setdefault(title[1], [])
-        elif key := re.match(r"    (\w+): .*?(?:  # (.*))?$", line):
-            kind, meaning = TYPES[key[1]], key[2] or ""
-            choices = " | ".join(typing.get_args(kind)) if typing.get_origin(kind) is Literal else ""
-            default = yaml.safe_dump(DEFAULTS.get(key[1]), default_flow_style=True).split("\n")[0]
-            rows.append((key[1], default, f"{choices}; {meaning}" if choices and meaning else choices or meaning))
-        elif more := re.fullmatch(r"    #\s{9,}(.*)", line):
-            rows[-1] = (*rows[-1][:2], f"{rows[-1][2]} {more[1].strip()}")
-    return groups
 
 
 def cores() -> int:
@@ -236,6 +234,8 @@ def load(name_or_file: str, overrides: list[str] | tuple[str, ...] = (), stage: 
         blocks.append(entries["presets"]["synthetic"])
         said = {**DEFAULTS, **_merged(blocks, stage), **typed}
     name = chain[-1].get("same_runs_as", default_name)
+    if name != default_name:
+        _chain(name)  # or says that there is none
     return _config({"name": name, **DEFAULTS, **_merged(blocks, stage, said["dataset"]), **typed})
 
 
@@ -261,16 +261,25 @@ def paper_numbers(name: str) -> dict[str, float]:
 
 
 def show_list(names: str = "*"):
-    """list: show the experiments and the paper's numbers
+    """list: show the experiments and the paper's numbers, in [] and %
 
     names   a pattern such as table1-* (default: all)
 
-    Each but the demo's is a target of make. `run.py plan --cfg NAME` says what one costs.
+    Each but the demo's is a target of make, and so is a table. `run.py plan --cfg NAME` says what one costs.
     """
-    for name, entry in experiments().items():
-        if fnmatch.fnmatch(name, names):
-            numbers = ", ".join(f"{key} {value}" for key, value in paper_numbers(name).items() if value is not None)
-            print(f"{name:34}  {entry.get('about', '')}{f'  [paper: {numbers}]' if numbers else ''}")
+    found = fnmatch.filter(experiments(), names)
+    if not found:
+        raise ConfigError(f"no experiment is named {names}; {nearest(names, experiments())}")
+    width = 100 if sys.stdout.isatty() else sys.maxsize  # in a pipe, a line is an experiment
+    for _, group in itertools.groupby(found, lambda name: name.split("-")[0]):
+        names = list(group)
+        print("" if names[0] == found[0] else "\n", end="")
+        for name in names:
+            paper = ", ".join(f"{key}\xa0{value}" for key, value in paper_numbers(name).items() if value is not None)
+            text = f"{experiments()[name].get('about', '')}{f'  [{paper}]' if paper else ''}"
+            start = f"{name:{max(map(len, names))}}  "
+            lines = textwrap.fill(text, width, initial_indent=start, subsequent_indent=" " * len(start))
+            print(lines.replace("\xa0", " "))  # which kept a number with its name
 
 
 def run_dir(cfg: Config, stage: str, name: str | None = None) -> Path:
@@ -304,6 +313,8 @@ def _config(values: dict[str, Any]) -> Config:
         raise ConfigError(f"scale={list(cfg.scale)} must be null or a range [low, high] of areas in (0, 1]")
     if len(cfg.jitter) != 4 or min(cfg.jitter) < 0 or cfg.jitter[3] > 0.5:
         raise ConfigError(f"jitter={list(cfg.jitter)} must be 4 strengths >= 0, the last one (hue) <= 0.5")
+    if cfg.classes == ():
+        raise ConfigError("classes=[] names no class; give some, or null for all")
     if cfg.warmup >= cfg.epochs:
         raise ConfigError(f"warmup={cfg.warmup:g} takes the whole run of epochs={cfg.epochs}; give a shorter one")
     if cfg.compile and cfg.checkpointing:
@@ -336,11 +347,14 @@ def _merged(blocks: list[dict], stage: str, dataset: str | None = None) -> dict[
 def _check_entry(where: str, entry: dict, known=META) -> None:
     """Keys, types and ranges of all stages and data sets, so that none is found wrong after a pre-training."""
     if not isinstance(entry, dict):
-        raise ConfigError(f"{where} holds {type(entry).__name__}, expected keys and values")
+        raise ConfigError(f"{where} holds {entry!r}, expected keys and values")
     blocks = entry.get("for") or {}
     parts = {f"for {name}": blocks[name] for name in blocks} if isinstance(blocks, dict) else {"for": blocks}
     for name, part in [*parts.items(), *((stage, entry[stage]) for stage in STAGES if entry.get(stage) is not None)]:
         _check_entry(f"{where}, {name}", part, () if name in STAGES else META)
+    for key in entry.keys() & OWN:
+        if not isinstance(entry[key], OWN[key]):
+            raise ConfigError(f"{where}: {key} cannot be {entry[key]!r}; experiments.yaml shows what it holds")
     for key in [key for key in entry if key not in known]:
         kind = choose(TYPES, key, f"key in {where}:")
         try:
@@ -400,8 +414,9 @@ def typed_value(key: str, value, kind):
     if type(value) is str is kind:
         return os.path.expanduser(value)
     if type(value) is not kind or kind is float:  # NaN and infinity, too
-        wanted = {float: "a number", tuple: "a list"}.get(origin or kind, getattr(kind, "__name__", str(kind)))
-        raise ConfigError(f"{key}={value!r} is {type(value).__name__}, expected {wanted}")
+        found = "not finite" if type(value) is kind else KINDS.get(type(value), type(value).__name__)
+        shown = "" if value is None else repr(value)
+        raise ConfigError(f"{key}={shown} is {found}, expected {KINDS.get(origin or kind, kind)}")
     return value
 
 
@@ -413,12 +428,15 @@ def _read_yaml(path: Path) -> dict:
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(data, dict):
-        raise ConfigError(f"{path} holds {type(data).__name__}, expected keys and values")
+        raise ConfigError(f"{path} holds {KINDS.get(type(data), 'a value')}, expected keys and values")
     return data
 
 
 def nearest(name: str, choices) -> str:
+    """The few of `choices` that are most like `name`, or what the field means by it; else the first of all."""
+    names = {str(choice).casefold(): str(choice) for choice in choices}
+    near = [names[one] for one in difflib.get_close_matches(str(name).casefold(), names, n=4, cutoff=0.4)]
     meant = SYNONYMS.get(str(name).lower().replace("-", "_").split(".")[-1])
-    near = difflib.get_close_matches(str(name), [str(choice) for choice in choices], n=4, cutoff=0.4)
-    near = [meant] if meant in choices else near
-    return f"nearest: {', '.join(near)}" if near else f"choices: {', '.join(map(str, choices))}"
+    if near or meant in choices:
+        return f"nearest: {meant if meant in choices else ', '.join(near)}"
+    return f"choices: {', '.join([*names.values()][:12])}{f', ... ({len(names)} in all)' if len(names) > 12 else ''}"

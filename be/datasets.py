@@ -2,7 +2,7 @@
 
     samples = load("ucf101", "data", "train", split=1)
     clips = Clips(samples, sampler, short_side=128, seed=0, train=True)
-    for batch in loader(clips, epoch_batches(len(clips), 32, seed=0, epoch=0), workers=4): ...
+    for batch in loader(clips, [[(0, 7), (0, 1)], [(0, 4), (0, 2)]], workers=4): ...  # epoch 0, two videos a batch
 
 A data set is a parser of its official lists, registered with what is known of it; `plain` is a short one to copy.
 Lists are read without torch. Every number of an item follows from (seed, epoch, index) and the files: a batch does not
@@ -11,6 +11,7 @@ depend on how many workers or processes decode it.
 
 import atexit
 import csv
+import errno
 import gc
 import json
 import multiprocessing
@@ -25,15 +26,15 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields, replace
-from functools import cache, partial
 from hashlib import blake2b
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from be.config import ConfigError, UserError, choose
-from be.video import Index, Reader, VideoError
+from be.video import Index, Reader, VideoError, opens, walk
 
 MANIFEST = "manifest.npz"  # of a data set's folder
 COPIED = "transcode.json"  # in a copy: how `prepare` made it
@@ -86,6 +87,7 @@ class Samples:
     rows: np.ndarray | None = None  # (N,) int64, each video's place in it; -1: it has none
     scene: np.ndarray | None = None  # (N,) int64, of drawn videos, positions in `scenes`; -1: not known
     scenes: list[str] | None = None  # the families of scenes of all drawn videos in root, sorted
+    damaged: set[int] = field(default_factory=set, init=False)  # `evaluate.views` collects the places of such videos
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -98,8 +100,10 @@ class Samples:
         return replace(self, **{k: v[which] for k, v in vars(self).items() if isinstance(v, np.ndarray)})
 
     def with_manifest(self, manifest: Manifest) -> "Samples":
+        """With this manifest, unless it knows none of the videos: then it is another data set's."""
         at = np.searchsorted(manifest.path, self.paths).clip(max=len(manifest.path) - 1)
-        return replace(self, manifest=manifest, rows=np.where(manifest.path[at] == self.paths, at, -1))
+        rows = np.where(manifest.path[at] == self.paths, at, -1)
+        return replace(self, manifest=manifest, rows=rows) if rows.max() >= 0 else self
 
     def index(self, i: int) -> Index | None:
         """Which packet of video i holds which frame, if the manifest knows the file as it is, by size and time.
@@ -131,22 +135,27 @@ class Samples:
 
 # ---- the registry
 
+VIDEO = frozenset(["avi", "flv", "gif", "m4v", "mkv", "mov", "mp4", "mpeg", "mpg", "webm", "wmv"])  # suffixes
+REPLACED = "replacement"  # CVDF's folder of whole files for broken ones
+
+
 @dataclass(frozen=True)
 class Source:
     """A data set: what is known of it without reading a file, and the parser of its lists. Call it as `load`.
 
-    `parse(root, subset, split)` returns the class names and, per video, a row (where it was listed, path
-    relative to root, class name or number). A FileNotFoundError it lets through becomes DatasetMissing."""
+    `parse(folder, subset, split)` reads the lists in that folder. It returns the class names and, per video, a row
+    (where it was listed, path, class name or number). A FileNotFoundError it lets through becomes DatasetMissing."""
 
     name: str
     parse: Callable
-    layout: str  # the expected files, a line each; docs/DATA.md says where from, and under which licence
-    lists: str  # a pattern for the paths of its lists, that tells their subset and split where the name does
-    group: Callable[[str], str] = str  # path -> the source video it was cut from
+    lists: str  # a pattern for the names of its lists, that tells their subset and split where the name does
+    folders: tuple[str, ...] = ()  # of the lists, besides `annotations` and the data set's own
+    videos: tuple[str, ...] = ("",)  # of the videos, the official one first; "": its own; ("",): lists tell the folders
+    group: Callable[[str], str] = str  # a listed path -> the source video it was cut from
     classes: int = 0  # of the official lists; then the number of videos of each (subset, split)
     expected: dict[tuple[str, int], int] = field(default_factory=dict)
     test: str = "test"  # the subset to test on
-    scattered: bool = False  # videos may lie anywhere below ROOT/SUBSET, and nobody has them all
+    partial: bool = False  # nobody has all videos: those that are absent are left out
     mirrors: bool = True  # a mirrored video has the same label; False: its classes tell left from right
 
     @property
@@ -154,55 +163,115 @@ class Source:
         """The numbers of its splits; (1,) if it has but one."""
         return tuple(sorted({1} | {split for _, split in self.expected}))
 
-    def __call__(self, root, subset: str, split: int = 1, classes=None) -> Samples:
-        root = Path(root).expanduser().absolute()
+    def __call__(self, data, subset: str, split: int = 1, classes=None, videos=None, lists=None) -> Samples:
+        root, lists = self.find(data, videos, lists)
+        manifest = Manifest.read(root)
         try:
-            listed, there = self.read(root, subset, split, classes)
+            listed, there = self.read(root, lists, subset, split, classes, manifest)
+            absent = None if there.any() else listed.path(0)
         except (FileNotFoundError, NotADirectoryError) as error:
-            raise DatasetMissing(self.missing(root, error.filename)) from None
-        if not there.any():
-            raise DatasetMissing(self.missing(root, listed.path(0)))
+            absent = error.filename
+        if absent:
+            raise DatasetMissing(self.missing(absent, *pick(self.videos, root), root, lists))
         problems = [] if classes else [self.other_length(subset, split, listed)]
         names = [listed.classes[label] for label in np.unique(listed.labels[there])]
         of = f", of {len(names)} of {len(listed.classes)} classes; for these alone: " + shlex.quote(
             f"classes={json.dumps(names, ensure_ascii=False)}") if len(names) < len(np.unique(listed.labels)) else ""
-        if of or (self.scattered and not there.all()):
+        if of or (self.partial and not there.all()):
             problems.append(f"{there.sum()} of {len(there)} listed videos ({there.mean():.1%}) are in {root}{of}")
         for problem in filter(None, problems):
             print(f"warning: {self.name} {subset}, split {split}: {problem}", file=sys.stderr)
-        samples = listed.take(there) if self.scattered else listed
-        if (manifest := Manifest.read(root)) is not None:
+        samples = listed.take(there) if self.partial else listed
+        if manifest is not None:
             samples = samples.with_manifest(manifest)
         return with_scenes(samples) if (root / DRAWN).exists() else samples
 
-    def read(self, root: Path, subset: str, split: int, classes=None) -> tuple[Samples, np.ndarray]:
-        """The whole list, and which of its videos are there, bool (N,). As `load`, but lets FileNotFoundError pass."""
+    def read(self, root, lists, subset: str, split: int, classes=None, manifest=None) -> tuple[Samples, np.ndarray]:
+        """The whole list, and which of its videos are there, bool (N,). As `load`, but lets FileNotFoundError pass.
+        A manifest is believed: then the videos are not looked for."""
         if split not in self.splits:
             raise ConfigError(f"{self.name} has no split {split!r}; it has {', '.join(map(str, self.splits))}")
-        names, rows = self.parse(root, subset, split)
+        own = "val" if subset == self.test else subset  # in MMAction2's lists
+        theirs = [path.name.replace(f"_{own}_", "_{}_") for path in self.list_files(lists)
+                  if re.match(rf"{self.name}_{own}_(split_{split}|list)_", path.name)]
+        names, rows = plain.parse(lists, own, split, theirs) if theirs else self.parse(lists, subset, split)
         for name in classes or ():
             choose(dict.fromkeys(names), name, f"class of {self.name}")
         kept = [i for i, name in enumerate(names) if not classes or name in classes]
         number = {i: n for n, i in enumerate(kept)}
         label_of = {key: number.get(i) for i, name in enumerate(names) for key in (i, name)}  # None: not asked for
-        places = files_below(root, subset) if self.scattered else {}
-        paths, labels, groups, sources = [], [], [], {}
+        paths, labels, groups, sources, inside = [], [], [], {}, f"{root}/"
         for where, path, label in rows:
-            if path.startswith("/") or ".." in path.split("/"):
+            path = path.removeprefix(inside)
+            if ".." in path.split("/") or (self.videos[0] and path.startswith("/")):
                 raise ConfigError(f"{where}: {path!r} leaves the folder of the data")
             if label not in label_of:
                 raise ConfigError(f"{where}: {label!r} is none of the {len(names)} classes")
             if label_of[label] is not None:
-                paths.append(places.get(os.path.basename(path), path))
+                paths.append(path)
                 labels.append(label_of[label])
                 groups.append(sources.setdefault(self.group(path), len(sources)))
         if not paths:
             of = ", ".join(classes or ["any class"])
             raise ConfigError(f"{self.name}: the {subset!r} list of split {split} in {root} names no video of {of}")
-        content = cache(lambda folder: set(os.listdir(root / folder)) if (root / folder).is_dir() else set())
-        there = [name in content(folder) for folder, name in map(os.path.split, paths)]
+        paths, there = self.locate(root, subset, paths, manifest)
         columns = np.array([*map(os.fsencode, paths)]), np.array(labels, np.int64), np.array(groups, np.int64)
-        return Samples(str(root), *columns, [names[i] for i in kept]), np.array(there)
+        return Samples(str(root), *columns, [names[i] for i in kept]), there
+
+    def locate(self, root: Path, subset: str, listed: list[str], manifest) -> tuple[list[str], np.ndarray]:
+        """The paths of the listed videos, and which are there, bool (N,). Their suffixes do not count. Of several files
+        of one name it takes one that opens: CVDF's replacement, or the one with the listed suffix, or any other."""
+        keys = [self.key(path) for path in listed]
+        found = dict.fromkeys(keys, "")  # key -> path; or paths, with a NUL between them
+        short = {re.sub(r"_\d{6}_\d{6}$", "", key): key for key in keys} if self.partial else {}  # clips by video
+        for path in self.offers(root, subset, listed, found, manifest):
+            key = self.key(path)
+            if (key := key if key in found else short.get(key)) and found[key] != path:
+                found[key] += f"\0{path}" if found[key] else path
+        paths = [found[key] for key in keys]
+        for i in (several := [i for i, path in enumerate(paths) if "\0" in path]):
+            suffix = os.path.splitext(listed[i])[1]
+            ranked = sorted(paths[i].split("\0"), key=lambda path: (REPLACED not in path, not path.endswith(suffix)))
+            paths[i] = next((path for path in ranked if opens(root / path)), ranked[0])
+        if several:
+            print(f"note: {len(several)} videos lie more than once in {root}; one that opens is used", file=sys.stderr)
+        official = self.videos[0].format(subset=subset)
+        there = np.array([path != "" for path in paths])
+        return [path or os.path.join(official, name) for path, name in zip(paths, listed, strict=True)], there
+
+    def key(self, path: str) -> str:
+        """What a video is known by: its name or its path (see `videos`), without the suffix of a video."""
+        name = path[path.rfind("/") + 1 :] if self.videos[0] else path
+        stem, dot, suffix = name.rpartition(".")
+        return stem if dot and suffix.lower() in VIDEO else name
+
+    def offers(self, root: Path, subset: str, listed, found: dict, manifest) -> Iterator[str]:
+        """Paths that the manifest knows, if that is enough; or of what is in the folders, from the likeliest one on,
+        until one has any of what is wanted, which are the keys of `found`."""
+        if manifest is not None:
+            yield from map(os.fsdecode, manifest.path[manifest.size >= 0].tolist())
+            if all(found.values()) or (self.partial and any(found.values())):
+                return
+        if not self.videos[0]:
+            for folder in dict.fromkeys(map(os.path.dirname, listed)):
+                yield from walk(root, folder, found, 0)
+            return
+        names = [REPLACED, *(name.format(subset=subset) for name in self.videos)]
+        for top in chain(pick(names, root), pick(names, root, "*/*"), [root] if "" in names else ()):
+            yield from walk(root, str(top.relative_to(root)), found, 2 if top == root else 99)
+            if any(found.values()) and top.name != REPLACED:
+                return
+
+    def find(self, data, videos=None, lists=None) -> tuple[Path, Path]:
+        """(where paths of videos begin, the folder of the lists): in DATA/NAME, in DATA itself or in DATA/ANY/NAME, or
+        what `videos` and `lists` say. If there is no list: where it should be."""
+        data, videos, lists = (one and Path(os.path.abspath(Path(one).expanduser())) for one in (data, videos, lists))
+        for home in chain(pick([self.name], data), [data], pick([self.name], data, "*/*")):
+            top = lists or home
+            for folder in chain(pick([*self.folders, "annotations"], top), [top], pick(self.folders, top, "*/*")):
+                if any(match["subset"] for match in self.list_files(folder).values()):
+                    return videos or home, folder
+        return videos or data / self.name, lists or data.joinpath(self.name, *self.folders)
 
     def other_length(self, subset: str, split: int, samples: Samples) -> str:
         """What is odd about a list that has all the official classes, but not as many videos; else ""."""
@@ -210,44 +279,51 @@ class Source:
         odd = len(samples.classes) == self.classes and len(samples) != number
         return f"{len(samples)} videos, the official list has {number}" if odd else ""
 
-    def list_files(self, root) -> dict[str, re.Match]:
-        """The lists and what belongs to them, {path relative to root: its match with `lists`}."""
-        paths = sorted(str(path.relative_to(root)) for path in Path(root, os.path.dirname(self.lists)).glob("*"))
-        return {path: match for path in paths if (match := re.fullmatch(self.lists, path))}
+    def list_files(self, folder) -> dict[Path, re.Match]:
+        """The lists in a folder and what belongs to them, {path: the match of its name with `lists`}."""
+        matches = ((path, re.fullmatch(self.lists, path.name)) for path in sorted(Path(folder).glob("[!.]*")))
+        return {path: match for path, match in matches if match}
 
-    def subsets(self, root) -> list[tuple[str, int]]:
-        """All (subset, split) that are official or have a list."""
-        named = (match.groupdict() for match in self.list_files(root).values())
+    def subsets(self, lists) -> list[tuple[str, int]]:
+        """All (subset, split) that are official or have a list in that folder."""
+        named = (match.groupdict() for match in self.list_files(lists).values())
         found = {(name["subset"], int(name.get("split", 1))) for name in named if name["subset"]}
         return sorted(found | self.expected.keys(), key=lambda known: (known[1], known[0] != "train", known[0]))
 
-    def missing(self, root, looked_for) -> str:
-        place = next(folder for folder in Path(looked_for).absolute().parents if folder.is_dir())
-        found, tree = sorted(os.listdir(place)), self.layout.replace("\n", "\n    ")
-        return (f"{looked_for} does not exist.\n"
-                f"{place} holds {', '.join(found[:10]) or 'nothing'}{' ...' if len(found) > 10 else ''}\n"
-                f"docs/DATA.md says what {self.name} is and where from. It should stand like this:\n"
-                f"  {root}\n    {tree}\n"
-                "To try the code without any data: make demo")
+    def missing(self, absent, *places) -> str:
+        """The message: what is not there, what is in its place and in these places, and what can be done."""
+        text, near = f"{absent} does not exist.\n", next(folder for folder in Path(absent).parents if folder.is_dir())
+        for place in dict.fromkeys([near, *filter(Path.is_dir, places)]):
+            names = [path.name for path in sorted(place.glob("[!.]*"))]
+            text += f"{place} holds {', '.join(names[:10]) or 'nothing'}{' ...' if len(names) > 10 else ''}\n"
+        return (f"{text}If it lies elsewhere: videos=FOLDER, lists=FOLDER. docs/DATA.md says what {self.name} is,\n"
+                "where from, and in which layouts it is found. To try the code without any data: make demo")
 
 
 DATASETS: dict[str, Source] = {}
 
 
-def load(dataset: str, data, subset: str, split: int = 1, classes: Iterable[str] | None = None) -> Samples:
-    """The videos of `subset` ('train', 'test' or any other that has a list) in DATA/DATASET, in the order of the list.
+def load(dataset: str, data, subset: str, split: int = 1, classes=None, videos=None, lists=None) -> Samples:
+    """The videos of `subset` ('train', 'test' or any other that has a list), in the order of the list.
 
+    data: the folder that holds the data sets, or the data set itself; docs/DATA.md says which layouts work.
     classes: names. Only their videos, with labels that number these classes in their official order. None or (): all.
+    videos, lists: their folders, if `data` is not enough to find them.
 
     Raises ConfigError for an unknown data set, split or class and, with file and line, for a wrong line;
     DatasetMissing if a list or all videos are absent. Warns of absent classes and of a list of another length."""
-    return choose(DATASETS, dataset, "dataset")(Path(data) / dataset, subset, split, classes)
+    return choose(DATASETS, dataset, "dataset")(data, subset, split, classes, videos, lists)
 
 
 def load_for(cfg, subset: str, data: str | None = None) -> Samples:
-    """The list `subset` of a config's data set, split and classes, from its folder or from another one. Raises
-    ConfigError where its videos are a copy that is smaller than `short_side`: they would be enlarged."""
-    samples = load(cfg.dataset, data or cfg.data, subset, cfg.split, cfg.classes)
+    """The list `subset` of a config's data set, split and classes, from its folder or from another one, or from `data`
+    itself where that is a `plain` set. Raises ConfigError where its videos are a copy that is smaller than
+    `short_side`: they would be enlarged."""
+    if data and Path(data, "classes.txt").exists():
+        samples = load("plain", data, subset, 1, cfg.classes)
+    else:
+        samples = load(cfg.dataset, data or cfg.data, subset, cfg.split, cfg.classes, *(
+            () if data else (cfg.videos, cfg.lists)))
     if (side := copied_at(samples.root)) and side < cfg.short_side:
         raise ConfigError(f"{samples.root} is a copy made with short_side={side}, too small for short_side="
                           f"{cfg.short_side}; give data= the original, or a copy that `prepare transcode=true "
@@ -276,8 +352,8 @@ def with_scenes(samples: Samples) -> Samples:
 
 
 def lines(file: Path, pattern: str, form: str) -> Iterator[tuple[str, ...]]:
-    """("file:line", groups of `pattern`...) of every line that is not blank, whether lines end in LF or CRLF."""
-    with open(file, encoding="utf-8", errors="surrogateescape") as text:  # file names may be any bytes
+    """("file:line", groups of `pattern`...) of every line that is not blank, with or without a BOM, LF or CRLF."""
+    with open(file, encoding="utf-8-sig", errors="surrogateescape") as text:  # file names may be any bytes
         for n, line in enumerate(text, 1):
             if line := line.strip():
                 if not (match := re.fullmatch(pattern, line)):
@@ -285,148 +361,136 @@ def lines(file: Path, pattern: str, form: str) -> Iterator[tuple[str, ...]]:
                 yield f"{file}:{n}", *match.groups()
 
 
-def files_below(root, folder: str) -> dict[str, str]:
-    """{name: path relative to root} of all files below ROOT/FOLDER. Links are followed, but not in circles."""
-    found, seen = {}, set()
-    for top, folders, names in os.walk(os.path.join(root, folder), followlinks=True):
-        if (real := os.path.realpath(top)) in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        found |= {name: os.path.join(os.path.relpath(top, root), name) for name in names}
-    return found
+def pick(names, top: Path, pattern="*") -> Iterator[Path]:
+    """The folders in `top` that have one of the names, in any spelling: UCF-101 is ucf101, Kinetics-400 is k400."""
+    def spelled(name):
+        return re.sub(r"[\W_]|inetics", "", name.lower())
+
+    wanted = {spelled(name) for name in names} - {""}
+    yield from (path for path in sorted(top.glob(pattern)) if spelled(path.name) in wanted and path.is_dir())
 
 
 # ---- the parsers
 
 @register(
-    layout="UCF-101/CLASS/v_CLASS_gNN_cNN.avi\n"
-           "ucfTrainTestlist/classInd.txt, trainlist01.txt, testlist01.txt ... testlist03.txt",
-    lists=r"ucfTrainTestlist/(?:classInd|(?P<subset>.+)list(?P<split>\d\d))\.txt",
+    lists=r"classInd\.txt|(?:ucf101_)?(?P<subset>.+?)(?:list0?|_split_)(?P<split>\d+)(?:_videos|_rawframes)?\.txt",
+    folders=("ucfTrainTestlist",),
+    videos=("UCF-101", "videos", ""),
     group=lambda path: path.rpartition("_c")[0] or path,  # gNN: the clips cNN of one source video
     classes=101,
     expected={("train", 1): 9537, ("train", 2): 9586, ("train", 3): 9624,
               ("test", 1): 3783, ("test", 2): 3734, ("test", 3): 3696},
 )
-def ucf101(root, subset, split):
+def ucf101(folder, subset, split):
     """Subset S is `Slist01.txt`. The class is the folder, whatever label stands behind."""
-    lists = root / "ucfTrainTestlist"
-    classes = [name for _, name in lines(lists / "classInd.txt", r"\d+ +(\S.*)", "NUMBER CLASS")]
-    listed = lines(lists / f"{subset}list{split:02d}.txt", r"(([^/]+)/[^/]+\.\w+)(?: +\d+)?", "CLASS/NAME.avi LABEL")
-    return classes, [(where, f"UCF-101/{path}", folder) for where, path, folder in listed]
+    classes = [name for _, name in lines(folder / "classInd.txt", r"\d+[\s,]+(\S.*)", "NUMBER CLASS")]
+    file, line = folder / f"{subset}list{split:02d}.txt", r"(([^/]+)/[^/]+\.\w+)(?:[\s,]+\d+)?"
+    return classes, lines(file, line, "CLASS/NAME.avi LABEL")
 
 
 @register(
-    layout="hmdb51/CLASS/NAME.avi   (or CLASS/NAME.avi)\n"
-           "testTrainMulti_7030_splits/CLASS_test_split1.txt ... CLASS_test_split3.txt",
-    lists=r"testTrainMulti_7030_splits/.+_(?P<subset>[^_]+)_split(?P<split>\d)\.txt",
+    lists=r".+_(?P<subset>[^_]+)_split_?(?P<split>\d)(?:_videos|_rawframes)?\.txt",
+    folders=("testTrainMulti_7030_splits",),
+    videos=("hmdb51", "hmdb51_org", "videos", ""),
     # The name up to its action. A film may lend clips to several actions, so without the class folder.
     group=lambda path: re.sub(r"(?:.*/)?([^/]+)/([^/]+)_\1_[^/]*", r"\2", path),
     classes=51,
     expected={(subset, split): n for subset, n in (("train", 3570), ("test", 1530)) for split in (1, 2, 3)},
 )
-def hmdb51(root, subset, split, folders=("hmdb51/", "")):
+def hmdb51(folder, subset, split):
     """A list per class. Of `CLASS_test_splitN.txt`, state 1 is train, 2 test and 0 neither; another subset S
-    is state 1 of `CLASS_S_splitN.txt`. The videos are in the first of `folders` that has a class."""
-    lists, tail = root / "testTrainMulti_7030_splits", f"_test_split{split}.txt"
-    classes = sorted(file.name.removesuffix(tail) for file in lists.glob(f"*{tail}"))
+    is state 1 of `CLASS_S_splitN.txt`."""
+    tail = f"_test_split{split}.txt"
+    classes = sorted(file.name.removesuffix(tail) for file in folder.glob(f"[!.]*{tail}"))
     kind, wanted = {"train": ("test", "1"), "test": ("test", "2")}.get(subset, (subset, "1"))
-    files = {c: file for c in classes if (file := lists / f"{c}_{kind}_split{split}.txt").exists()}
+    files = {c: file for c in classes if (file := folder / f"{c}_{kind}_split{split}.txt").exists()}
     if not files:
-        os.stat(lists / f"CLASS_{kind}_split{split}.txt")  # FileNotFoundError
-    folder = next((f for f in folders if any((root / f / c).is_dir() for c in classes)), folders[0])
-    listed = ((c, line) for c in files for line in lines(files[c], r"([^/]+\.\w+) +([012])", "NAME.avi 0|1|2"))
-    return classes, [(where, f"{folder}{c}/{name}", c) for c, (where, name, state) in listed if state == wanted]
+        os.stat(folder / f"CLASS_{kind}_split{split}.txt")  # FileNotFoundError
+    listed = ((c, line) for c in files for line in lines(files[c], r"([^/]+\.\w+)[\s,]+([012])", "NAME.avi 0|1|2"))
+    return classes, [(where, f"{c}/{name}", c) for c, (where, name, state) in listed if state == wanted]
 
 
 DATASETS["actor_hmdb51"] = replace(  # every clip cropped to its persons (the paper's Figure 5)
-    hmdb51, name="actor_hmdb51", parse=partial(hmdb51.parse, folders=("actor-hmdb51/",)),
-    layout=hmdb51.layout.replace("hmdb51/CLASS/NAME.avi   (or CLASS/NAME.avi)", "actor-hmdb51/CLASS/NAME.avi"))
+    hmdb51, name="actor_hmdb51", videos=("actor-hmdb51",))
 
 
 @register(
-    layout="rgb/NAME.mp4\nDiving48_vocab.json, Diving48_V2_train.json, Diving48_V2_test.json",
     lists=r"Diving48_(?:vocab|V2_(?P<subset>.+))\.json",
+    videos=("rgb", "videos", ""),
     group=lambda path: path.rpartition("_")[0] or path,  # the broadcast a dive was cut from
     classes=48,  # declared; 47 occur
     expected={("train", 1): 15027, ("test", 1): 1970},
 )
-def diving48(root, subset, split):
+def diving48(folder, subset, split):
     """Every file is one dive already: start_frame is 0 throughout and end_frame the length. So the whole
     file is used, and a start other than 0, which would mean uncut videos, is refused."""
     def read(file):
         try:
-            return json.loads(file.read_bytes())
+            return json.loads(file.read_text("utf-8-sig"))
         except ValueError as error:
             raise ConfigError(f"{file}: {error}") from None
 
-    classes = ["_".join(dive) for dive in read(root / "Diving48_vocab.json")]
-    file, rows = root / f"Diving48_V2_{subset}.json", []
+    classes = ["_".join(dive) for dive in read(folder / "Diving48_vocab.json")]
+    file, rows = folder / f"Diving48_V2_{subset}.json", []
     for n, entry in enumerate(read(file), 1):
         match entry:
             case {"vid_name": str(name), "label": int(label), "start_frame": 0}:
-                rows.append((f"{file}, entry {n}", f"rgb/{name}.mp4", label))
+                rows.append((f"{file}, entry {n}", f"{name}.mp4", label))
             case _:
                 raise ConfigError(f"{file}, entry {n}: expected vid_name, label, start_frame 0, got {entry}")
     return classes, rows
 
 
 @register(
-    layout="train/ID_000010_000020.mp4   (or train/CLASS/ID_000010_000020.mp4), and so val/\n"
-           "annotations/train.csv, val.csv",
-    lists=r"annotations/(?P<subset>.+)\.csv",
+    lists=r"(?:kinetics[^_]*_)?(?P<subset>.+?)(?:idate)?(?:\.csv|_list_(?:videos|rawframes)\.txt)",
+    videos=("{subset}", "videos_{subset}", "{subset}idate", "videos", ""),
     classes=400,
     expected={("train", 1): 246534, ("val", 1): 19906},
     test="val",
-    scattered=True,
+    partial=True,
 )
-def kinetics400(root, subset, split):
+def kinetics400(folder, subset, split):
     """A clip is named by its video and its seconds. Classes are the sorted labels of train.csv, so that every
     subset numbers them alike."""
     def listed(part):
-        file = root / "annotations" / f"{part}.csv"
+        files = [folder / name for name in (f"{part}.csv", f"kinetics_{part}.csv", f"{part}idate.csv")]
+        file = next(filter(Path.exists, files), files[0])
         with open(file, encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
-            for row in (table := csv.DictReader(text)):
+            table = csv.DictReader(text)
+            if "label" not in (table.fieldnames or ()):  # CVDF's test.csv
+                raise FileNotFoundError(errno.ENOENT, "", f"{file} with a column `label`")
+            for row in table:
                 where = f"{file}:{table.line_num}"
                 try:
                     name = f"{row['youtube_id']}_{int(row['time_start']):06d}_{int(row['time_end']):06d}.mp4"
-                    yield where, f"{part}/{name}", row["label"]
+                    yield where, name, row["label"]
                 except (KeyError, TypeError, ValueError):
                     raise ConfigError(f"{where}: expected label,youtube_id,time_start,time_end, got {row}") from None
 
     train = [*listed("train")]
-    os.stat(root / subset)  # FileNotFoundError: who has train and val need not have test
-    return sorted({label for _, _, label in train}), train if subset == "train" else listed(subset)
+    return sorted({label for _, _, label in train}), train if subset == "train" else [*listed(subset)]
 
 
 @register(
-    layout="SUBSET.txt    'PATH LABEL' for each video, PATH relative to this folder, LABEL from 0\n"
-           "classes.txt   the names of the classes, a line each, that of label 0 first",
-    lists=r"(?:classes|(?P<subset>(?!prepare-report).+))\.txt",
+    lists=r"(?:classes|(?P<subset>(?!prepare-report).+))\.(?:txt|csv)",
 )
-def plain(root, subset, split):
-    classes = [name for _, name in lines(root / "classes.txt", "(.+)", "CLASS")]
-    listed = lines(root / f"{subset}.txt", r"(.*\S) +(\d+)", "PATH LABEL")
-    return classes, [(where, path, int(label)) for where, path, label in listed]
+def plain(folder, subset, split, forms=("{}.txt", "{}.csv")):
+    """Between path and label there may be spaces, tabs or commas, and the number of frames. Without classes.txt a class
+    is called as the folder of its videos, if each has one, or else by its number."""
+    def listed(part):
+        files = [folder / form.format(part) for form in forms]
+        words = r"[^\s,]*(?:[\s,]+(?!\d+(?:[\s,]|$))[^\s,]+)*?"  # of which the first alone may be a number
+        line = rf'"?({words})(?<!")"?(?:[\s,]+(\d+)){{1,2}}'
+        rows = lines(next(filter(Path.exists, files), files[0]), line, "PATH LABEL")
+        return ((where, path, int(label)) for where, path, label in rows)
 
-
-def holdout(samples: Samples, fraction: float, seed: int) -> tuple[Samples, Samples]:
-    """Splits a training list into (rest, held out), to choose a model without looking at the test list.
-
-    Clips of one source video are near copies of each other, so they stay together. The source videos come in random
-    order, and one is held out if that brings the classes nearer to `fraction` of their videos, which is in (0, 1)."""
-    target = fraction * np.bincount(samples.labels, minlength=len(samples.classes))
-    order = np.argsort(samples.groups, kind="stable")
-    members = np.split(order, np.unique(samples.groups[order], return_index=True)[1][1:])
-    held, out = np.zeros(len(target)), np.zeros(len(samples), bool)
-    for g in np.random.default_rng(seed).permutation(len(members)):
-        more = np.bincount(samples.labels[members[g]], minlength=len(target))
-        if np.abs(held + more - target).sum() < np.abs(held - target).sum():
-            held += more
-            out[members[g]] = True
-    if not out.any():
-        raise ConfigError(f"every source video is too long to hold out {fraction} of {len(samples)} videos")
-    return samples.take(~out), samples.take(out)
+    if (folder / "classes.txt").exists():
+        return [name for _, name in lines(folder / "classes.txt", "(.+)", "CLASS")], listed(subset)
+    pairs = {(label, os.path.basename(os.path.dirname(path))) for _, path, label in listed("train")}
+    names = dict(sorted(pairs))
+    if not len(pairs) == len(names) == len({*names.values()}) == max(names) + 1:
+        names = {label: str(label) for label in range(max(names) + 1)}
+    return [*names.values()], listed(subset)
 
 
 # ---- items and batches
@@ -437,6 +501,7 @@ class Item(NamedTuple):
     index: int  # of the video shown, in the samples
     ok: bool  # False: the video cannot be decoded and the clips are zeros
     skipped: int  # videos that cannot be decoded and were passed over for this one
+    damaged: bool = False  # the clips rest on damage inside the file: they are what FFmpeg makes of it
 
 
 class Batch(NamedTuple):
@@ -448,6 +513,7 @@ class Batch(NamedTuple):
     index: Any  # (B,) int64
     ok: Any  # (B,) bool
     skipped: Any  # (B,) int64
+    damaged: Any = None  # (B,) bool
 
 
 class VideoCache(OrderedDict):
@@ -473,7 +539,7 @@ class Clips:
 
     A video that cannot be decoded is named on stderr, once per worker. With `train`, the next readable one of the
     list takes its place, with its own label and index; UserError if there is none. Without, it keeps its place, to be
-    scored as a miss: zeros (K, T, short_side, short_side, 3), not ok."""
+    scored as a miss: zeros (K, T, short_side, short_side, 3), not ok. strict: a damaged one counts as such."""
 
     samples: Samples
     sampler: Callable
@@ -481,6 +547,7 @@ class Clips:
     seed: int
     train: bool
     cache_gb: float = 0
+    strict: bool = False
     named: set[int] = field(default_factory=set)  # unreadable videos this worker has reported
 
     def __len__(self) -> int:
@@ -493,7 +560,8 @@ class Clips:
         for skipped in range(len(self) if self.train else 1):
             j, rng = (i + skipped) % len(self), np.random.default_rng((self.seed, epoch, i))
             try:
-                return Item(self.decode(j, rng), int(self.samples.labels[j]), j, True, skipped)
+                clips, damaged = self.decode(j, rng)
+                return Item(clips, int(self.samples.labels[j]), j, True, skipped, damaged)
             except VideoError as error:  # anything else is a bug, and not hidden
                 if j not in self.named:
                     print(f"unreadable video: {error}", file=sys.stderr)
@@ -503,20 +571,20 @@ class Clips:
         black = np.zeros((*self.sampler(1, rng).shape, self.short_side, self.short_side, 3), np.uint8)
         return Item(black, int(self.samples.labels[i]), i, False, 0)
 
-    def decode(self, j: int, rng) -> np.ndarray:  # (K, T, H, W, 3)
+    def decode(self, j: int, rng) -> tuple[np.ndarray, bool]:  # (K, T, H, W, 3), is it damaged?
         key = path, short_side = self.samples.path(j), self.short_side
         if self.cache_gb and key in CACHE:
             CACHE.move_to_end(key)
-            return CACHE[key][self.sampler(len(CACHE[key]), rng)]
-        with time_limit(path), Reader(path, self.samples.index(j)) as video:
+            return CACHE[key][self.sampler(len(CACHE[key]), rng)], False
+        with time_limit(path), Reader(path, self.samples.index(j), self.strict) as video:
             indices = self.sampler(video.frames, rng)
             if self.cache_gb:
                 with suppress(VideoError):  # damaged somewhere: what is asked for may still be sound
                     frames = video.decode(np.arange(video.frames), short_side)
                     if not video.damaged:
                         CACHE.add(key, frames, self.cache_gb)
-                        return frames[indices]
-            return video.decode(indices, short_side)
+                        return frames[indices], False
+            return video.decode(indices, short_side), video.damaged
 
 
 @contextmanager
@@ -547,21 +615,7 @@ def collate(items: list[Item]) -> Batch:
     return Batch(batch, size, *map(torch.tensor, columns))
 
 
-def epoch_batches(n: int, batch_size: int, seed: int, epoch: int, rank: int = 0, world: int = 1,
-                  start: int = 0) -> Iterator[list[tuple[int, int]]]:
-    """The keys (epoch, i) of this rank's part of every training batch of an epoch, from batch `start` on.
-
-    A permutation of the n videos is cut into batches of `batch_size`, of which rank r has the r-th of `world` equal
-    parts. An incomplete last one is dropped. `train.check_batch` sees to it that the numbers fit."""
-    # Items draw from (seed, epoch, i) with i < n. (seed, epoch) is that of item 0: numpy pads seeds with zeros.
-    order = np.random.default_rng((seed, epoch, n)).permutation(n)
-    part = batch_size // world
-    for step in range(start, n // batch_size):
-        first = step * batch_size + rank * part
-        yield [(epoch, i) for i in order[first : first + part].tolist()]
-
-
-def loader(clips: Clips, batches: Iterable[list[tuple[int, int]]], workers: int = 0, device="cpu"):
+def loader(clips: Clips, batches: Iterable[list[tuple[int, int]]], workers: int = 0, device="cpu", collate=collate):
     """The `batches` of keys, in order, decoded by `workers` processes (0: by this one); pinned for CUDA.
     Each worker runs torch on one thread, which DataLoader sees to, and keeps two batches ready, in shared memory."""
     import torch

@@ -1,7 +1,8 @@
 """Evaluation: the one no-grad pass over a split list. The 10-clip test, features, kNN and linear probe.
 
 A video is decoded once for all its clips. An unreadable video keeps its place, counts as wrong and shows in
-`n_scored / n_expected`. Each process takes every `world`-th video; the result is the same for any number of them.
+`n_scored / n_expected`. One that is damaged inside is scored as FFmpeg shows it, and shows in `n_damaged`. Each process
+takes every `world`-th video; the result is the same for any number of them.
 """
 
 import dataclasses
@@ -26,7 +27,8 @@ from be.runs import RunError, make_accelerator, place, progress, provenance, rea
 from be.weights import load_weights, read_about
 
 # Keys that the result of a test follows from, beside the weights and the videos
-TEST_SETTINGS = ("test_clips", "frames", "stride", "static", "short_side", "size", "pool", "precision", "seed")
+TEST_SETTINGS = ("test_clips", "frames", "stride", "static", "short_side", "size", "pool", "precision", "seed",
+                 "strict")
 # Keys in which a test follows the training: what the network is, what of a video it sees, what a result says of both
 AS_TRAINED = ("backbone", "width", "pool", "frames", "stride", "static", "short_side", "size", "select", "synthetic")
 
@@ -35,30 +37,32 @@ def views(samples, sampler, cfg: Config, accelerator, what: str, mine=None):
     """Yields each video's place in the list and its clips (K, 3, T, S, S) on the device, None where it is unreadable.
     mine: the places that this process takes, by default every `world`-th."""
     mine = range(accelerator.process_index, len(samples), accelerator.num_processes) if mine is None else mine
-    videos = datasets.Clips(samples, sampler, cfg.short_side, cfg.seed, False, cfg.cache_gb)
+    videos = datasets.Clips(samples, sampler, cfg.short_side, cfg.seed, False, cfg.cache_gb, cfg.strict)
     loader = datasets.loader(videos, [[(0, i)] for i in mine], workers=cfg.workers, device=accelerator.device)
     for batch in progress(loader, len(mine), what) if accelerator.is_main_process else loader:
         clips, size = batch.clips[0].to(accelerator.device), batch.size.to(accelerator.device)
+        samples.damaged.update(batch.index[batch.damaged].tolist())
         yield batch.index.item(), eval_view(clips, size.expand(len(clips), 2), cfg.size) if batch.ok else None
 
 
 @torch.no_grad()
-def each_video(compute, samples, sampler, cfg: Config, accelerator, what: str):
+def each_video(compute, samples, sampler, cfg: Config, accelerator, what: str, look=views):
     """Yields `compute(clips (K, 3, T, S, S), i) -> tensor`, moved to the CPU, of each video i in the order of the list.
-    None for an unreadable one. Every process gets all, whoever computed them."""
-    mine = views(samples, sampler, cfg, accelerator, what)
+    None for an unreadable one. Every process gets all, whoever computed them. look: what yields the clips."""
+    mine = look(samples, sampler, cfg, accelerator, what)
     for first in range(0, len(samples), accelerator.num_processes):
         i, row = next(mine, (0, None))
         if row is not None:
             with accelerator.autocast():
                 row = compute(row, i).cpu()
         yield from gather_object([row])[: len(samples) - first]
+    samples.damaged.update(*gather_object([samples.damaged]))
 
 
-def over_videos(compute, samples, sampler, cfg: Config, accelerator, what: str, classes: int = 0):
+def over_videos(compute, samples, sampler, cfg: Config, accelerator, what: str, classes: int = 0, look=views):
     """What `each_video` yields, stacked: results (N, ...) float32, ok (N,) bool. An unreadable video's row is zero.
     Where all are unreadable, results are (N, classes) zeros after a warning; RunError if `classes` is 0."""
-    rows = list(each_video(compute, samples, sampler, cfg, accelerator, what))
+    rows = list(each_video(compute, samples, sampler, cfg, accelerator, what, look))
     ok = torch.tensor([row is not None for row in rows])
     if not ok.any():
         none = f"{what}: not one of {len(rows)} videos in {samples.root} can be read; run.py prepare says why"
@@ -128,16 +132,25 @@ def knn(x, label, y, k: int = 20, temperature: float = 0.07):
 
 
 def linear(x, label, y, decay: float = 1e-3):
-    """The class of each row of y (M, C) under logistic regression on x (N, C) -> (M,). See `regress`."""
+    """The class of each row of y (M, C) under logistic regression on x (N, C) -> (M,). See `fit`."""
+    weight, bias = fit(x, label, decay)
+    return (y @ weight.T + bias).argmax(1)
+
+
+def fit(x, label, decay: float, classes: int = 0):
+    """`regress` on x (N, C), of which every column is first shifted and scaled to mean 0 and standard deviation 1.
+    -> weight (classes, C), bias (classes,), for x as it is."""
     mean, scale = x.mean(0), x.std(0).clamp(min=1e-6)
-    weight, bias = regress((x - mean) / scale, label, decay)
-    return ((y - mean) / scale @ weight.T + bias).argmax(1)
+    weight, bias = regress((x - mean) / scale, label, decay, classes)
+    weight = weight / scale
+    return weight, bias - weight @ mean
 
 
 @torch.enable_grad()
-def regress(x, label, decay: float):
-    """Weight (classes, C) and bias (classes,) with the least mean cross entropy + decay |weight|^2 / 2, by L-BFGS."""
-    weight = x.new_zeros(int(label.max()) + 1, x.shape[1], requires_grad=True)
+def regress(x, label, decay: float, classes: int = 0):
+    """Weight (classes, C) and bias (classes,) with the least mean cross entropy + decay |weight|^2 / 2, by L-BFGS.
+    classes: by default as many as the largest label says."""
+    weight = x.new_zeros(classes or int(label.max()) + 1, x.shape[1], requires_grad=True)
     bias = x.new_zeros(len(weight), requires_grad=True)
     search = torch.optim.LBFGS([weight, bias], max_iter=200, tolerance_grad=1e-5, line_search_fn="strong_wolfe")
 
@@ -149,6 +162,25 @@ def regress(x, label, decay: float):
 
     search.step(loss)
     return weight.detach(), bias.detach()
+
+
+def holdout(samples: datasets.Samples, fraction: float, seed: int) -> tuple[datasets.Samples, datasets.Samples]:
+    """Splits a training list into (rest, held out), to choose a model without looking at the test list.
+
+    Clips of one source video are near copies of each other, so they stay together. The source videos come in random
+    order, and one is held out if that brings the classes nearer to `fraction` of their videos, which is in (0, 1)."""
+    target = fraction * np.bincount(samples.labels, minlength=len(samples.classes))
+    order = np.argsort(samples.groups, kind="stable")
+    members = np.split(order, np.unique(samples.groups[order], return_index=True)[1][1:])
+    held, out = np.zeros(len(target)), np.zeros(len(samples), bool)
+    for g in np.random.default_rng(seed).permutation(len(members)):
+        more = np.bincount(samples.labels[members[g]], minlength=len(target))
+        if np.abs(held + more - target).sum() < np.abs(held - target).sum():
+            held += more
+            out[members[g]] = True
+    if not out.any():
+        raise ConfigError(f"every source video is too long to hold out {fraction} of {len(samples)} videos")
+    return samples.take(~out), samples.take(out)
 
 
 class Probe:
@@ -163,7 +195,7 @@ class Probe:
     def __init__(self, objective: Objective, samples: datasets.Samples, cfg: Config, accelerator: Accelerator):
         self.backbone, self.cfg, self.accelerator = objective.backbone, cfg, accelerator
         some = np.random.default_rng((cfg.seed, len(samples))).permutation(len(samples))[:self.VIDEOS]
-        self.lists = datasets.holdout(samples.take(np.sort(some)), self.HELD_OUT, cfg.seed)
+        self.lists = holdout(samples.take(np.sort(some)), self.HELD_OUT, cfg.seed)
 
     def __call__(self, epoch: int) -> dict[str, float]:
         if epoch % self.cfg.probe_every:
@@ -230,8 +262,8 @@ def evaluate(cfg: Config):
     The list is `subset`; several are tested one after the other with subset=test,swapped. The result and the
     probabilities of each go beside the model. A result of the same weights, videos and settings is kept.
     """
-    accelerator, path = make_accelerator(cfg), run_dir(cfg, "finetune")
-    model, classes = load_classifier(cfg)
+    path, (model, classes) = run_dir(cfg, "finetune"), load_classifier(cfg)
+    accelerator = make_accelerator(cfg)
     place(model, accelerator.device, cfg.precision)
     for subset in cfg.subset.split(","):
         samples, began = load_list(cfg, subset, classes), time.perf_counter()
@@ -241,18 +273,24 @@ def evaluate(cfg: Config):
             continue
         probabilities, ok = classify(model, samples, cfg, accelerator)
         if accelerator.is_main_process:
-            content = {"probabilities": probabilities, "label": torch.from_numpy(samples.labels), "ok": ok}
-            result = {**accuracy(**content), "test_clips": cfg.test_clips, "select": cfg.select,
-                      **about_result(cfg, subset, samples, accelerator, began), "inputs": inputs}
-            write_aside(path / f"probabilities-{subset}.safetensors", partial(save_file, content))
-            write_text(path / f"result-{subset}.json", json.dumps(result, indent=1) + "\n")
-            print(format_result(result))
+            about = about_result(cfg, subset, samples, accelerator, began)
+            print(format_result(write_result(path, "result", probabilities, ok, samples, test_clips=cfg.test_clips,
+                                             select=cfg.select, **about, inputs=inputs)))
+
+
+def write_result(path, kind: str, probabilities, ok, samples, **about) -> dict:
+    """Leaves KIND-SUBSET.json, with what `accuracy` says and `about`, and probabilities-SUBSET.safetensors."""
+    content = {"probabilities": probabilities, "label": torch.from_numpy(samples.labels), "ok": ok}
+    result = {**accuracy(**content), **about}
+    write_aside(path / f"probabilities-{about['subset']}.safetensors", partial(save_file, content))
+    write_text(path / f"{kind}-{about['subset']}.json", json.dumps(result, indent=1) + "\n")
+    return result
 
 
 def about_result(cfg: Config, subset: str, samples, accelerator, began: float) -> dict:
     """What any result is of and where it comes from. began: `time.perf_counter()` when its computation began."""
     return {"experiment": cfg.name, "dataset": cfg.dataset, "subset": subset, "split": cfg.split, "seed": cfg.seed,
-            "synthetic": cfg.synthetic, **provenance(samples, accelerator),
+            "synthetic": cfg.synthetic, "n_damaged": len(samples.damaged), **provenance(samples, accelerator),
             "seconds": round(time.perf_counter() - began, 1)}
 
 
@@ -277,4 +315,4 @@ def known_result(path, subset: str, inputs: str) -> dict | None:
 
 def format_result(result: dict) -> str:
     return ("{experiment} on {dataset} {subset}, split {split}: top-1 {top1:.1f}, top-5 {top5:.1f}, mean class "
-            "{mean_class:.1f}, {n_scored} of {n_expected} videos").format(**result)
+            "{mean_class:.1f}, {n_scored} of {n_expected} videos, {n_damaged} damaged").format(**result)

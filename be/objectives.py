@@ -8,12 +8,12 @@
     draws   everything random of this step, the same numbers for any number of processes (augment.Draws)
     stats   dict of scalar tensors for the log; reading one waits for the device, the caller decides when
 
-An objective's constructor names keys of the config as its arguments, and `build` hands it those. It declares what it
-needs of a video. `sampler(n, rng) -> (K, T)` says which frames to decode. `views` are (clip, augmentation) pairs,
-which of the K clips goes under which augmentation: MoCo's ((0, 0), (0, 1), (1, 2)) are the query under a1, the
-positive under a2, and another clip of the video under its own draw. An augmentation is a number, or a pair (w, a):
-window and flip of draw w, angle and colours of draw a. With `flips_together` all views of a video are mirrored, or
-none. Teachers and queues move inside forward and live in buffers, so that checkpoints are complete.
+An objective's constructor names keys of the config as its arguments, and `build` hands it those. `sampler(n, rng) ->
+(K, T)` says which frames to decode. `views` are (clip, augmentation) pairs, which of the K clips goes under which
+augmentation: MoCo's ((0, 0), (0, 1), (1, 2)) are the query under a1, the positive under a2, and another clip of the
+video under its own draw. An augmentation is a number, or a pair (w, a): window and flip of draw w, angle and colours of
+draw a. With `flips_together` all views of a video are mirrored, or none. Teachers and queues move inside forward and
+live in buffers, so that checkpoints are complete.
 
 Background Erasing enters once per paradigm of the paper: in `PretextTask` as a regulariser (3.3.1), in `Contrastive` as
 one side of the positive pair (3.3.2). `Classify` takes it as an augmentation, as later papers do.
@@ -51,47 +51,41 @@ from be.config import ConfigError, choose
 from be.erase import ERASE
 
 INTERVAL = 8  # frames between the clips of a tuple, as in VCOP
-HIDDEN = 512  # of VCOP's pairs; the other heads over several inputs follow it
+HIDDEN = 512  # of VCOP's pairs; other heads over several inputs follow it. One linear layer would compare nothing
 
 
 class Objective(nn.Module):
     """Base: a backbone, run as the paper's 8 GPUs would have run it.
 
-    The paper ran 64 clips on 8 GPUs, so BatchNorm saw groups of 8. MoCo's shuffle relies on these groups, and other
-    methods suffer from them. One GPU must form the same groups, so the batch passes in groups of `bn_group` videos (0:
-    the whole batch of the device at once).
+    They had 64 clips, so BatchNorm saw groups of 8, on which MoCo's shuffle relies. One GPU must form the same groups,
+    so the batch passes in groups of `bn_group` videos (0: the whole batch of the device at once).
     """
 
     views, flips_together = ((0, 0),), False
 
-    def __init__(self, backbone: nn.Module, *, frames: int, stride: int, bn_group: int = 0):
+    def __init__(self, backbone, *, frames, stride, bn_group=0):
         super().__init__()
         self.backbone, self.bn_group = backbone, bn_group
         self.sampler = partial(video.random_clips, K=1 + max(clip for clip, _ in self.views), T=frames, stride=stride)
 
-    def features(self, x, network=None, inputs: int = 1):
+    def features(self, x, network=None, inputs=1):
         """Clips (B * inputs, 3, T, S, S) -> feature map (B * inputs, C, T', H', W'), or what `network` makes of x.
 
-        `inputs` rows side by side belong to one video, and thus to one group.
+        `inputs` rows side by side belong to one video, and thus to one group. bn_group divides B (train.check_batch).
         """
-        network, B = network or self.backbone, len(x) // inputs
-        group = self.bn_group or B  # `train.check_batch` holds that B divides by it
-        if group >= B or not self.training:
-            return network(x)
-        return torch.cat([network(part) for part in x.split(group * inputs)])
+        group = (self.training and self.bn_group * inputs) or len(x)
+        parts = [(network or self.backbone)(part) for part in x.split(group)]
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 
 class Classify(Objective):
     """Supervised classification; fine-tuning is this objective on a pre-trained backbone (paper 4.1).
 
-    With `erase` BE is an augmentation of the training clips: how StillMix (Li et al. 2023) and ALBAR (Fioresi et al.
-    2025) compare with it. The paper fine-tunes without, `erase="none"`.
-
-    stats: top1, of the batch.
+    With `erase` BE is an augmentation of the training clips, as StillMix (Li et al. 2023) and ALBAR (Fioresi et al.
+    2025) compare with it; the paper fine-tunes without. stats: top1, of the batch.
     """
 
-    def __init__(self, backbone, classes: int, *, erase: str = "none", gamma: float = 0.3, pool: str = "max",
-                 dropout: float = 0.0, **base):
+    def __init__(self, backbone, classes, *, erase="none", gamma=0.3, pool="max", dropout=0.0, **base):
         super().__init__(backbone, **base)
         self.erase, self.pool, self.dropout = eraser(erase, gamma), pool, dropout
         self.head = nn.Linear(backbone.dim, classes)
@@ -122,18 +116,25 @@ class Task(nn.Module):
         x, target = task.transform(views, draws)   (B, n, 3, t, s, s): n inputs a video; (B, m) int64: m questions each
         logits = task.logits(z, draws)             from the inputs' pooled features (B, n, dim) to (B, m, classes)
 
-    The inputs of a video lie side by side, so that BatchNorm groups and processes cut between videos. Where R is small
-    a step asks about all of it, as Eq. 3; of 6 or 48 permutations it draws one per video, as the sources do.
+    Where R is small a step asks about all of it, as Eq. 3; of 6 or 48 permutations it draws one per video, as the
+    sources do.
     """
 
-    views, mirrors, classes = ((0, 0),), True, 0
+    views, mirrors, classes, shuffled = ((0, 0),), True, 0, 0
 
-    def __init__(self, dim: int, frames: int, stride: int):
+    def __init__(self, dim, frames, stride):
         super().__init__()
-        K = 1 + max(clip for clip, _ in self.views)
-        clips = video.random_clips if K == 1 else partial(video.ordered_clips, interval=INTERVAL)
-        self.sampler = partial(clips, K=K, T=frames, stride=stride)
+        self.sampler = partial(self.clips, K=1 + max(clip for clip, _ in self.views), T=frames, stride=stride)
+        if self.shuffled:  # so many pieces
+            orders = torch.tensor(list(permutations(range(self.shuffled))))
+            self.register_buffer("orders", orders, persistent=False)
         self.head = self.make_head(dim)
+
+    @staticmethod
+    def clips(n, rng, K, **shape):
+        if K == 1:
+            return video.random_clips(n, rng, K=1, **shape)
+        return video.ordered_clips(n, rng, K=K, interval=INTERVAL, **shape)
 
     def make_head(self, dim):
         return nn.Linear(dim, self.classes)
@@ -157,22 +158,22 @@ class Puzzles(Task):
     A clip is cut into 4 x 2 x 2 cells. A spatial puzzle takes the four quadrants of one quarter of the time, a temporal
     one the four quarters of one quadrant. Each video asks one of 2 x 24 classes, its kind and its permutation (Kim et
     al. give both kinds the same 24, and reach 48 by upside-down clips). Against shortcuts a piece takes 3/4 of its
-    cell's sides, anywhere inside, and one colour channel stands for all three. At 48 frames of 112 pixels a piece has 9
-    frames of 42. Raises ConfigError below 4 frames.
+    cell's sides, anywhere inside, and one colour channel stands for all three. Raises ConfigError below 4 frames.
     """
 
-    def __init__(self, dim: int, frames: int, stride: int):
+    shuffled = 4
+
+    def __init__(self, dim, frames, stride):
         super().__init__(dim, frames, stride)
         if frames < 4:
             raise ConfigError(f"puzzles cuts a clip into 4 pieces of time, frames={frames} are too few")
-        self.register_buffer("orders", torch.tensor(list(permutations(range(4)))), persistent=False)  # (24, 4)
 
     def make_head(self, dim):
-        return compare(4 * dim, 48)
+        return mlp(4 * dim, HIDDEN, 48)
 
     def transform(self, views, draws):
         x = views[0]  # (B, 3, T, S, S)
-        B, T, S = len(x), x.shape[2], x.shape[3]
+        B, _, T, S, _ = x.shape
         label = draws.randint(48, B)
         order = self.orders[label % 24]  # (B, 4): the cell that piece j comes from
         shared = draws.randint(4, B)[:, None].expand(B, 4)  # the quarter of the other kind, the same for all pieces
@@ -180,12 +181,11 @@ class Puzzles(Task):
         quarter, quadrant = torch.where(spatial, shared, order), torch.where(spatial, order, shared)
 
         cells = torch.stack([quarter, quadrant // 2, quadrant % 2], 2)  # (B, 4, 3) in time, height, width
-        cell = torch.tensor([T // 4, S // 2, S // 2], device=x.device)
-        t, s = (-(-3 * side // 4) for side in (T // 4, S // 2))
-        room = cell - torch.tensor([t, s, s], device=x.device)
-        start = cells * cell + (draws.rand(B, 4, 3) * (room + 1)).long()  # (B, 4, 3)
-
-        t, h, w = (start[..., axis, None] + torch.arange(n, device=x.device) for axis, n in enumerate((t, s, s)))
+        sides = [(side, -(-3 * side // 4)) for side in (T // 4, S // 2, S // 2)]  # of a cell, of a piece
+        u = draws.rand(B, 4, 3)
+        # Numbers, not tensors made of numbers: a GPU's host would wait for each of those
+        t, h, w = (cells[..., i, None] * cell + (u[..., i, None] * (cell - n + 1)).long()
+                   + torch.arange(n, device=x.device) for i, (cell, n) in enumerate(sides))  # (B, 4, n) each
         row = torch.arange(B, device=x.device).view(B, 1, 1, 1, 1)
         channel = draws.randint(3, B).view(B, 1, 1, 1, 1)
         pieces = x[row, channel, t[:, :, :, None, None], h[:, :, None, :, None], w[:, :, None, None]]  # (B, 4, t, s, s)
@@ -202,11 +202,7 @@ class ClipOrder(Task):
     of its own. The head is theirs: pairs of clips, concatenated, 2 dim -> 512, ReLU; then the three pairs, dropout 0.5.
     """
 
-    views = ((0, 0), (1, 1), (2, 2))
-
-    def __init__(self, dim: int, frames: int, stride: int):
-        super().__init__(dim, frames, stride)
-        self.register_buffer("orders", torch.tensor(list(permutations(range(3)))), persistent=False)  # (6, 3)
+    views, shuffled = ((0, 0), (1, 1), (2, 2)), 3
 
     def make_head(self, dim):
         self.pair = nn.Linear(2 * dim, HIDDEN)
@@ -219,7 +215,8 @@ class ClipOrder(Task):
         return x[row, self.orders[label]], label[:, None]  # place j shows clip orders[label][j]
 
     def logits(self, z, draws):
-        pairs = z[:, [[0, 1], [0, 2], [1, 2]]].flatten(2)  # (B, 3, 2 dim)
+        a, b, c = z.unbind(1)  # (B, dim) each
+        pairs = torch.stack([torch.cat(two, 1) for two in ((a, b), (a, c), (b, c))], 1)  # (B, 3, 2 dim)
         pairs = self.pair(pairs).relu().flatten(1)  # (B, 3 * HIDDEN)
         if self.training:
             pairs = draws.dropout(pairs, 0.5)
@@ -234,12 +231,8 @@ class Pace(Task):
 
     views, classes = ((0, 0), (1, 0), (2, 0), (3, 0)), 4
 
-    def __init__(self, dim: int, frames: int, stride: int):
-        super().__init__(dim, frames, stride)
-        self.sampler = partial(self.paced_clips, T=frames, stride=stride)
-
     @staticmethod
-    def paced_clips(n, rng, *, T, stride):
+    def clips(n, rng, K, T, stride):
         return np.concatenate([video.random_clips(n, rng, K=1, T=T, stride=p * stride) for p in (1, 2, 3, 4)])  # (4, T)
 
     def transform(self, views, draws):
@@ -264,25 +257,21 @@ class OrderVerification(Task):
     views = ((0, 0), (1, 1), (2, 2), (3, 3))
 
     def make_head(self, dim):
-        return compare(3 * dim, 2)
+        return mlp(3 * dim, HIDDEN, 2)
 
     def transform(self, views, draws):
         x = torch.stack(views, 1)  # (B, 4, 3, T, S, S)
-        return x, torch.tensor([1, 0], device=x.device).expand(len(x), 2)
+        return x, torch.arange(1, -1, -1, device=x.device).expand(len(x), 2)
 
     def logits(self, z, draws):
-        return self.head(z[:, [[1, 2, 3], [1, 0, 3]]].flatten(2))  # (B, 2, 2)
+        a, b, c, d = z.unbind(1)
+        return self.head(torch.stack([torch.cat([b, c, d], 1), torch.cat([b, a, d], 1)], 1))  # (B, 2, 2)
 
 
 def every(inputs):
     """All of R, to be told apart one by one: a list of n inputs (B, 3, T, S, S) -> x (B, n, ...), target (B, n)."""
     x = torch.stack(inputs, 1)
     return x, torch.arange(len(inputs), device=x.device).expand(x.shape[:2])
-
-
-def compare(dim: int, classes: int):
-    """A head over concatenated features. One linear layer would add up what each input says, and compare nothing."""
-    return nn.Sequential(nn.Linear(dim, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, classes))
 
 
 TASKS = {
@@ -300,18 +289,18 @@ class PretextTask(Objective):
     space. The task sees x_o only (of several clips, x_o is the first). BE costs two more passes of the backbone.
 
     be_norm says what |.|^2 is: `mean` averages over the C x T' numbers of psi, which keeps beta comparable between
-    backbones and is what the released README says; `sum` adds them up, Eq. 4 to the letter. `erase="none"`: no BE.
+    backbones and is what the released README says; `sum` adds them up, Eq. 4 to the letter.
 
     stats: pretext = L_p, be = L_be without beta, top1 of the task.
     """
 
     flips_together = True  # the clips of a task are compared with each other
 
-    def __init__(self, backbone, task, *, erase: str = "intra-video-frame", gamma: float = 0.3, beta: float = 1.0,
-                 be_norm: str = "mean", pool: str = "max", frames: int, stride: int, **base):
+    def __init__(self, backbone, task, *, erase="intra-video-frame", gamma=0.3, beta=1.0, be_norm="mean", pool="max",
+                 frames, stride, **base):
         task = task(backbone.dim, frames, stride)
         self.be = erase != "none"
-        self.views = task.views + (((0, 1 + max(aug for _, aug in task.views)),) if self.be else ())
+        self.views = task.views + ((0, 1 + max(aug for _, aug in task.views)),) * self.be
         super().__init__(backbone, frames=frames, stride=stride, **base)
         self.task, self.sampler = task, task.sampler
         self.erase = eraser(erase, gamma)
@@ -332,7 +321,7 @@ class PretextTask(Objective):
         return loss, {name: value.detach() for name, value in stats.items()}
 
 
-def be_loss(f_o, f_d, norm: str):
+def be_loss(f_o, f_d, norm):
     """L_be of two feature maps (B, C, T', H', W'), Eq. 4: squared L2 norm of psi's difference, mean over the batch."""
     psi_o, psi_d = f_o.amax((3, 4)).float(), f_d.amax((3, 4)).float()  # (B, C, T')
     square = (psi_o - psi_d).square().flatten(1)
@@ -355,7 +344,7 @@ class Contrastive(Objective):
 
     Eq. 6-7 write z_xo . z_xd. That names the anchor of a dot product, which is symmetric, and not the encoder that
     each side passes. The key gets no gradient: it is the target, and a target should vary less than the query (Wang et
-    al. 2022, "On the Importance of Asymmetry for Siamese Representation Learning"). `erase="none"`: no BE.
+    al. 2022, "On the Importance of Asymmetry for Siamese Representation Learning").
 
     With `hard_negative` there is a third view: another clip of the same video (N2 of Eq. 7), which starts at least
     `hard_negative_gap` clip spans away where the video has room, else as far as it can. `hard_negative_view` `own` is a
@@ -365,9 +354,8 @@ class Contrastive(Objective):
     the embeddings, near 1 / sqrt(D) when they spread, 0 when all are one; contrast_top1: the positive is nearest.
     """
 
-    def __init__(self, backbone, *, erase: str = "intra-video-frame", gamma: float = 0.3, erase_side: str = "query",
-                 hard_negative: bool = True, hard_negative_view: str = "own", hard_negative_gap: float = 0.5,
-                 frames: int, stride: int, **base):
+    def __init__(self, backbone, *, erase="intra-video-frame", gamma=0.3, erase_side="query", hard_negative=True,
+                 hard_negative_view="own", hard_negative_gap=0.5, frames, stride, **base):
         self.views = ((0, 0), (0, 1))
         if hard_negative:
             self.views += ((1, 2 if hard_negative_view == "own" else (2, 0)),)
@@ -393,32 +381,37 @@ class Contrastive(Objective):
     def contrast(self, x_q, x_k, h, index, draws):  # a method's own
         """Loss and stats of queries and keys (B, 3, T, S, S); h: hard negatives (B, D), or None without."""
 
-    def negative(self, x_h, draws):
-        """The hard negatives' embeddings (B, D), made once for all pairs."""
+    def negative(self, x_h, draws):  # embeddings (B, D), made once for all pairs
         return self.embed(x_h)
 
     def embed(self, x, network=None):
-        """Clips (B, 3, T, S, S) -> z (B, D) of length 1."""
-        return F.normalize(self.features(x, network or self.encoder).float(), dim=1)
+        """Clips (B, 3, T, S, S) -> z (B, D) of length 1. The last that learns is kept for the log: `embedding`."""
+        z = F.normalize(self.features(x, network or self.encoder).float(), dim=1)
+        if z.requires_grad:
+            self.embedding = z.detach()
+        return z
 
     def info_nce(self, q, k, others, left_out, h):
         """Eq. 6 and 7: -log of the softmax of q.k / tau among the similarities to others (M, D), of which some are left
         out (N, M) bool, and to h, if there is one. q, k, h: (N, D). -> loss, stats, mean similarity to the others."""
         l_pos = (q * k).sum(1, keepdim=True)  # (N, 1)
-        l_others = similarity(q, others)  # (N, M)
+        with torch.autocast(q.device.type, enabled=False):  # in full precision, since tau magnifies errors
+            l_others = q @ others.T  # (N, M)
         l_hard = [] if h is None else [(q * h).sum(1, keepdim=True)]
         logits = torch.cat([l_pos, l_others.masked_fill(left_out, -torch.inf), *l_hard], 1) / self.temperature
         positive = torch.zeros(len(q), dtype=torch.long, device=q.device)  # is class 0
         loss, top1 = F.cross_entropy(logits, positive), (logits.argmax(1) == positive).float().mean()
         stats = {"positive": l_pos.mean(), "feature_std": feature_std(q), "contrast_top1": top1}
         stats |= {"hard_negative": l_hard[0].mean()} if l_hard else {}
-        return loss, stats, masked_mean(l_others, ~left_out)
+        # of each row, then over rows: the mean over processes is the mean over all
+        mean = l_others.masked_fill(left_out, 0).sum(1) / (~left_out).sum(1).clamp(min=1)
+        return loss, stats, mean.mean()
 
 
 class Embed(nn.Module):
     """A backbone and phi: clips -> (B, D); pooling, then `head` (paper 3.3.2: one linear layer)."""
 
-    def __init__(self, backbone: nn.Module, pool: str, head: nn.Module):
+    def __init__(self, backbone, pool, head):
         super().__init__()
         self.backbone, self.pool, self.head = backbone, pool, head
 
@@ -433,18 +426,17 @@ class MoCo(Contrastive):
 
     q = z(x_q), k = z'(x_k), z' the momentum encoder, x_q = BE(x_o) by default. The negatives n: N1, the queue; keys of
     the query's own video and empty places are masked. N2, one other clip of the same video, the hard negative.
-    `erase="none", hard_negative=False` is the plain MoCo of the paper's baseline.
+    With erase="none", hard_negative=False it is the paper's plain MoCo.
 
     BatchNorm must not tell a query which key is its own: with `shuffle_bn` keys pass the momentum encoder in an order
-    shuffled over all devices (ShuffleBN), in groups of `bn_group`, so the shuffle also works on one device. Without it
-    they keep the groups of the queries, as in the released code. With erase_side="both" only x_v's keys are queued.
+    shuffled over all devices, in groups of `bn_group`, so the shuffle also works on one device. Without it they keep
+    the groups of the queries, as in the released code. With erase_side="both" only x_v's keys are queued.
 
     stats, too: queue: mean similarity to the keys not masked; masked: share of the queue that is, all of it at first.
     """
 
-    def __init__(self, backbone, *, hard_negative_encoder: str = "momentum", dim: int = 128, K: int = 3569,
-                 m: float = 0.999, temperature: float = 0.07, pool: str = "max", shuffle_bn: bool = True,
-                 accumulate: int = 1, **base):
+    def __init__(self, backbone, *, hard_negative_encoder="momentum", dim=128, K=3569, m=0.999, temperature=0.07,
+                 pool="max", shuffle_bn=True, accumulate=1, **base):
         super().__init__(backbone, **base)
         self.hard_negative_encoder, self.K, self.temperature = hard_negative_encoder, K, temperature
         self.m = m ** (1 / accumulate)  # forward runs `accumulate` times a step; together they move the teacher by m
@@ -477,16 +469,16 @@ class MoCo(Contrastive):
     @torch.no_grad()
     def _keys(self, x, draws):
         """z'(x) with BatchNorm groups drawn over the global batch: shuffle, encode, undo. (B, 3, T, S, S) -> (B, D)."""
-        if not self.shuffle_bn or (not self.bn_group and world() == 1):  # in one group there is nothing to shuffle
+        if not self.shuffle_bn or (not self.bn_group and draws.world == 1):  # one group has nothing to shuffle
             return self.embed(x, self.momentum_encoder)
         order = draws.randperm(len(x)).to(x.device)  # (world * B,), the same on every device
-        mine = slice(rank() * len(x), (rank() + 1) * len(x))
+        mine = slice(draws.rank * len(x), (draws.rank + 1) * len(x))
         z = gather(self.embed(gather(x)[order[mine]], self.momentum_encoder))  # (world * B, D), shuffled
         return z[order.argsort()[mine]]
 
     @torch.no_grad()
     def _enqueue(self, keys, index):
-        """Writes all devices' keys at the pointer and around the end, so K need not be a multiple of the batch."""
+        """Writes all devices' keys at the pointer and around the end: K need not be a multiple of the batch."""
         keys, index = keys[-self.K:], index[-self.K:]
         places = (self.queue_pointer + torch.arange(len(keys), device=keys.device)) % self.K
         self.queue[places] = keys.to(self.queue.dtype)
@@ -502,13 +494,13 @@ class Triplet(Contrastive):
     global batch reversed; in an odd batch the middle clip meets its own h. All through one encoder.
     """
 
-    def __init__(self, backbone, *, dim: int = 128, pool: str = "max", **base):
+    def __init__(self, backbone, *, dim=128, pool="max", **base):
         super().__init__(backbone, **{**base, "hard_negative": True})
         self.encoder = Embed(backbone, pool, nn.Linear(backbone.dim, dim))
 
     def contrast(self, x_q, x_k, h, index, draws):
         q, k = self.embed(x_q), self.embed(x_k)  # (B, D)
-        g = gather_with_gradient(h).flip(0)[rank() * len(h) : (rank() + 1) * len(h)]
+        g = gather(h).flip(0)[draws.rank * len(h) : (draws.rank + 1) * len(h)]
         positive, negative = (q * k).sum(1), (q * h).sum(1)  # (B,)
         stats = {"positive": positive.mean(), "hard_negative": negative.mean(), "feature_std": feature_std(q),
                  "contrast_top1": (positive > negative).float().mean()}
@@ -523,7 +515,7 @@ class SimCLR(Contrastive):
     head is theirs: two layers. stats, too: negative: mean similarity to other videos.
     """
 
-    def __init__(self, backbone, *, dim: int = 128, temperature: float = 0.07, pool: str = "max", **base):
+    def __init__(self, backbone, *, dim=128, temperature=0.07, pool="max", **base):
         super().__init__(backbone, **base)
         self.temperature = temperature
         self.encoder = Embed(backbone, pool, mlp(backbone.dim, backbone.dim, dim))
@@ -532,7 +524,7 @@ class SimCLR(Contrastive):
         q, k = self.embed(x_q), self.embed(x_k)  # (B, D)
         queries, keys, index = torch.cat([q, k]), torch.cat([k, q]), index.repeat(2)  # (2B, D), (2B, D), (2B,)
         same, h = index[:, None] == gather(index), None if h is None else h.repeat(2, 1)  # (2B, world * 2B)
-        loss, stats, negative = self.info_nce(queries, keys, gather_with_gradient(queries), same, h)
+        loss, stats, negative = self.info_nce(queries, keys, gather(queries), same, h)
         return loss, {**stats, "negative": negative, "feature_std": feature_std(q)}
 
 
@@ -544,7 +536,7 @@ class BYOL(Contrastive):
     4096 hidden units where these have 512; their m rises from 0.996 to 1, this one stays.
     """
 
-    def __init__(self, backbone, *, dim: int = 128, m: float = 0.999, pool: str = "max", accumulate: int = 1, **base):
+    def __init__(self, backbone, *, dim=128, m=0.999, pool="max", accumulate=1, **base):
         super().__init__(backbone, **{**base, "hard_negative": False})
         self.m = m ** (1 / accumulate)  # as in MoCo
         encoder = Embed(backbone, pool, mlp(backbone.dim, 512, dim, norm=True))
@@ -566,64 +558,44 @@ class BYOL(Contrastive):
 # ---- what they share
 
 
-def eraser(erase: str, gamma: float):
+def eraser(erase, gamma):
     """`ERASE[erase]` of fixed gamma in 0..1, (x, draws) -> x_hat. Raises ConfigError for an unknown name."""
     return partial(choose(ERASE, erase, "erase"), gamma=gamma)
 
 
-def global_pool(features, pool: str):
+def global_pool(features, pool):
     """Pooling over space and time, (B, C, T', H', W') -> (B, C): `max` (the paper, 4.1) or `avg`."""
     return features.amax((2, 3, 4)) if pool == "max" else features.mean((2, 3, 4))
 
 
-def mlp(dim: int, hidden: int, out: int, norm: bool = False):
+def mlp(dim, hidden, out, norm=False):
     """Two linear layers, with BatchNorm and ReLU between them."""
     between = [nn.BatchNorm1d(hidden)] if norm else []
     return nn.Sequential(nn.Linear(dim, hidden), *between, nn.ReLU(), nn.Linear(hidden, out))
-
-
-def similarity(a, b):
-    """All dot products of rows (N, D) and (M, D) -> (N, M), in full precision, since tau magnifies errors."""
-    with torch.autocast(a.device.type, enabled=False):
-        return a @ b.T
 
 
 def feature_std(z):
     return z.std(0, correction=0).mean()
 
 
-def masked_mean(values, keep):
-    """Of what is kept of each row (N, M), then over rows, so that the mean over processes is the mean over all."""
-    return ((values * keep).sum(1) / keep.sum(1).clamp(min=1)).mean()
+def rankme(z) -> float:
+    """How many dimensions the features z (B, D) fill, 1 to min(B, D): the exponential of the entropy of their singular
+    values (Garrido et al. 2023, Eq. 1). Waits for the device."""
+    values = torch.linalg.svdvals(z.float().cpu())  # a GPU loads a library for that, and is slower at this size
+    share = values / values.sum().clamp(min=1e-12) + 1e-7
+    return torch.exp(-(share * share.log()).sum()).item()
 
 
 @torch.no_grad()
-def move_teacher(teacher, student, m: float):
+def move_teacher(teacher, student, m):
     """theta' <- m theta' + (1 - m) theta. BatchNorm's statistics are the teacher's own."""
     torch._foreach_lerp_(list(teacher.parameters()), list(student.parameters()), 1 - m)
 
 
-def world() -> int:
-    return dist.get_world_size() if dist.is_initialized() else 1
-
-
-def rank() -> int:
-    return dist.get_rank() if dist.is_initialized() else 0
-
-
-@torch.no_grad()
 def gather(x):
-    """Rows of all processes in rank order, (B, ...) -> (world * B, ...); no gradient."""
-    if world() == 1:
-        return x
-    parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(world())]
-    dist.all_gather(parts, x.contiguous())
-    return torch.cat(parts)
-
-
-def gather_with_gradient(x):
-    """A row hears from the losses of all processes, of which DDP then takes the mean."""
-    return x if world() == 1 else torch.cat(all_gather(x))
+    """Rows of all processes in rank order, (B, ...) -> (world * B, ...). A row hears from the losses of all processes,
+    of which DDP then takes the mean."""
+    return torch.cat(all_gather(x)) if dist.is_initialized() else x
 
 
 OBJECTIVES = {
@@ -633,15 +605,20 @@ OBJECTIVES = {
 }  # fmt: skip
 
 
-def build(method, backbone: nn.Module, options: dict) -> Objective:
-    """The objective of that name, or class, with those of `options` that its signature and its bases' name.
-
-    Raises ConfigError for an unknown name, and for an erase_side of `both` with a method that has no two sides.
-    """
+def build(method, backbone, options) -> Objective:
+    """The objective of that name, or class, with those of `options` that it takes. Raises what `taken` does."""
     make = choose(OBJECTIVES, method, "method") if isinstance(method, str) else method  # a class, or a partial of one
-    bases = [c for c in getattr(make, "func", make).__mro__ if issubclass(c, Objective)]
+    return make(backbone, **taken(make, options))
+
+
+def taken(make, options) -> dict:
+    """Those of `options` that the signature of an objective and its bases name.
+
+    Raises ConfigError for an erase_side of `both` with a method that has no two sides.
+    """
+    kind = getattr(make, "func", make)
+    if options.get("erase_side") == "both" and not issubclass(kind, Contrastive):
+        raise ConfigError("erase_side=both is for methods with a query and a key: moco, triplet, simclr, byol")
+    bases = [c for c in kind.__mro__ if issubclass(c, Objective)]
     known = {name for c in bases for name in inspect.signature(c.__init__).parameters} - {"backbone", "task"}
-    if options.get("erase_side") == "both" and "erase_side" not in known:
-        two = [name for name, made in OBJECTIVES.items() if issubclass(getattr(made, "func", made), Contrastive)]
-        raise ConfigError(f"erase_side=both is for methods with a query and a key: {', '.join(two)}")
-    return make(backbone, **{name: options[name] for name in known & options.keys()})
+    return {name: options[name] for name in known & options.keys()}

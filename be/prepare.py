@@ -1,7 +1,8 @@
 """Before a run: check every video of a data set, note what is in it, copy it so that it decodes fast; and `make NAME`.
 
 In DATA/NAME, `prepare` leaves `manifest.npz`, `prepare-report.txt`, and `prepare-journal.jsonl`, a line per file.
-Stop it, kill it, add files: the next run reads what is new or changed.
+Stop it, kill it, add files: the next run reads what is new or changed. With `shard` any number of jobs share the work:
+they know of each other by their journals alone.
 
 A copy has the paths and lists of the original, and H.264 in MP4 behind every name. Nothing is predicted from its
 B-pictures, so a reader skips those it does not need: of I b b b P b b b P, three pictures are decoded at stride 4.
@@ -17,13 +18,13 @@ import multiprocessing
 import os
 import re
 import shlex
-import shutil
 import signal
 import sys
 import threading
+import zlib
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from hashlib import blake2b
@@ -40,17 +41,17 @@ from be.datasets import COPIED, DATASETS, MANIFEST, Manifest
 from be.video import Reader, VideoError, encode
 
 # Processes that read files do without torch, which takes seconds and 300 MB
-REPORT, JOURNAL, PART = "prepare-report.txt", "prepare-journal.jsonl", ".part.mp4"
+REPORT, JOURNAL = "prepare-report.txt", "prepare-journal.jsonl"
 # H.264's quantiser: films come out at about 39 dB. Key frames and B-pictures at fixed places.
 QP, FIXED = 22, {"bf": "3", "b_strategy": "0", "b-pyramid": "none", "sc_threshold": "0", "tune": "fastdecode"}
-PSNR = 25  # dB, how well a frame has to agree with its source. Worst is noise in colours, which H.264 halves: 26 dB
 BUFFER = 2**27  # bytes of frames held in memory
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)  # errors that are no video's fault
 
 
 def prepare(dataset: str, data: str = "data", check: Literal["decode", "packets"] = "decode",
             accept_missing: config.Natural = 0, shortest: config.Natural = 16, transcode: bool = False,
-            short_side: Annotated[int, 2, 8192] = 128, gop: config.Count = 16, workers: config.Natural | None = None):
+            short_side: Annotated[int, 2, 8192] = 128, gop: config.Count = 16, workers: config.Natural | None = None,
+            shard: str = "1/1", videos: str | None = None, lists: str | None = None):
     """Checks every video of DATA/DATASET against the lists, writes manifest and report; makes a copy, if asked
 
     check: decode all frames; or only read the packets, which is many times faster, but blind to damage inside them.
@@ -59,23 +60,48 @@ def prepare(dataset: str, data: str = "data", check: Literal["decode", "packets"
     transcode: also write what can be read to DATA-SHORT_SIDE/DATASET, lists included, for use as data=DATA-SHORT_SIDE:
         H.264 with a key frame at every `gop`th frame, the short side at `short_side` px unless it is smaller.
     workers: processes; by default one per core.
+    shard: such as 3/16, of 16 jobs the 3rd, for as many jobs on any machines that see DATA. Each does its part of the
+        files; who finds that all parts are done writes manifest and report. A job that was killed is started again.
+    videos, lists: the folders of these, if they are not found in DATA.
     """
     sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be any bytes
-    source = choose(DATASETS, dataset, "dataset")
-    root = Path(data).expanduser().absolute() / dataset
+    source, data, mine = choose(DATASETS, dataset, "dataset"), Path(data).expanduser().absolute(), part_of(shard)
+    root, lists = source.find(data, videos, lists)
     try:
-        records, problems = survey(source, root, check, shortest, workers)
-        if transcode:
-            copy = root.parent.with_name(f"{root.parent.name}-{short_side}") / dataset
-            readable = [r.path for r in records if r.frames]
-            copy_dataset(root, copy, source.list_files(root), readable, workers, short_side=short_side, gop=gop)
-            problems = max(problems, survey(source, copy, "packets", shortest, workers)[1])
+        records, problems = survey(source, root, lists, check, shortest, workers, shard)
+        readable = [r.path for r in records if r.frames and mine(r.path)]
+        if transcode and (readable or shard == "1/1"):
+            copy = data.with_name(f"{data.name}-{short_side}") / dataset
+            copy_dataset(root, copy, source.list_files(lists), readable, workers, short_side=short_side, gop=gop)
+            problems = max(problems, survey(source, *source.find(copy), "packets", shortest, workers, shard)[1])
     except OSError as error:
         if error.errno not in DISK:
             raise
         raise UserError(f"{error.filename or root}: {error.strerror}; the same command goes on from here") from error
     if problems > accept_missing:
         raise SystemExit(1)
+
+
+def part_of(shard: str):
+    """path -> bool: is a file of the part K/N? Its name decides, and not its folder, which a copy may not have yet.
+
+    Raises ConfigError unless K is in 1 to N."""
+    found = re.fullmatch(r"(\d+)/(\d+)", shard)
+    part, parts = map(int, found.groups()) if found else (0, 0)
+    if not 1 <= part <= parts:
+        raise ConfigError(f"shard={shard} must be K/N, K from 1 to N, such as shard=3/16 for the 3rd of 16 jobs")
+    return lambda path: zlib.crc32(os.fsencode(os.path.basename(path))) % parts == part - 1
+
+
+@contextmanager
+def whole_file(path: Path):
+    """A name to write to. The file then becomes `path`, so that other jobs see the old one or the new one."""
+    aside = path.with_name(f".{os.uname().nodename}-{os.getpid()}-{path.name}")
+    try:
+        yield aside
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 # ---- one file
@@ -98,6 +124,19 @@ class Record:
     index: str = ""  # packed, in base64
     deadly: bool = False  # the process that read it crashed, or made no progress
     problem: str = ""
+
+    @property
+    def key(self):
+        return self.path, self.size, self.mtime
+
+
+def look(root, path) -> Record:
+    """A file as it is now, not read yet."""
+    try:
+        stat = os.stat(root / path)
+        return Record(path, stat.st_size, stat.st_mtime_ns)
+    except OSError as error:
+        return Record(path, problem=error.strerror)
 
 
 def inspect_file(root, check, record) -> Record:
@@ -122,7 +161,7 @@ def inspect_file(root, check, record) -> Record:
 def transcode(root, copy, short_side, gop, path) -> str | OSError | None:
     """Writes the copy of one file, whole or not at all, in a process of its own. Returns the problem, if any."""
     target = copy / path
-    aside = target.with_name(f".{os.getpid()}{PART}")
+    aside = unfinished(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         write_copy(root / path, aside, short_side, gop)
@@ -134,27 +173,21 @@ def transcode(root, copy, short_side, gop, path) -> str | OSError | None:
         aside.unlink(missing_ok=True)
 
 
+def unfinished(target: Path) -> Path:
+    """Of the same name for every job, so that it is written over when the file's turn comes again."""
+    return target.with_name(f".{zlib.crc32(os.fsencode(target.name)):08x}.part.mp4")
+
+
 def write_copy(source, target, short_side, gop):
-    """Raises VideoError unless the copy has as many frames as its source, and they agree."""
+    """Raises VideoError unless the copy has as many frames as its source."""
     with Reader(source, strict=True) as video:
         side = min(short_side, video.info.width, video.info.height) // 2 * 2
         n, step = video.frames, max(1, BUFFER // (side * 2 * side * 3))
         parts = (video.decode(np.arange(start, min(n, start + step)), side) for start in range(0, n, step))
-        frames = chain.from_iterable(parts)
-        encode(target, frames, video.info.fps, options={"qp": str(QP), "g": str(gop), **FIXED})
-        probes = np.linspace(0, n - 1, 5).astype(int)
-        with Reader(target) as copy:
-            if copy.frames != n:
-                raise VideoError(f"{source}: its copy has {copy.frames} frames instead of {n}")
-            worst = min(map(agreement, video.decode(probes, side), copy.decode(probes)))
-    if worst < PSNR:
-        raise VideoError(f"{source}: a frame of its copy agrees with it by {worst:.1f} dB only, under {PSNR}")
-
-
-def agreement(a, b) -> float:
-    """PSNR in dB of two frames (H, W, 3) at half their size: H.264 keeps only colours of that size."""
-    halves = [x.reshape(len(x) // 2, 2, -1, 2, 3).mean((1, 3)) for x in (a, b)]  # (H/2, W/2, 3)
-    return 10 * np.log10(255**2 / max(1e-9, np.square(halves[0] - halves[1]).mean()))
+        encode(target, chain.from_iterable(parts), video.info.fps, options={"qp": str(QP), "g": str(gop), **FIXED})
+    with Reader(target) as copy:
+        if copy.frames != n:
+            raise VideoError(f"{source}: its copy has {copy.frames} frames instead of {n}")
 
 
 # ---- many files
@@ -217,67 +250,81 @@ def _serve(job, pipe):
             pipe.send(job(pipe.recv()))
 
 
-def inspect_files(root, paths, check, workers) -> list[Record]:
-    """The records of all `paths`, in order. A file that the journal knows as it is now is not read again."""
-    known, records, journal = {}, {}, root / JOURNAL
-    for line in journal.read_text().splitlines() if journal.exists() else ():
-        with suppress(ValueError, TypeError):  # a line cut by a kill, or of another version
-            old = Record(**json.loads(line))
-            known[old.path, old.size, old.mtime] = old
-    for path in paths:
-        try:
-            stat = os.stat(root / path)
-            new = Record(path, stat.st_size, stat.st_mtime_ns)
-        except OSError as error:
-            new = Record(path, problem=error.strerror)
-        old = known.get((path, new.size, new.mtime), new)
-        records[path] = old if old.check in (check, "decode") else new
-    todo = [record for record in records.values() if record.size >= 0 and not record.check]
+def read_journals(root, check) -> dict[tuple, Record]:
+    """What is known of files by `Record.key`: those that were checked at least so well, killed their reader, or were
+    missing. Of several lines the best counts, of equals the last."""
+    known = {}
+    for journal in sorted(root.glob(JOURNAL.replace(".", "*."))):
+        for line in journal.read_text().splitlines():
+            with suppress(ValueError, TypeError):  # a line cut by a kill, or of another version
+                new = Record(**json.loads(line))
+                best = known.get(new.key, new)
+                if ((new.check in (check, "decode") or new.deadly or new.size < 0)
+                        and (new.check == "decode", not new.deadly) >= (best.check == "decode", not best.deadly)):
+                    known[new.key] = new
+    return known
+
+
+def inspect_files(root, paths, check, workers, shard) -> tuple[list[Record], int]:
+    """Reads its part of the files. -> the records of all `paths`, in order, and how many are left to other jobs.
+
+    A file that a journal knows as it is now is not read again."""
+    known, alone = read_journals(root, check), shard == "1/1"
+    now = [look(root, path) for path in filter(part_of(shard), paths)]
+    # What killed its reader is tried again, once in a run
+    todo = [new for new in now if new.size >= 0 and (new.key not in known or known[new.key].deadly)]
     work = parallel(partial(inspect_file, root, check), todo, f"inspecting {root.name}", workers,
                     lambda record: 60 + record.size / 1e5)  # far more than any machine needs for a sound file
-    with open(journal, "a", buffering=1) as file:
-        for old, new, problem in work:
-            # What killed its reader keeps an empty `check`, so that the next run tries it again
-            records[old.path] = new = new or replace(old, problem=problem, deadly=True)
+    missing = [(new, new, None) for new in now if new.size < 0 and new.key not in known]
+    own = JOURNAL if alone else JOURNAL.replace(".", f"-{shard.replace('/', '-of-')}.")
+    with open(root / own, "a", buffering=1) as file:
+        for old, new, problem in chain(missing, work):
+            known[old.key] = new = new or replace(old, problem=problem, deadly=True)
             file.write(f"\n{json.dumps(asdict(new))}\n")  # the first break ends a line that was cut
-    return list(records.values())
+    if not alone:
+        known, now = read_journals(root, check), [look(root, path) for path in paths]
+    return [known.get(new.key, new) for new in now], sum(new.key not in known for new in now)
 
 
 def copy_dataset(root, copy, lists, paths, workers=None, *, short_side, gop):
-    """Copies the `lists` below ROOT and transcodes the videos `paths` that COPY lacks yet.
+    """Copies the `lists`, in which paths may begin with ROOT, and transcodes the videos `paths` that COPY lacks yet.
 
-    Raises UserError if COPY holds copies made in another way, OSError if the disk is full."""
+    Raises UserError if COPY holds copies made in another way, or ROOT lacks a video; OSError if the disk is full."""
+    if outside := [path for path in paths if os.path.isabs(path)]:
+        common = os.path.commonpath([*map(os.path.dirname, outside)])
+        raise UserError(f"{outside[0]} and others are not in {root}, so they cannot be copied; give videos={common}")
     copy.mkdir(parents=True, exist_ok=True)
     note, made = copy / COPIED, json.dumps(dict(short_side=short_side, gop=gop, qp=QP, bf=3))
     if note.exists() and note.read_text() != made:
         raise UserError(f"{copy} was made with {note.read_text()}, not {made}: delete it, or ask for the same")
-    note.write_text(made)
+    with whole_file(note) as file:
+        file.write_text(made)
     for path in lists:
-        (copy / path).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(root / path, copy / path)
+        target = copy / (path.relative_to(root) if path.is_relative_to(root) else path.name)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(target) as file:
+            file.write_bytes(path.read_bytes().replace(os.fsencode(f"{root}/"), b""))
     todo = [path for path in paths if not (copy / path).exists()]
     work = parallel(partial(transcode, root, copy, short_side, gop), todo, "transcoding", workers, lambda path: 3600)
-    try:
-        for path, problem, crash in work:
-            if isinstance(problem, OSError):
-                raise problem
-            if problem or crash:
-                print(f"not copied: {path}: {problem or crash}")
-    finally:
-        for left_over in copy.rglob(f"*{PART}"):  # by processes that were killed, now or in an earlier run
-            left_over.unlink(missing_ok=True)
+    for path, problem, crash in work:
+        if isinstance(problem, OSError):
+            raise problem
+        if problem or crash:
+            unfinished(copy / path).unlink(missing_ok=True)
+            print(f"not copied: {path}: {problem or crash}")
 
 
 # ---- the data set
 
 
-def survey(source, root, check, shortest, workers) -> tuple[list[Record], int]:
-    """Inspects all files of all lists and writes manifest and report. Returns the records and how many problems."""
+def survey(source, root, folder, check, shortest, workers, shard) -> tuple[list[Record], int]:
+    """Inspects its part of the files of all lists and, if no part is left, writes manifest and report. Returns the
+    records and how many problems."""
     lists, notes = {}, [f"{root}, check={check}"]  # lists: {(subset, split): (samples, which are there)}
     wrong, leaks = [], []
-    for subset, split in source.subsets(root):
+    for subset, split in source.subsets(folder):
         try:
-            samples, _ = lists[subset, split] = source.read(root, subset, split)
+            samples, _ = lists[subset, split] = source.read(root, folder, subset, split)
             if odd := source.other_length(subset, split, samples):
                 wrong.append(f"{subset} {split}: {odd}")
             wrong += [f"{subset} {split}: {os.fsdecode(path)} is listed {n} times"
@@ -287,13 +334,16 @@ def survey(source, root, check, shortest, workers) -> tuple[list[Record], int]:
         except ValueError as error:
             wrong.append(str(error))
     if not any(there.any() for _, there in lists.values()):
-        source(root, "train")  # raises DatasetMissing, or says what is wrong with the list
+        source(root, "train", videos=root, lists=folder)  # raises DatasetMissing, or says what is wrong with the list
     paths = sorted({path for samples, _ in lists.values() for path in samples.paths.tolist()})
-    records = inspect_files(root, [*map(os.fsdecode, paths)], check, workers)
+    records, left = inspect_files(root, [*map(os.fsdecode, paths)], check, workers, shard)
+    if left:
+        print(f"{root}: {shard} done, {left} of {len(paths)} files left to other jobs; the last one writes {MANIFEST}")
+        return records, 0
     write_manifest(root, records)
     table, content = Manifest.read(root), {path: r.digest or path for path, r in zip(paths, records, strict=True)}
     for (subset, split), (samples, there) in lists.items():
-        used = (samples.take(there) if source.scattered else samples).with_manifest(table)
+        used = (samples.take(there) if source.partial else samples).with_manifest(table)
         notes.append(f"  {subset} {split}: {len(samples)} videos, manifest_hash {used.manifest_hash}")
         if subset != "train" and ("train", split) in lists:
             trained = {content[path]: os.fsdecode(path) for path in lists["train", split][0].paths.tolist()}
@@ -311,16 +361,16 @@ def survey(source, root, check, shortest, workers) -> tuple[list[Record], int]:
 
 def write_manifest(root, records):
     """The columns of `Manifest` and, for people, the rest of `Record`."""
-    names, packed = Record.__annotations__.keys() - {"index"}, [base64.b64decode(r.index) for r in records]
+    names, packed = [*Record.__annotations__], [base64.b64decode(r.index) for r in records]
+    names.remove("index")
     columns = {name: np.array([getattr(r, name) for r in records]) for name in names}
     for name in ("path", "problem"):
         columns[name] = np.char.encode(columns[name], "utf-8", "surrogateescape")
     columns["digest"] = np.array([bytearray.fromhex(r.digest or "00" * 16) for r in records])
     columns["packed"] = np.frombuffer(b"".join(packed), np.uint8)
     columns["end"] = np.cumsum([len(part) for part in packed], dtype=np.int64)
-    aside = root / f".{MANIFEST}"
-    np.savez_compressed(aside, **columns)
-    aside.replace(root / MANIFEST)
+    with whole_file(root / MANIFEST) as file:
+        np.savez_compressed(file, **columns)
 
 
 def report(root, records, head, problems):
@@ -343,7 +393,8 @@ def report(root, records, head, problems):
                     yield f"  ... and {len(found) - limit} more, see {REPORT}"
         yield f"{total} problems; to go on with them: accept_missing={total}" if total else "no problems"
 
-    (root / REPORT).write_text("\n".join(text(total)) + "\n", "utf-8", "surrogateescape")
+    with whole_file(root / REPORT) as file:
+        file.write_text("\n".join(text(total)) + "\n", "utf-8", "surrogateescape")
     print(*text(5), sep="\n")
 
 
@@ -357,12 +408,11 @@ NETWORKS = {"figure4": ("table1-moco", "table1-moco-be"), "analyses": ("table1-m
 CAM = ("cam --cfg {runs} data={data} out={out}/{target} dataset=hmdb51 split=1", "{target}/cam-hmdb51-test.json")
 PICTURES = {
     "figure4": [("figure4 out={out} dataset=hmdb51", "gain-hmdb51-test.json")],
-    "figure5": [("figure5 out={out} names=figure5-*", "bars-figure5.png")],
     "figure6": [CAM],
     "figure7": [CAM],
     "analyses": [("robustness --cfg {runs} data={data} out={out}", "robustness-hmdb51-test.json"),
                  ("errors --cfg {runs} data={data} out={out}", "errors-hmdb51-test.json")]}
-TRAIN, SPREAD = ("pretrain", "finetune", "evaluate", "retrieve"), ("actors", "cam", "robustness", "errors")
+TRAIN, SPREAD = ("pretrain", "finetune", "evaluate", "retrieve", "linear"), ("actors", "cam", "robustness", "errors")
 # SYNTH=1: the demo's networks on stand-ins for all data sets, 48 videos to train on and 16 to test on
 STAND_IN = ("train=6", "test=2", "frames=48")
 REHEARSAL = ("synthetic=true", "epochs=2", "lr_steps=[1]", "K=32", "log_every=1", "test_clips=3")
@@ -402,6 +452,8 @@ def steps(target: str, words: str = "", splits: list[int] = (1, 2, 3), seeds: li
     except ValueError as error:
         raise ConfigError(f"words={words}: {error}") from None
     own = {key: value for key, _, value in (word.partition("=") for word in typed)}
+    if len(own) < len(typed):
+        raise ConfigError(f"words={words}: a key is given twice")
     for key in own.keys() & {"seed", "split"}:
         raise ConfigError(f"{key}={own[key]} cannot be one of the words, a target says it for each command; give make "
                           f"SEED=... and SPLIT=...")
@@ -454,7 +506,8 @@ def collect(target: str, typed, splits, seeds, synth) -> list[Step]:
 
 
 def row(name: str, typed: list[str], splits, synth, on: tuple[str, ...] = ()) -> Iterator[Step]:
-    """An entry: pre-training, then fine-tuning and test on the data sets `on`: those under `paper`, or its own."""
+    """An entry: pre-training, then fine-tuning and test on the data sets `on`: those under `paper`, or its own. Of one
+    named linear-... the linear classifier in their place."""
     paper = paper_numbers(name)
     on = on or [key for key in paper if not re.fullmatch(r"R@\d+|pearson_r|p_value", key)]
     name = experiments()[name].get("same_runs_as", name)
@@ -473,7 +526,9 @@ def row(name: str, typed: list[str], splits, synth, on: tuple[str, ...] = ()) ->
         return
     for dataset in on or [load(name, typed, "finetune").dataset]:
         if dataset == "actor_hmdb51":
-            words = ("actors", f"data={data}", *(["detector=rendered"] if synth else ()))
+            stored = Path(data, "masks/hmdb51")
+            how = ["detector=rendered"] if synth else [f"masks={stored}"] if stored.is_dir() else []
+            words = ("actors", f"data={data}", *how)
             yield Step(words, Path(data) / "actor_hmdb51/actors.json")
         source = choose(DATASETS, dataset, f"data set under `paper` of {name}:")
         for split in splits if len(source.splits) > 1 else source.splits:
@@ -481,6 +536,9 @@ def row(name: str, typed: list[str], splits, synth, on: tuple[str, ...] = ()) ->
             words = [*typed, f"dataset={dataset}", f"split={split}"]
             if load(name, words, "finetune").subset == "test" != source.test:
                 words.append(f"subset={source.test}")
+            if name.startswith("linear-"):
+                yield step("linear", name, words, "linear-{subset}.json")
+                continue
             yield step("finetune", name, words, "model.safetensors")
             yield step("evaluate", name, words, "result-{subset}.json")
 
@@ -514,8 +572,9 @@ def pictures(target: str, typed: list[str], splits, synth) -> Iterator[Step]:
 
 
 def step(verb: str, name: str, words: list[str], end: str) -> Step:
-    stage = "finetune" if verb == "evaluate" else verb
+    stage = "finetune" if verb in ("evaluate", "linear") else verb
     words = [*{word.partition("=")[0]: word for word in words}.values()]  # of two of a key the later
     cfg = load(name, words, stage)
-    end = run_dir(cfg, stage) / end.format(protocol=cfg.protocol, subset=cfg.subset.split(",")[-1])
+    where = run_dir(cfg, verb if verb == "linear" else stage)
+    end = where / end.format(protocol=cfg.protocol, subset=cfg.subset.split(",")[-1])
     return Step((verb, "--cfg", name, *words), end, cfg.dataset, cfg if end.suffix == ".safetensors" else None)

@@ -1,17 +1,20 @@
 """Results beside the paper's: tables, paired differences, curves, Figures 4 and 5; `report` puts them on one page.
 
-All is read from finished runs. `index` sorts what `evaluate` and `retrieve` left there:
+All is read from finished runs. `index` sorts what `evaluate`, `linear` and `retrieve` left there:
 
     {(experiment, "hmdb51 test", "top1"): {(split, seed): result}}
+
+be/quoted.yaml holds what is said, be/report.html.j2 and be/report.md.j2 how it looks.
 """
 
 import base64
-import dataclasses
 import fnmatch
 import json
 import math
 import os
+import time
 from collections import defaultdict
+from importlib.metadata import version
 from itertools import cycle, pairwise, product
 from pathlib import Path
 from statistics import mean, stdev
@@ -26,46 +29,67 @@ from safetensors.torch import load_file
 from scipy import stats
 
 from be.config import FREE_KEYS, STAGES, experiments, load, paper_numbers
+from be.datasets import DATASETS
 from be.runs import END, RunError, duration, git_sha, read_metrics, read_results, write_text
 from be.weights import read_about
 
 SECTIONS = yaml.safe_load(Path(__file__).with_name("quoted.yaml").read_text(encoding="utf-8"))
-COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]  # Okabe-Ito: colour-blind safe
-STYLE = {"xtick.labelsize": 7, "ytick.labelsize": 7, "axes.grid": True, "grid.alpha": 0.25, "axes.axisbelow": True}
-UNDRAWN = {"step", "epoch", "seconds", "skipped"}  # of metrics.jsonl
+GLOSSARY = SECTIONS.pop("glossary")  # of metrics.jsonl
+COLOURS = {"blue": "#0072B2", "red": "#D55E00", "green": "#009E73", "pink": "#CC79A7", "orange": "#E69F00",
+           "sky blue": "#56B4E9", "black": "#000000"}  # Okabe-Ito: colour-blind safe
+LINES = {"solid": "-", "dashed": "--", "dotted": ":", "dash-dotted": "-."}
+STYLE = {"xtick.labelsize": 8, "ytick.labelsize": 8, "axes.grid": True, "grid.alpha": 0.25, "axes.axisbelow": True}
+# Of metrics.jsonl: what is no quantity of the method, so not drawn
+UNDRAWN = {"step", "epoch", "seconds", "skipped", "damaged", "lr", "clips_per_s", "data_wait"}
 PROTOCOL = ("test_clips", "select", "synthetic")  # of a test: results that differ in these make no common mean
-METRICS = ("top1", "R@1", "R@5", "R@10", "R@20", "R@50")
+METRICS = ("top1", "knn", "R@1", "R@5", "R@10", "R@20", "R@50")
 TABLE3 = "hmdb51 test, split 1, protocol paper"  # what the paper retrieved
 COLUMNS = ("experiment", "what", "tested on", "metric", "ours", "paper", "delta", "splits", "seeds", "scored", "note")
-FORMATS = {"delta": "+.1f", "gain": "+.1f", "gain, % of base": "+.1f", "r": ".2f", "p": ".2g", "p of t": ".3f",
-           "p of signs": ".3f"}  # of columns, other numbers have one digit
+# Of columns; other numbers have one digit
+FORMATS = {"delta": "+.1f", "gain": "+.1f", "r": ".2f", "p": ".2g", "p of t": ".3f", "p of signs": ".3f",
+           "data_wait": ".0%"}
 # In these a run may differ from its entry: which of its runs it is, and how it fits the machine
 RUN_KEYS = FREE_KEYS - {"test_clips"} | {"name", "seed", "split", "synthetic", "accumulate", "compile"}
 
 
 def report(out: str = "runs", names: str = "*"):
-    """report: lay all results beside the paper's, in OUT/report.md and OUT/report.html
+    """report: lay all results beside the paper's, in OUT/report.html and OUT/report.md
 
     out     the folder of runs to read; the report is written there, its pictures in OUT/report
     names   a pattern such as demo-* (default: all experiments that have a result or a number in the paper)
 
-    report.html holds its pictures and needs nothing else, no network either.
+    report.html holds its pictures and needs nothing else, no network either. `figure5` and `bars` are this verb, too.
     """
-    out = Path(out)
-    results = read_results(out) + read_results(out, "recall")
+    folder = Path(out)
+    results = [result for kind in ("result", "recall", "linear") for result in read_results(folder, kind)]
     tests = index(results)
     known = fnmatch.filter(dict.fromkeys([*experiments(), *(on[0] for on in tests)]), names)
     ours = list(dict.fromkeys(map(runs_of, known)))
-    if not (any(on[0] in known for on in tests) or any(any((out / name).glob("*-seed*")) for name in ours)):
-        raise RunError(f"there is no run named {names} in {out}: run.py status out={out} lists those that "
-                       f"are there")
-    (out / "report").mkdir(exist_ok=True)
-    found = [*tables(known, tests), *differences(out, ours, tests)] or [{"about": "No results yet."}]
-    sections = [SECTIONS["results"], *found, *curves(out, ours), *pictures(out, ours), provenance(out, ours, results)]
+    paths = [path for name in ours for path in sorted((folder / name).glob("*-seed*"))]
+    if not paths and not any(on[0] in known for on in tests):
+        raise RunError(f"there is no run named {names} in {folder}: run.py status out={folder} lists those that are "
+                       f"there")
+    (folder / "report").mkdir(exist_ok=True)
+    found = [*tables(known, tests), *differences(ours, tests)]
+    first = {**SECTIONS["results"], "out": out, "names": names, "code": git_sha(), "headline": headline(found)}
+    rest = [*settings(paths), provenance(folder, paths, results), *curves(folder, paths), *pictures(folder, paths)]
+    shown, folded = ([section for section in found if bool(section.get("fold")) == fold] for fold in (False, True))
     for kind in ("md", "html"):
-        write_text(out / f"report.{kind}", page(sections, out, kind))
-    print(page([section | {"pictures": ()} for section in found if "fold" not in section], out))
-    print(f"written to {out / 'report.md'} and {out / 'report.html'}")
+        text = page([first, *shown, SECTIONS["reading"], *rest, *folded], folder, kind)
+        write_text(folder / f"report.{kind}", text)
+    print(page([first, *shown], folder))
+    print(f"written to {folder / 'report.html'} and {folder / 'report.md'}")
+
+
+def headline(found: list[dict]) -> dict:
+    """What the page begins with: the rows of its chart, and the difference of two experiments, best one of BE, that has
+    the most pairs."""
+    rows = [row for section in found for row in section.get("rows", ())]
+    chart = [row for row in rows if "ours" in row and row["metric"] == "top1"]
+    tests = [row for row in chart if row["tested on"].endswith(" test")]
+    pairs = [row for row in rows if " - " in row.get("difference", "") and "swapped" not in row["difference"]]
+    best = max(pairs, key=lambda row: ("-be - " in row["difference"], row["n"]), default=None)
+    return {"chart": tests if tests and len(chart) > 12 else chart, "pair": best}
 
 
 # ---- pages
@@ -74,13 +98,16 @@ def report(out: str = "runs", names: str = "*"):
 def page(sections: list[dict], folder: Path, kind: str = "md") -> str:
     """The text of a file in `folder`: Markdown, with links to pictures, or HTML that holds them (be/report.KIND.j2).
 
-    A section has some of: title (the first one's is the page's), about, rows (dicts), columns (the keys shown, or all),
-    pictures (paths), and fold, which hides it behind its title.
+    A section has some of: title (the first one's is the page's), headline (see there), about, rows (dicts), columns
+    (the keys shown, or all), legend, pictures (paths), and fold, which hides it behind its title.
     """
-    text = Path(__file__).with_name(f"report.{kind}.j2").read_text(encoding="utf-8")
-    template = jinja2.Template(text, trim_blocks=True, lstrip_blocks=True, autoescape=kind == "html")
-    functions = {"readable": readable, "markdown": markdown, "relpath": os.path.relpath, "b64encode": base64.b64encode}
-    return template.render(sections=sections, folder=folder, **functions).strip() + "\n"
+    templates = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=kind == "html",
+                                   trim_blocks=True, lstrip_blocks=True)
+    templates.globals = {"readable": readable, "markdown": markdown, "relpath": os.path.relpath, "colours": COLOURS,
+                         "b64encode": base64.b64encode}
+    made = {"date": time.strftime("%Y-%m-%d %H:%M"), "torch": torch.__version__, "av": version("av")}
+    text = templates.get_template(f"report.{kind}.j2").render(sections=sections, folder=folder, made=made)
+    return text.strip() + "\n"
 
 
 def markdown(rows: list[dict], columns=None) -> str:
@@ -96,11 +123,20 @@ def readable(value, column: str = "") -> str:
     """A value of a table. Of several floats, one a seed: the mean ± the standard deviation. `-` for none."""
     if isinstance(value, list) and {*map(type, value)} == {float}:
         return " ± ".join(f"{of(value):.1f}" for of in (mean, stdev)[: len(value)])
-    if isinstance(value, list):
-        return ", ".join(map(str, value)) or "-"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(readable, value)) or "-"
     if value in (None, "") or value != value:
         return "-"
     return format(value, FORMATS.get(column, ".1f")) if isinstance(value, float) else str(value)
+
+
+def said_once(rows: list[dict], columns) -> dict:
+    """The rows and columns of a section, without the columns that say the same in all rows: these become a sentence."""
+    said = {column: {readable(row.get(column), column) for row in rows} for column in columns}
+    same = {column: min(texts) for column, texts in said.items() if len(texts) == 1 and (len(rows) > 1 or "-" in texts)}
+    about = ", ".join(f"{column} {text}" for column, text in same.items() if text != "-")
+    return {"about": f"In all rows: {about}." if about else "", "rows": rows,
+            "columns": [column for column in columns if column not in same]}
 
 
 # ---- tables
@@ -117,7 +153,7 @@ def index(results: list[dict]) -> dict[tuple, dict]:
     tests, usual = defaultdict(dict), {}
     for r in sorted(results, key=lambda r: (r["subset"], r.get("test_clips", 0)), reverse=True):  # test before swapped
         what = "{dataset} {subset}, split {split}, protocol {protocol}" if "protocol" in r else "{dataset} {subset}"
-        what, own = what.format(**r), protocol(r)
+        what, own = what.format(**r) + ", frozen" * ("knn" in r), protocol(r)
         first = usual.setdefault((r["experiment"], what), own)
         what = ", ".join([what, *(f"{key}={own[key]}" for key in own if own[key] != first[key])])
         for metric in METRICS:
@@ -142,10 +178,13 @@ def tables(names: list[str], tests: dict) -> list[dict]:
     for section in SECTIONS.values():
         mine = [n for n in names if SECTIONS.get(n.split("-")[0], SECTIONS["others"]) is section]
         if rows := table(mine, tests):
-            sections.append({"title": section["title"], "rows": rows, "columns": COLUMNS})
+            shown = said_once(rows, COLUMNS)
+            about = " ".join(filter(None, (section.get("what"), shown["about"])))
+            title, fold = section["title"], not any("ours" in row for row in rows)
+            sections.append({**shown, "title": title + ": not run here" * fold, "about": about, "fold": fold})
             if "quoted" in section:
                 rows = [dict(zip(section["columns"], row, strict=True)) for row in section["quoted"]]
-                sections.append({**section, "title": "Not run here", "rows": rows, "fold": True})
+                sections.append({**section, "title": f"{title}: numbers of others", "rows": rows, "fold": True})
     return sections
 
 
@@ -159,8 +198,9 @@ def table(names: list[str], tests: dict) -> list[dict]:
         for on in dict.fromkeys([*paper, *own]):
             found, theirs = tests.get((runs_of(name), *on)), paper.get(on)
             if found or theirs is not None:
-                rows.append({"experiment": name, "what": experiments().get(name, {}).get("about"), "tested on": on[0],
-                             "metric": on[1], "paper": theirs, **(summary(found, on[1], theirs) if found else {})})
+                row = {"experiment": name, "what": experiments().get(name, {}).get("about"), "tested on": on[0]}
+                rows.append({**row, "metric": on[1], "paper": theirs})
+                rows[-1] |= summary(found, on[1], theirs) if found else {}
     return rows
 
 
@@ -168,20 +208,23 @@ def summary(found: dict[tuple, dict], metric: str = "top1", paper: float | None 
     """For each seed the mean over the splits, and what it is of; only seeds that have the most splits count.
 
     found: {(split, seed): result}. There is no delta to the paper of a run on synthetic videos, or of other settings
-    than its entry's; `note` says so.
+    than its entry's; `note` says so. `splits` of the paper's lists: how many of the official ones.
     """
     splits = {seed: sorted(s for s, other in found if other == seed) for _, seed in sorted(found)}
     most = max(splits.values(), key=len)
     seeds = sorted(seed for seed in splits if splits[seed] == most)
     results = [found[on] for on in product(most, seeds)]
     ours = [mean(found[split, seed][metric] for split in most) for seed in seeds]
-    notes = ["synthetic videos"] * any(r.get("synthetic") for r in results)
-    expected = [{found[split, seed]["n_expected"] for seed in seeds} for split in most]
-    notes += ["lists of different length"] * any(len(lengths) > 1 for lengths in expected)
+    notes = ["synthetic videos"] if any(r.get("synthetic") for r in results) else []
+    lengths = [{found[split, seed]["n_expected"] for seed in seeds} for split in most]
+    if any(len(each) > 1 for each in lengths):
+        notes.append("lists of different length")
     notes += dict.fromkeys(key for r in results for key in other_settings(r["experiment"], Path(r["path"]), r))
-    scored, expected = (sum(r[key] for r in results) for key in ("n_scored", "n_expected"))
-    return {"ours": ours, "delta": None if notes or paper is None else mean(ours) - paper, "splits": most,
-            "seeds": seeds, "scored": f"{scored}/{expected}", "note": "; ".join(notes)}
+    scored, expected, damaged = (sum(r.get(key, 0) for r in results) for key in ("n_scored", "n_expected", "n_damaged"))
+    official = DATASETS.get(results[0]["dataset"]) if paper is not None else None
+    return {"ours": ours, "delta": None if notes or paper is None else mean(ours) - paper,
+            "splits": f"{len(most)} of {len(official.splits)}" if official else most, "seeds": seeds,
+            "scored": f"{scored}/{expected}{f', {damaged} damaged' if damaged else ''}", "note": "; ".join(notes)}
 
 
 def other_settings(name: str, path: Path, result: dict) -> list[str]:
@@ -189,31 +232,52 @@ def other_settings(name: str, path: Path, result: dict) -> list[str]:
 
     result: of a test, with what it says itself, such as `test_clips`; of a pre-training, empty.
     """
-    stage, saved = path.name.split("-")[0], path / "config.yaml"
+    stage, saved = path.name.split("-")[0].replace("linear", "finetune"), path / "config.yaml"
     if name not in experiments() or not saved.exists():
         return []
-    run = dataclasses.asdict(load(str(saved))) | result
-    given = ["synthetic", "recipe"] + ["dataset"] * (bool(result) or run["synthetic"])  # the table names a test's
-    entry = dataclasses.asdict(load(name, [f"{key}={run[key]}" for key in given], stage))
-    entry["recipe"] = load(name).recipe
-    found = sorted(f"{key}={run[key]}" for key in entry.keys() - RUN_KEYS if run[key] != entry[key])
+    run = vars(load(str(saved))) | result
+    given = ["synthetic", "recipe"]
+    if result or run["synthetic"]:
+        given.append("dataset")  # the table names a test's
+    entry = vars(load(name, [f"{key}={run[key]}" for key in given], stage)) | {"recipe": load(name).recipe}
+    other = sorted(key for key in entry.keys() - RUN_KEYS if run[key] != entry[key])
+    plain = {key: [*run[key]] if isinstance(run[key], tuple) else run[key] for key in other}
+    found = [f"{stage} {', '.join(f'{key}={plain[key]}' for key in plain)}"] if other else []
+    if not result:
+        return found
     source = name if run["pretrained"] == "self" else run["pretrained"]
-    before = path.parents[1] / source / f"pretrain-seed{run['seed']}"
-    return [f"{stage} {', '.join(found)}"] * bool(found) + (other_settings(source, before, {}) if result else [])
+    return found + other_settings(source, path.parents[1] / source / f"pretrain-seed{run['seed']}", {})
 
 
-def provenance(out: Path, names: list[str], results: list[dict]) -> dict:
+def settings(paths: list[Path]) -> list[dict]:
+    """For each stage, a row of the keys in which its experiments differ; what they have in common is said once."""
+    sections = []
+    for stage in STAGES:
+        rows = []
+        for path in [path for path in paths if path.name.startswith(stage) and (path / "config.yaml").exists()]:
+            saved = {"experiment": path.parent.name, **vars(load(str(path / "config.yaml")))}
+            row = {key: str([*value] if isinstance(value, tuple) else value) for key, value in saved.items()
+                   if key not in RUN_KEYS}
+            rows += [row] if row not in rows else []  # other seeds and splits are the same
+        if rows:
+            sections.append({**said_once(rows, rows[0]), "title": f"Settings of {stage}", "fold": True})
+    return sections
+
+
+def provenance(out: Path, paths: list[Path], results: list[dict]) -> dict:
     """Every training, test and retrieval: what it gave, on which data, by which code, where and in what time."""
     rows = []
-    for folder in sorted(path for name in names for path in (out / name).glob("*-seed*")):
+    for folder in paths:
         found = [r for r in results if r["path"] == str(folder)]
         for weights in folder.glob(END.get(folder.name.split("-")[0], "-")):
-            told = [line["seconds"] for line in read_metrics(folder) if "seconds" in line]
-            spent = sum(a for a, b in pairwise([*told, 0]) if b < a)  # a process that took over counts from 0
-            found.insert(0, {**read_about(weights), "subset": "train", "seconds": spent})
+            told = [line for line in read_metrics(folder) if "seconds" in line]
+            ends = [line["seconds"] for line in told] + [0]
+            spent = sum(a for a, b in pairwise(ends) if b < a)  # a process that took over counts from 0
+            last = {key: told[-1].get(key) for key in ("clips_per_s", "data_wait") if told}
+            found.insert(0, {**read_about(weights), **last, "subset": "train", "seconds": spent})
         rows += [{**r, "run": folder.relative_to(out), "time": duration(r.get("seconds", 0))} for r in found]
     section = SECTIONS["provenance"]
-    return {**section, "about": f"Report by code {git_sha()}. {section['about']}", "rows": rows}
+    return {**section, **said_once(rows, section["columns"])}
 
 
 # ---- differences, paired
@@ -234,13 +298,13 @@ def paired(d: np.ndarray) -> dict[str, float]:
     return {"delta": d.mean(), "± 95 %": half, "p of t": p, "p of signs": p_flip}
 
 
-def differences(out: Path, names: list[str], tests: dict) -> list[dict]:
+def differences(names: list[str], tests: dict) -> list[dict]:
     """An experiment less its `against`, or NAME-be less NAME; and a test list less `swapped`, the background gap.
 
     In points of top-1, of all splits and seeds that both have.
     """
-    rows, drawn, path = [], {}, out / "report" / "differences.png"
-    for name, what, metric in [on for on in tests if on[0] in names and on[2] == "top1"]:
+    rows = []
+    for name, what, metric in [on for name in names for on in tests if on[0] == name and on[2] == "top1"]:
         others = experiments().get(name, {}).get("against", name.replace("-be", "", 1))
         here, whole = (name, what, metric), (name, what.replace("swapped", "test"), metric)
         pairs = [(f"{name} - {other}", here, (runs_of(other), what, metric))
@@ -249,14 +313,10 @@ def differences(out: Path, names: list[str], tests: dict) -> list[dict]:
             x, y = tests.get(a, {}), tests.get(b, {})
             both = sorted(key for key in x.keys() & y.keys() if protocol(x[key]) == protocol(y[key]))
             if a != b and both:
-                x, y = np.array([[tests[on][key]["top1"] for key in both] for on in (a, b)])
-                drawn[f"{difference}, {what}"] = x - y
+                x, y = (np.array([found[key]["top1"] for key in both]) for found in (x, y))
                 rows.append({"difference": difference, "on": what, "first": x.mean(), "second": y.mean(),
                              **paired(x - y), "n": len(both), "seeds": sorted({seed for _, seed in both})})
-    if not rows:
-        return []
-    plot_differences(path, drawn, "Differences of top-1 between tests of the same split and seed: each, mean, 95 %")
-    return [{**SECTIONS["differences"], "rows": rows, "pictures": [path]}]
+    return [{**SECTIONS["differences"], "rows": rows}] if rows else []
 
 
 # ---- pictures
@@ -281,39 +341,40 @@ def plot_differences(path: Path, drawn: dict[str, np.ndarray], title: str):
     """A row for each name: a dot per pair, the mean and its 95 % interval."""
     figure, (axis,) = panels(1, 1, 8, 1 + 0.17 * len(drawn), title)
     for name, d in drawn.items():
-        axis.plot(d, [name] * len(d), ".", color=COLOURS[5])
-        axis.errorbar(d.mean(), name, xerr=paired(d)["± 95 %"], fmt="s", ms=3, color=COLOURS[0])
+        axis.plot(d, [name] * len(d), ".", color=COLOURS["sky blue"])
+        axis.errorbar(d.mean(), name, xerr=paired(d)["± 95 %"], fmt="s", ms=3, color=COLOURS["blue"])
     axis.axvline(0, color="0.3", lw=0.8)
     axis.set(xlabel="points", ylim=(len(drawn) - 0.5, -0.5))
     save(figure, path)
 
 
-def curves(out: Path, names: list[str]) -> list[dict]:
-    """A picture per stage: every logged quantity over the epochs, a panel each; a colour per experiment, all seeds."""
-    sections = []
-    styles = dict(zip(names, cycle(plt.cycler(ls=["-", "--", ":"]) * plt.cycler(color=COLOURS)), strict=False))
+def curves(out: Path, paths: list[Path]) -> list[dict]:
+    """For each stage, a picture of every logged quantity over the epochs: a colour an experiment, a style a seed."""
+    sections, colours = [], dict(zip(dict.fromkeys(path.parent.name for path in paths), cycle(COLOURS), strict=False))
     for stage in STAGES:
-        path = out / "report" / f"{stage}.png"
-        runs = [(name, read_metrics(run)) for name in names for run in sorted((out / name).glob(f"{stage}-*"))]
-        keys = sorted({key for _, lines in runs for line in lines for key in line} - UNDRAWN)
-        if not keys:
-            continue
-        figure, axes = panels(len(keys), 1, 8, 1.8, f"{stage}, over the epochs")
-        for axis, key in zip(axes, keys, strict=True):
-            axis.set_ylabel(key)
-            for name, lines in runs:
+        runs = [(path.parent.name, path.name.split("-")[-1], read_metrics(path)) for path in paths
+                if path.name.startswith(stage)]
+        found = {key for *_, lines in runs for line in lines for key in line} - UNDRAWN
+        styles = dict(zip(sorted({seed for _, seed, _ in runs}), cycle(LINES), strict=False))
+        keys = [key for key in GLOSSARY if key in found] + sorted(found - GLOSSARY.keys())
+        for key in keys:
+            figure, (axis,) = panels(1, 1, 4.2, 2.4, key)
+            for name, seed, lines in runs:
                 x, y = ([line[of] for line in lines if key in line] for of in ("epoch", key))
-                axis.plot(x, y, marker="." * (len(x) < 3), label=name, **styles[name])
-        drawn = {line.get_label(): line for line in axes[0].lines}
-        figure.legend(drawn.values(), drawn, loc="outside lower center", ncols=4, fontsize=8)
-        save(figure, path)
-        sections.append({"title": f"Curves of {stage}", "pictures": [path]})
+                axis.plot(x, y, "." * (len(x) < 3) + LINES[styles[seed]], color=COLOURS[colours[name]])
+            axis.set_xlabel("epoch", fontsize=8)
+            save(figure, out / "report" / f"{stage}-{key}.png")
+        if keys:
+            legend = {name: colours[name] for name, *_ in runs} | styles
+            sections.append({"title": f"Curves of {stage}", "legend": legend,
+                             "rows": [{"quantity": key, "meaning": GLOSSARY.get(key)} for key in keys],
+                             "pictures": [out / "report" / f"{stage}-{key}.png" for key in keys]})
     return sections
 
 
-def pictures(out: Path, names: list[str]) -> list[dict]:
-    """Pictures that other verbs left: beside the report, and in the runs, of retrieval and of error analysis."""
-    inside = [path for name in names for path in sorted((out / name).glob("*/*.png"))]
+def pictures(out: Path, paths: list[Path]) -> list[dict]:
+    """Pictures that other verbs left: beside the report, and in the runs, of retrieval."""
+    inside = [path for folder in sorted({path.parent for path in paths}) for path in sorted(folder.glob("*/*.png"))]
     return [{"title": path.relative_to(out), "pictures": [path], "fold": path in inside}
             for path in [*sorted(out.glob("*.png")), *inside]]
 
@@ -347,27 +408,7 @@ def per_class(matrix: torch.Tensor) -> torch.Tensor:
     return 100 * matrix.diagonal() / matrix.sum(1)
 
 
-def plot_gain(path: Path, gain: torch.Tensor, classes: list[str], title: str):
-    """A dot per class, sorted. gain (C,): points or %, NaN of a class without videos."""
-    order = gain.nan_to_num().argsort(descending=True).tolist()
-    plot_differences(path, {classes[c]: gain[c : c + 1].numpy() for c in order}, title)
-
-
-def plot_confusion(path: Path, matrix: torch.Tensor, classes: list[str], title: str):
-    """matrix (C, C + 1): how many videos of a class were taken for which, the unreadable in the last column."""
-    C = len(classes)
-    figure, (axis,) = panels(1, 1, 0.11 * C + 5, 0.11 * C + 4, title)
-    share = (100 * matrix / matrix.sum(1, keepdim=True)).nan_to_num().numpy()  # (C, C + 1)
-    image = axis.imshow(share, cmap="Blues", norm="symlog", vmin=0, vmax=100)  # what is seldom is to be seen, too
-    figure.colorbar(image, shrink=0.6, label="% of the class's videos")
-    axis.set_xticks(range(C + 1), [*classes, "unreadable"], rotation=90)
-    axis.set_yticks(range(C), classes)
-    axis.set(xlabel="taken for", ylabel="class")
-    axis.grid(False)
-    save(figure, path)
-
-
-# ---- Figures 4 and 5
+# ---- Figure 4
 
 
 def figure4(out: str = "runs", dataset: str = "hmdb51", static: str = "figure4-static", base: str = "table1-moco",
@@ -379,29 +420,31 @@ def figure4(out: str = "runs", dataset: str = "hmdb51", static: str = "figure4-s
     base, better    the experiments whose accuracies are compared, class by class
     dataset, subset the list they were tested on; all splits count that the three have, and seeds that the two have
 
-    Pearson's r, with its two-sided p, of two gains (in points of top-1; in % of `base`, which has no value for a class
-    of which `base` knows nothing) and two measures of `static` (its top-1; its mean probability of the right class).
-    These, all classes and four scatter plots go to OUT/gain-DATASET-SUBSET.json, .md and .png.
+    The gain in points of top-1 is correlated with two measures of `static`: its top-1, and its mean probability of the
+    right class. These, all classes and a plot of each go to OUT/gain-DATASET-SUBSET.json, .md and .png.
     """
-    path, about = Path(out) / f"gain-{dataset}-{subset}", {"static": static, "base": base, "better": better}
-    results = compared(Path(out), f"{dataset} {subset}", *about.values())
+    path, names = Path(out) / f"gain-{dataset}-{subset}", {"static": static, "base": base, "better": better}
+    results = compared(Path(out), f"{dataset} {subset}", *names.values())
     known, before, after = (per_class(confusion(of)[0]) for of in results)
     soft, classes = confusion(results[0], soft=True)
     columns = {"static top-1": known, "static probability": per_class(soft), base: before, better: after,
-               "gain": after - before, "gain, % of base": 100 * (after - before) / before}
+               "gain": after - before}
     splits, synthetic = sorted({r["split"] for r in results[0]}), any(r.get("synthetic") for of in results for r in of)
     title = f"{better} - {base}, {dataset} {subset}, splits {readable(splits)}{', synthetic videos' * synthetic}"
-    figure, axes = panels(2, 2, 5, 3.6, title)
-    fits = [correlate(axis, columns, x, y, classes)
-            for axis, (y, x) in zip(axes, product(list(columns)[4:], list(columns)[:2]), strict=True)]
+    figure, axes = panels(1, 2, 5, 3.6, title)
+    fits = [{"y": "gain", "x": x, **correlation(columns[x], columns["gain"])} for x in list(columns)[:2]]
+    for axis, fit in zip(axes, fits, strict=True):
+        axis.plot(columns[fit["x"]], columns["gain"], ".", color=COLOURS["blue"])
+        axis.set(xlabel=fit["x"], ylabel="gain", title="r = {r}, p = {p}".format(**fit))
     save(figure, path.with_suffix(".png"))
     rows = [{"class": name} | {key: of[c].item() if of[c].isfinite() else None for key, of in columns.items()}
             for c, name in enumerate(classes)]
-    about |= {"dataset": dataset, "subset": subset, "splits": splits, "git_sha": git_sha(), "correlations": fits}
-    write_text(path.with_suffix(".json"), json.dumps({**about, "per_class": rows}, indent=1) + "\n")
+    about = {**names, "dataset": dataset, "subset": subset, "splits": splits, "git_sha": git_sha()}
+    text = json.dumps({**about, "correlations": fits, "per_class": rows}, indent=1)
+    write_text(path.with_suffix(".json"), text + "\n")
     rows.sort(key=lambda row: -(row["gain"] or 0))
     paper = paper_numbers(static)
-    theirs = SECTIONS["figure4"]["about"].format(**paper) if dataset in paper and not synthetic else ""
+    theirs = SECTIONS["figure4"]["paper"].format(**paper) if dataset in paper and not synthetic else ""
     first = {"title": title, "about": "In %, gain in points.", "rows": fits}
     text = page([first, {"about": theirs, "rows": rows}], path.parent)
     write_text(path.with_suffix(".md"), text)
@@ -413,54 +456,19 @@ def compared(out: Path, on: str, *names: str) -> list[list[dict]]:
     where there are none."""
     tests = index(read_results(out))
     static, base, better = (tests.get((runs_of(name), on, "top1"), {}) for name in names)
-    both = [key for key in base if key in better and key[0] in {split for split, _ in static}
-            and base[key].get("test_clips") == better[key].get("test_clips")]
-    if not both:
+    both = sorted(key for key in base.keys() & better.keys() if protocol(base[key]) == protocol(better[key]))
+    splits = {split for split, _ in static} & {split for split, _ in both}
+    if not splits:
+        there = ", ".join(sorted({f"{name} on {what}" for name, what, _ in tests})) or "nothing"
         raise RunError(f"{out}: no split of {on} on which all of {', '.join(names)} were tested, the last two with the "
-                       f"same seed and test_clips; finetune and evaluate them first")
-    still = [r for (split, _), r in static.items() if split in {split for split, _ in both}]
-    return [still, [base[key] for key in both], [better[key] for key in both]]
+                       f"same seed and test_clips; there are tests of {there}")
+    return [[found[key] for key in keys if key[0] in splits]
+            for found, keys in ((static, static), (base, both), (better, both))]
 
 
-def correlate(axis, columns: dict[str, torch.Tensor], x: str, y: str, names: list[str]) -> dict:
-    """Draws a dot per class and the least-squares line, and names the 8 classes that lie farthest from it.
-
-    x, y: of the columns (C,); a class without one of them, NaN or infinite, does not count. Returns Pearson's r, its
-    two-sided p, and how many `classes` count; r and p are None of fewer than 3, or if x or y is the same for all.
-    """
-    kept = (columns[x] + columns[y]).isfinite()
-    a, b, names = columns[x][kept].numpy(), columns[y][kept].numpy(), np.array(names)[kept]
-    fit = {"y": y, "x": x, "r": None, "p": None, "classes": len(a)}
-    axis.plot(a, b, ".", color=COLOURS[0])
-    axis.set(xlabel=x, ylabel=y)
-    if len(a) > 2 and np.ptp(a) and np.ptp(b):
-        line = stats.linregress(a, b)
-        fitted = np.polyval(line[:2], a)
-        axis.plot(a, fitted, lw=1, color=COLOURS[1])
-        for c in np.abs(b - fitted).argsort()[-8:]:
-            axis.annotate(names[c].replace("_", " "), (a[c], b[c]), (3, 2), textcoords="offset points", fontsize=6)
-        axis.set_title(f"r = {line.rvalue:.2f}, p = {line.pvalue:.2g}", fontsize=9)
-        fit |= {"r": line.rvalue, "p": line.pvalue}
-    return fit
-
-
-def figure5(names: str = "figure5-*", out: str = "runs"):
-    """figure5: top-1 of some experiments side by side, on all lists they were tested on, beside the paper's (Figure 5)
-
-    names   a pattern such as figure5-*
-    out     the folder of runs; the plot goes to OUT/bars-NAMES.png
-    """
-    rows = [row for row in table(fnmatch.filter(experiments(), names), index(read_results(Path(out)))) if "ours" in row]
-    if not rows:
-        raise RunError(f"{out}: no test of an experiment named {names}")
-    rows.sort(key=lambda row: row["tested on"], reverse=True)
-    notes = dict.fromkeys(row["note"] for row in rows if row["note"])
-    figure, (axis,) = panels(1, 1, 2 + len(rows), 4, "; ".join([names, *notes]))
-    for row in rows:
-        x, ours = f"{row['experiment']}\n{row['tested on']}", row["ours"]
-        bar = axis.bar(x, mean(ours), yerr=np.std(ours, ddof=len(ours) > 1), color=COLOURS[0])
-        axis.bar_label(bar, [readable(ours)], fontsize=8, padding=2)
-        axis.plot(x, row["paper"] if row["delta"] is not None else math.nan, "k_", ms=24)
-    axis.set(ylabel="top-1, % (line: the paper's)", ylim=(0, 100))
-    save(figure, path := Path(out) / f"bars-{names.strip('*').strip('-') or 'all'}.png")
-    print(f"{markdown(rows, COLUMNS)}\n\nwritten to {path}")
+def correlation(x: torch.Tensor, y: torch.Tensor) -> dict:
+    """Pearson's r and its two-sided p, of the classes (C,) that have both; None of fewer than 3, or of a constant."""
+    kept = (x + y).isfinite()
+    a, b = x[kept].numpy(), y[kept].numpy()
+    r, p = map(float, stats.pearsonr(a, b)) if len(a) > 2 and np.ptp(a) and np.ptp(b) else (None, None)
+    return {"r": r, "p": p, "classes": len(a)}

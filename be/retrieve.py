@@ -1,12 +1,14 @@
-"""Retrieval, nothing trained: are the nearest training clips of a test clip of its own class? (paper 4.3, Table 3)
+"""The frozen network: are the nearest training clips of a test clip of its class (paper 4.3), and a linear classifier.
 
-    extract    videos -> unit vectors in half precision, appended to a file as they are made
+    extract    videos -> unit vectors, appended to a file as they are made; both verbs read it
     search     for each query the k rows of the gallery of the largest cosine: exact, by blocks
     recall     R@k, the share of queries that have their class among the k nearest
+    linear     logistic regression on the features of clips, kNN on their means
 
 The paper's features of HMDB51 take 6 GB, which stay on disk; the search holds `memory_gb` of them at a time.
 """
 
+import dataclasses
 import json
 import time
 from collections.abc import Callable
@@ -21,19 +23,23 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 
-from be import datasets
+from be import datasets, evaluate, objectives, weights
 from be.config import Config, ConfigError, as_text
-from be.evaluate import about_result, clip_features, each_video, hash_inputs, load_backbone
-from be.runs import RunError, make_accelerator, place, progress, run_dir, write_text, writing
-from be.video import even_clips
+from be.evaluate import about_result, clip_features, each_video, fit, hash_inputs, knn, load_backbone, write_result
+from be.objectives import global_pool
+from be.runs import RunError, make_accelerator, place, progress, provenance, run_dir, write_aside, write_text, writing
+from be.video import even_clips, static_clips
 
 KS = (1, 5, 10, 20, 50)
+# Of the linear classifier: what its weight decay is chosen from, on a part of the training list, before all is fitted
+DECAYS, HELD_OUT = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0), 0.2
 
 
 class Protocol(NamedTuple):
     sampler: Callable  # (n, rng, T=, stride=) -> frames (K, T)
     pool: Callable  # feature map (K, C, T', H', W') -> (K, D)
     mean: bool  # a row is the mean over the clips of a video; else every clip is one
+    bits: int = 16  # of a float on disk
 
 
 def consecutive_clips(n, rng=None, *, T, stride):
@@ -52,85 +58,114 @@ def max_cells(x, most):
     return F.adaptive_max_pool3d(x, [min(sides) for sides in zip(x.shape[2:], most, strict=True)]).flatten(1)
 
 
-PROTOCOLS = {
+PROTOCOLS = {  # name -> config -> Protocol
     # Paper 4.3: "clips in units of 16 frames", pooled "to a fixed scale of 1024 x 2 x 7 x 7"
-    "paper": Protocol(consecutive_clips, partial(max_cells, most=(2, 7, 7)), mean=False),
+    "paper": lambda _: Protocol(consecutive_clips, partial(max_cells, most=(2, 7, 7)), mean=False),
     # Xu et al. 2019 (VCOP): 10 clips a video, 512 x 2 x 3 x 3, averaged
-    "vcop": Protocol(partial(even_clips, K=10), partial(max_cells, most=(2, 3, 3)), mean=True),
+    "vcop": lambda _: Protocol(partial(even_clips, K=10), partial(max_cells, most=(2, 3, 3)), mean=True),
     # The centre clip under global average pooling, which is what many report as nearest neighbours
-    "gap": Protocol(partial(even_clips, K=1), lambda x: x.mean((2, 3, 4)), mean=True),
+    "gap": lambda _: Protocol(partial(even_clips, K=1), lambda x: x.mean((2, 3, 4)), mean=True),
+    # The clips and the pooling of the test, which `linear` reads: whole, as features may differ by little
+    "clips": lambda c: Protocol(partial(even_clips, K=c.test_clips), partial(global_pool, pool=c.pool), False, bits=32),
 }
+
+
+COLUMNS = ("video", "clip", "norm", "damaged")  # of Features, that go to its .json
 
 
 @dataclass(frozen=True)
 class Features:
-    """Rows of float16 (D,) in a file, in the order of the list."""
+    """Unit vectors (D,) of float16 or float32 in a file, in the order of the list."""
 
     file: Path
     D: int
     video: np.ndarray  # (R,) int64, the place in the list of the video that a row comes from
     clip: np.ndarray  # (R,) int64, which clip of it; 0 if a row is the mean over its clips
+    norm: np.ndarray  # (R,) float, the lengths that the vectors had
+    damaged: np.ndarray  # (n,) int64, the places in the list of the videos that are damaged
 
     def __len__(self):
         return len(self.video)
 
+    @property
+    def kind(self):  # of a file X.f16 or X.f32
+        return np.dtype(f"float{self.file.suffix[2:]}")
+
     def read(self, start: int, stop: int, out: torch.Tensor) -> torch.Tensor:
         """Fills `out` (rows, D) with rows from start on, before stop, in float32 -> its rows that are filled."""
         out = out[: stop - start]
-        for row, block in enumerate(out.split(step := max(1, 2**20 // self.D))):  # 2 MiB at a time are in half
-            half = np.fromfile(self.file, np.float16, block.numel(), offset=2 * (start + row * step) * self.D)
-            block.copy_(torch.from_numpy(half).view_as(block))
+        for row, block in enumerate(out.split(step := max(1, 2**20 // self.D))):  # 2 to 4 MiB at a time
+            first = (start + row * step) * self.D * self.kind.itemsize
+            block.copy_(torch.from_numpy(np.fromfile(self.file, self.kind, block.numel(), offset=first)).view_as(block))
         return out
+
+    def clips(self, device) -> tuple[np.ndarray, torch.Tensor]:
+        """Of n videos with K rows each: their places in the list (n,), and the rows as long as they were (n, K, D)."""
+        videos, norm = np.unique(self.video), torch.tensor(self.norm, dtype=torch.float32, device=device)
+        rows = self.read(0, len(self), torch.empty(len(self), self.D, device=device))
+        return videos, (rows * norm[:, None]).unflatten(0, (len(videos), -1))
 
 
 def stored(path: Path, inputs: str) -> Features | None:
-    """What `extract` left at `path`, if it is whole and of the same `inputs`."""
+    """What `extract` left in the file `path`, if it is whole and of the same `inputs`."""
     try:
-        index = json.loads(Path(f"{path}.json").read_text())
-        found = Features(Path(f"{path}.f16"), index["D"], np.array(index["video"]), np.array(index["clip"]))
-        whole = found.file.stat().st_size == 2 * len(found) * found.D
+        index = json.loads(path.with_suffix(".json").read_text())
+        found = Features(path, index["D"], *(np.array(index[column]) for column in COLUMNS))
+        whole = path.stat().st_size == found.kind.itemsize * len(found) * found.D
         return found if whole and index["inputs"] == inputs else None
     except (OSError, KeyError, ValueError):  # none, or damaged
         return None
 
 
-def extract(path: Path, backbone, samples, cfg: Config, accelerator: Accelerator) -> Features:
-    """Features of all readable videos of a list, in PATH.f16; PATH.json says what each row is of.
+def extract(subset: str, backbone, cfg: Config, accelerator: Accelerator) -> tuple[datasets.Samples, Features]:
+    """The list, and features of all its readable videos under `protocol`, in OUT/NAME/retrieve-.../PROTOCOL-SUBSET.f16
+    or .f32; PROTOCOL-SUBSET.json says what each row is of.
 
     Those of the same weights, videos and settings are used again. RunError where a feature is not finite.
     """
-    protocol, file, index = PROTOCOLS[cfg.protocol], Path(f"{path}.f16"), Path(f"{path}.json")
-    weights = b"".join(tensor.cpu().numpy().tobytes() for tensor in backbone.state_dict().values())
-    settings = ("frames", "stride", "short_side", "size", "protocol")
-    inputs = hash_inputs(cfg, samples, weights + accelerator.mixed_precision.encode(), settings)
-    if known := broadcast_object_list([stored(path, inputs)])[0]:  # elsewhere files may have other times
-        accelerator.print(f"{path.name}: taken from {path.parent}")
-        return known
+    samples = datasets.load_for(cfg, subset, None if subset == "train" else cfg.test_data)
+    protocol = PROTOCOLS[cfg.protocol](cfg)
+    file = run_dir(cfg, "retrieve") / f"{cfg.protocol}-{subset}.f{protocol.bits}"
+    state = b"".join(tensor.cpu().numpy().tobytes() for tensor in backbone.state_dict().values())
+    settings = ("frames", "stride", "short_side", "size", "protocol", "strict")
+    settings += ("test_clips", "pool") * (cfg.protocol == "clips") + ("static", "seed") * cfg.static
+    inputs = hash_inputs(cfg, samples, state + accelerator.mixed_precision.encode(), settings)
+    if known := broadcast_object_list([stored(file, inputs)])[0]:  # elsewhere files may have other times
+        accelerator.print(f"{file.stem}: taken from {file.parent}")
+        samples.damaged.update(known.damaged.tolist())
+        return samples, known
     if accelerator.is_main_process:
-        index.unlink(missing_ok=True)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.with_suffix(".json").unlink(missing_ok=True)
         with writing(file):
             file.write_bytes(b"")
 
     def compute(clips, i):
         z = clip_features(backbone, protocol.pool, clips)  # (K, D)
-        return F.normalize(z.mean(0, keepdim=True) if protocol.mean else z).half()
+        return z.mean(0, keepdim=True) if protocol.mean else z
 
     rows, D, sampler = [], 0, partial(protocol.sampler, T=cfg.frames, stride=cfg.stride)
-    for i, z in enumerate(each_video(compute, samples, sampler, cfg, accelerator, path.name)):
+    sampler = partial(static_clips, like=sampler) if cfg.static else sampler
+    for i, z in enumerate(each_video(compute, samples, sampler, cfg, accelerator, file.stem)):
         if z is None:
             continue
         if not z.isfinite().all():
             raise RunError(f"the features of {samples.path(i)} are not finite in precision={cfg.precision}")
         if accelerator.is_main_process:
             with writing(file), open(file, "ab") as end:  # closed each time: a full disk may show only then
-                end.write(z.numpy().tobytes())
-        rows += [(i, k) for k in range(len(z))]
+                end.write(F.normalize(z).numpy().astype(f"float{protocol.bits}").tobytes())
+        rows += [(i, k, norm) for k, norm in enumerate(z.norm(dim=1).tolist())]
         D = z.shape[1]
-    video, clip = np.array(rows, int).reshape(-1, 2).T
+    if not rows:
+        raise RunError(f"{file.stem}: not one of {len(samples)} videos in {samples.root} can be read; run.py prepare "
+                       f"says why")
+    video, clip, norm = np.array(rows).T
+    found = Features(file, D, video.astype(int), clip.astype(int), norm, np.array(sorted(samples.damaged), int))
     if accelerator.is_main_process:
-        write_text(index, json.dumps({"inputs": inputs, "D": D, "video": video.tolist(), "clip": clip.tolist()}))
+        columns = {name: getattr(found, name).tolist() for name in COLUMNS}
+        write_text(file.with_suffix(".json"), json.dumps({"inputs": inputs, "D": D, **columns}))
     accelerator.wait_for_everyone()
-    return Features(file, D, video, clip)
+    return samples, found
 
 
 @torch.no_grad()
@@ -182,21 +217,13 @@ def retrieve(cfg: Config):
 
     The backbone is that of `pretrained`, the gallery the train list, the queries the list `subset`; several are asked
     one after the other with subset=test,swapped. `protocol` says what a row is. A test video that cannot be read is
-    one query missed, a train video is left out. Features, recall and a sheet of examples go to OUT/NAME/retrieve-...
+    one query missed, a train video is left out. Features and recall go to OUT/NAME/retrieve-...
     """
     accelerator, path = make_accelerator(cfg), run_dir(cfg, "retrieve")
-    path.mkdir(parents=True, exist_ok=True)
     backbone = place(load_backbone(cfg), accelerator.device, cfg.precision).eval()
-
-    def features_of(subset):
-        samples = datasets.load_for(cfg, subset)
-        return samples, extract(path / f"{cfg.protocol}-{subset}", backbone, samples, cfg, accelerator)
-
-    shown, gallery = features_of("train")
+    shown, gallery = extract("train", backbone, cfg, accelerator)
     for subset in cfg.subset.split(","):
-        asked, queries = features_of(subset)
-        if not len(queries) or not len(gallery):
-            raise RunError(f"{cfg.dataset}: {len(queries)} rows of {subset}, {len(gallery)} of train: no search")
+        asked, queries = extract(subset, backbone, cfg, accelerator)
         began = time.perf_counter()
         rows = torch.cat(gather_object([search(queries, gallery, max(KS), cfg.memory_gb, accelerator.device,
                                                accelerator.process_index, accelerator.num_processes)[1]]))
@@ -210,22 +237,53 @@ def retrieve(cfg: Config):
             write_text(path / f"recall-{cfg.protocol}-{subset}.json", json.dumps(result, indent=1) + "\n")
             print(("{experiment} on {dataset} {subset}, split {split}, protocol {protocol}: R@1 {R@1:.1f}, "
                    "R@10 {R@10:.1f}, R@50 {R@50:.1f}; {n_scored} of {n_expected} queries").format(**result))
-            sheet(path / f"nearest-{cfg.protocol}-{subset}.png", cfg, asked, queries, shown, gallery, rows)
 
 
-def sheet(path, cfg, asked, queries, shown, gallery, rows):
-    """A picture: queries of six classes (left) before their five nearest rows; names of the query's class are bold."""
-    from matplotlib.figure import Figure
-    label = asked.labels[queries.video]
-    sampler = partial(PROTOCOLS[cfg.protocol].sampler, T=cfg.frames, stride=cfg.stride)
-    firsts = np.unique(label, return_index=True)[1]  # the first query of every class
-    chosen = firsts[np.linspace(0, len(firsts) - 1, min(6, len(firsts))).astype(int)].tolist()
-    figure = Figure(figsize=(9.3, 1.45 * len(chosen)), layout="constrained")
-    for line, query in zip(figure.subplots(len(chosen), 6, squeeze=False), chosen, strict=True):
-        nearest = [(shown, gallery, row) for row in rows[query, :5].tolist()]
-        for axis, (samples, features, row) in zip(line, [(asked, queries, query), *nearest], strict=False):
-            item = datasets.Clips(samples, sampler, cfg.short_side, 0, train=False)[0, int(features.video[row])]
-            axis.imshow(item.clips[features.clip[row], cfg.frames // 2])
-            axis.set_title(samples.classes[item.label], fontsize=8, weight=700 if item.label == label[query] else 400)
-            axis.set_axis_off()
-    figure.savefig(path, dpi=130)
+def linear(cfg: Config):
+    """linear: train a linear classifier on the frozen backbone, and test it and nearest neighbours (linear probe)
+
+    The backbone is that of `pretrained`; keys count as in finetune and evaluate. The features of `test_clips` clips a
+    video stay on disk, where `retrieve protocol=clips` of the same settings finds them. The classifier is fitted to the
+    clips of the train list by L-BFGS; its weight decay is the one that is best on a fifth of that list (whole source
+    videos), which it then learns from, too. A test video gets its mean softmax. kNN compares means over clips.
+
+    To OUT/NAME/linear-... go model.safetensors, as a fine-tuning leaves it, so that robustness, errors and cam take
+    that directory, too; and for each list of `subset` the result and probabilities. A video that cannot be read is
+    left out of the train list, and counts as wrong in the others.
+    """
+    accelerator, path, began = make_accelerator(cfg), run_dir(cfg, "linear"), time.perf_counter()
+    cfg, device = dataclasses.replace(cfg, protocol="clips"), accelerator.device
+    backbone = place(load_backbone(cfg), device, cfg.precision).eval()
+    (samples, known), *lists = [extract(name, backbone, cfg, accelerator) for name in ("train", *cfg.subset.split(","))]
+    if not accelerator.is_main_process:
+        return
+    model = objectives.build("classify", backbone, {**dataclasses.asdict(cfg), "classes": len(samples.classes)})
+    head = model.head.requires_grad_(False)
+    videos, x = known.clips(device)
+    label = torch.from_numpy(samples.labels[videos]).to(device)
+    held = evaluate.holdout(samples, HELD_OUT, cfg.seed)[1].paths
+    held = torch.from_numpy(np.isin(samples.paths[videos], held)).to(device)  # (n,) bool
+
+    def learn(x, label, decay):
+        fitted = fit(x.flatten(0, 1), label.repeat_interleave(x.shape[1]), decay, len(samples.classes))
+        head.weight.data, head.bias.data = fitted
+
+    def right(decay):
+        learn(x[~held], label[~held], decay)
+        return (head(x[held]).softmax(2).mean(1).argmax(1) == label[held]).sum().item(), decay  # of equals the largest
+
+    learn(x, label, decay := max(map(right, DECAYS))[1])
+    about = {"experiment": cfg.name, "classes": samples.classes, "decay": decay, **provenance(samples, accelerator)}
+    path.mkdir(parents=True, exist_ok=True)
+    write_text(path / "config.yaml", as_text(cfg))
+    write_aside(path / "model.safetensors", lambda aside: weights.write(aside, model, about))
+    for subset, (asked, found) in zip(cfg.subset.split(","), lists, strict=True):
+        videos, y = found.clips(device)
+        probabilities, ok = torch.zeros(len(asked), len(samples.classes)), torch.zeros(len(asked), dtype=torch.bool)
+        probabilities[videos], ok[videos] = head(y).softmax(2).mean(1).cpu(), True
+        near = torch.cat([knn(x.mean(1), label, part) for part in y.mean(1).split(1024)]).cpu().numpy()
+        told = {"knn": 100 * (near == asked.labels[videos]).sum().item() / len(asked), "decay": decay,
+                "test_clips": cfg.test_clips, **about_result(cfg, subset, asked, accelerator, began)}
+        result = write_result(path, "linear", probabilities, ok, asked, **told)
+        print(("{experiment} on {dataset} {subset}, split {split}, frozen: linear {top1:.1f}, kNN {knn:.1f}; "
+               "{n_scored} of {n_expected} videos, {n_damaged} damaged").format(**result))

@@ -3,12 +3,13 @@
     runs/NAME/pretrain-seed0/                    runs/NAME/finetune-ucf101-split1-seed0/
         config.yaml          the resolved config; `--cfg` reads it back
         metrics.jsonl        one line per log step: step, epoch (a fraction), loss (mean since the last line), lr,
-                             clips_per_s (all devices), data_wait (share of the time), skipped (unreadable so far),
+                             clips_per_s (all devices), data_wait (share of the time), skipped, damaged (so far),
                              seconds (of this process), the objective's stats; tests have lines of their own
         checkpoint/          step-00000500-1a2b3c4d.pt, the newest `keep`; the name ends in the file's CRC-32
         backbone.safetensors the backbone at the end of the stage
-        model.safetensors    finetune: backbone and classifier
-        result-SUBSET.json   evaluate: metrics, n_scored / n_expected, split, seed, git sha, ...
+        model.safetensors    finetune and linear: backbone and classifier
+        result-SUBSET.json   evaluate (linear-SUBSET.json: linear): metrics, n_scored / n_expected, n_damaged, split,
+                             seed, git sha, ...
         probabilities-SUBSET.safetensors   evaluate: mean softmax per video (N, classes), labels, ok
         wandb-id             of the run there, with tracker=wandb
         lock                 held while a process writes here
@@ -47,6 +48,7 @@ from tqdm import tqdm
 from be import config as configs
 from be import datasets, weights
 from be.config import Config, UserError, run_dir  # noqa: F401 (of a run, so it is found here, too)
+from be.video import VideoError
 
 PATIENCE = 600  # seconds without a line, and ten times what a line usually takes, before a run counts as stale
 END = {"pretrain": "backbone.safetensors", "finetune": "model.safetensors"}  # what a stage writes last
@@ -254,8 +256,7 @@ def status(out: str = "runs", names: str = "*"):
     found = sorted(path.parent for stage in END for path in Path(out).glob(f"*/{stage}-*/config.yaml"))
     rows = [run_state(path) for path in found if fnmatch.fnmatch(path.parent.name, names)]
     if not rows:
-        print(f"no runs in {out} named {names}")
-        return
+        raise RunError(f"there is no run named {names} in {out}{'' if Path(out).is_dir() else ', which is no folder'}")
     rows.insert(0, ("experiment", "stage", "state", "step", "loss", "left", "last checkpoint"))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
@@ -338,7 +339,7 @@ def writing(path: Path, aside: Path | None = None):
     """A failure in here to write `path` becomes a RunError; `aside`, half of a file by then, is removed."""
     try:
         yield
-    except (OSError, RuntimeError, SafetensorError) as error:  # torch reports a full disk as RuntimeError
+    except (OSError, RuntimeError, SafetensorError, VideoError) as error:  # torch reports a full disk as RuntimeError
         with contextlib.suppress(OSError):
             if aside:
                 aside.unlink()

@@ -1,8 +1,8 @@
 """Drawn videos whose background predicts the class: a diagnostic data set, in the layouts of the real ones.
 
-The class of a video is a *motion*. A textured actor, whose look is independent of the class, moves before a scene,
-filmed by a drifting camera. Each class has its own family of scenes. With probability `scene_bias` a video shows that
-family, so a single frame is enough to guess the class. Three lists measure what was learned:
+The class of a video is the *motion* of a textured actor before a scene, filmed by a drifting camera. Each class has its
+own family of scenes, which a video shows with probability `scene_bias`, so that a single frame is enough to guess the
+class. Three lists measure what was learned:
 
     train    the scene predicts the class
     test     other actors and other instances of the scenes, the same bias
@@ -290,10 +290,14 @@ def plan(layout, *, train, test, scene_bias, seed, stills=False, **shape) -> lis
         for take, spec in enumerate(takes, 1):
             swapped = take == 2
             path = LAYOUTS[layout].video.format(
-                motion=motion, title=motion.title().replace("_", ""), group=group, number=group + 1, take=take,
-                swapped=swapped, part="swapped" if swapped else "val" if group < test else "train")
+                motion=motion, title=title(motion), group=group, number=group + 1, take=take, swapped=swapped,
+                part="swapped" if swapped else "val" if group < test else "train")
             videos.append(Video(path, label, group, swapped, spec))
     return videos
+
+
+def title(motion):
+    return motion.title().replace("_", "")
 
 
 def subset_of(video, split, *, train, test):
@@ -315,8 +319,7 @@ def split_lists(layout, videos, train, test):
             lists[form.listed.format(**words)].append(form.line.format(**words))
     (path, line), (start, between, end) = form.classes, form.ends
     for i, motion in enumerate(sorted(MOTIONS), 1):
-        lists[path].append(line.format(number=i, title=motion.title().replace("_", ""),
-                                       parts=json.dumps(motion.split("_"))))
+        lists[path].append(line.format(number=i, title=title(motion), parts=json.dumps(motion.split("_"))))
     return {path: start + between.join(lines) + end for path, lines in lists.items() if path}
 
 
@@ -340,10 +343,10 @@ def synth(root: str, layout: str = "ucf101", train: Count = 96, test: Natural = 
     choose(LAYOUTS, layout, "layout")
     if stills and layout != "ucf101":
         raise ConfigError(f"stills are for layout=ucf101, not {layout}")
-    values = dict(scene_bias=scene_bias, seed=seed, train=train, test=test, frames=frames, height=height, width=width,
-                  drift=drift) | (look or {}) | ({"stills": True} if stills else {})
     if min(height, width) < 16 or (height | width) % 2:
         raise ConfigError(f"height and width must be even and at least 16, not {height} and {width}")
+    values = dict(scene_bias=scene_bias, seed=seed, train=train, test=test, frames=frames, height=height, width=width,
+                  drift=drift) | (look or {}) | ({"stills": True} if stills else {})
     claim(root := Path(root), dict(layout=layout, motions=list(MOTIONS), scenes=list(SCENES), fps=FPS, **values))
     videos = plan(layout, **values)
     missing = {root / video.path: video.spec for video in videos if not (root / video.path).exists()}
@@ -371,9 +374,10 @@ def claim(root, values):
             raise ConfigError(f"{root} is not empty and has no synthetic.json: name a new folder")
         write(note, json.dumps(values, indent=1))
     held = json.loads(note.read_text())
-    if differ := [f"{key} {held.get(key)!r} (asked: {values.get(key)!r})" for key in held | values
-                  if held.get(key) != values.get(key)]:
-        raise ConfigError(f"{root} was made with {', '.join(differ)}: ask for that, name another folder or delete this")
+    differ = [key for key in held | values if held.get(key) != values.get(key)]
+    if differ:
+        made, asked = ({key: of.get(key) for key in differ} for of in (held, values))
+        raise ConfigError(f"{root} was made with {made}, not {asked}: ask for that, name another folder or delete this")
 
 
 def write(path, content):
@@ -387,7 +391,7 @@ def write(path, content):
     aside.replace(path)
 
 
-# ---- the benchmark; lengths in short sides of the frame. A change that changes a frame is a new VERSION.
+# ---- the benchmark; drift and shake in short sides of the frame. A change that changes a frame is a new VERSION.
 
 VERSION = "v1"
 LOOK = dict(drift=0.6, shake=0.0125, zoom=0.25, actors=2, strays=2, tempo=0.8, natural=True)
@@ -398,23 +402,19 @@ SIZES = {  # videos per class to pre-train on, to fine-tune on and to test on, f
 }
 
 
-def scenebias(data: str = "data", size: str = "tiny", biases: list[Share] = (0.9, 0.5, 0.0),
-              pretrain_bias: Share = 0.9, drift: Amount = LOOK["drift"]):
+def scenebias(data: str = "data", size: str = "tiny"):
     """scenebias: write the benchmark of background reliance, in DATA/scenebias-VERSION-SIZE
 
     size            tiny, small or full
-    biases          scene bias of the fine-tuning sets
-    pretrain_bias   scene bias of the pre-training set and the list `test`
-    drift           the camera's longest pan over a video, in short sides of the picture
 
-    Folders in the layout of UCF101: `pretrain` has the list `train` to pre-train on and all test lists; `bias0.9`, ...
-    those to fine-tune on: the same actors, motions and cameras, before other scenes. docs/EVIDENCE.md says why.
+    Folders in the layout of UCF101: `pretrain`, of scene bias 0.9, has the list `train` to pre-train on and all test
+    lists. bias0.9, bias0.5 and bias0 are to fine-tune on: the same actors, motions and cameras, before other scenes.
+    docs/EVIDENCE.md says why.
     """
     pretrain, train, test, frames, height, width = choose(SIZES, size, "size")
-    look = LOOK | dict(drift=drift * height, shake=LOOK["shake"] * height)  # the height is the short side
+    look = {key: value * height if key in ("drift", "shake") else value for key, value in LOOK.items()}
+    folder = Path(data) / f"scenebias-{VERSION}-{size}"
     shape = dict(frames=frames, height=height, width=width, look=look)
-    folder, end = Path(data) / f"scenebias-{VERSION}-{size}", "" if drift == LOOK["drift"] else f"-drift{drift:g}"
-    name = "pretrain" if pretrain_bias == 0.9 else f"pretrain{pretrain_bias:g}"  # only what is not the default is named
-    synth(folder / f"{name}{end}/ucf101", train=pretrain, test=test, scene_bias=pretrain_bias, stills=True, **shape)
-    for bias in biases:
-        synth(folder / f"bias{bias:g}{end}/ucf101", train=train, test=0, scene_bias=bias, seed=1, **shape)
+    synth(folder / "pretrain/ucf101", train=pretrain, test=test, scene_bias=0.9, stills=True, **shape)
+    for bias in (0.9, 0.5, 0.0):
+        synth(folder / f"bias{bias:g}/ucf101", train=train, test=0, scene_bias=bias, seed=1, **shape)

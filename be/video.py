@@ -15,7 +15,7 @@ import math
 import os
 import re
 import zlib
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -68,8 +68,8 @@ class Index:
 
     def pack(self) -> bytes:
         """About a hundred bytes: differences of order and pts repeat."""
-        steps = (np.diff(self.order, prepend=0).astype(np.int32), np.diff(self.pts, prepend=0).astype(np.int64))
-        return zlib.compress(b"".join(part.tobytes() for part in (*steps, self.key.astype(bool))), 9)
+        parts = np.diff(self.order, prepend=np.int32(0)), np.diff(self.pts, prepend=np.int64(0)), self.key
+        return zlib.compress(b"".join(part.tobytes() for part in parts), 9)
 
     @classmethod
     def unpack(cls, packed, frames: int) -> "Index":
@@ -388,21 +388,21 @@ class FrameFolder(Reader):
     """
 
     def _start(self, index):
+        kinds = {}
         try:
-            names, kinds = os.listdir(self.path), {}
+            for name in os.listdir(self.path):
+                if found := re.fullmatch(r"(?!\.|flow)(.*?)(\d+)\.(jpe?g|png)", name, re.IGNORECASE | re.DOTALL):
+                    kinds.setdefault(found[1], []).append((int(found[2]), os.path.join(self.path, name)))
         except OSError as error:
             raise VideoError(f"{self.path}: cannot be read: {error.strerror}") from error
-        for name in names:
-            if found := re.fullmatch(r"(?!\.|flow)(.*?)(\d+)\.(jpe?g|png)", name, re.IGNORECASE | re.DOTALL):
-                kinds.setdefault(found[1], []).append((int(found[2]), os.path.join(self.path, name)))
         if len(kinds) != 1:
-            names = f"several kinds: {', '.join(sorted(kinds)[:4])}" if kinds else "no img_00001.jpg or alike"
-            raise VideoError(f"{self.path}: not a regular file, and as a folder of frames it has {names}")
+            raise VideoError(f"{self.path}: not a regular file, and as a folder of frames it has pictures of "
+                             f"{len(kinds)} kinds {sorted(kinds)[:4]}, not of one, such as img_00001.jpg")
         (numbered,) = kinds.values()
         self.files, self.frames = [file for _, file in sorted(numbered)], len(dict(numbered))
-        self.index = Index(np.arange(self.frames, dtype=np.int32), np.empty(0, np.int64), np.empty(0, bool))
         if self.frames != len(numbered) or (index and len(index.order) != self.frames):
             raise VideoError(f"{self.path}: {len(numbered)} pictures for {self.frames} frames")
+        self.index = Index(np.arange(self.frames, dtype=np.int32), np.empty(0, np.int64), np.empty(0, bool))
 
     @cached_property
     def info(self) -> Info:
@@ -421,6 +421,26 @@ class FrameFolder(Reader):
                 yield n, (decoder.decode(av.Packet(data)) or decoder.decode(None))[0], None
             except (av.error.FFmpegError, OSError, IndexError):
                 yield n, None, f"{os.path.basename(self.files[n])} cannot be decoded"
+
+
+def walk(root, start: str, known, levels: int, seen=()):
+    """Paths relative to root of the files below ROOT/START, not more than so many folders deep. A folder with a name
+    that is `known` is a video, and not entered. Links are followed, but not in circles."""
+    found, real, before = [], os.path.realpath(os.path.join(root, start)), "" if start in ("", ".") else f"{start}/"
+    with suppress(OSError):  # no such folder, or none that may be read
+        found = sorted(os.scandir(real), key=lambda one: one.name)
+    for one in found if real not in seen else ():
+        if one.name in known or not one.is_dir():
+            yield before + one.name
+        elif levels and one.name[0] != ".":
+            yield from walk(root, before + one.name, known, levels - 1, (*seen, real))
+
+
+def opens(path) -> bool:
+    """Is this a video, as far as its header tells?"""
+    with suppress(VideoError), Reader(path, None if os.path.isdir(path) else Index(*[np.empty(0, int)] * 3)):
+        return True
+    return False
 
 
 def _mpeg4_order(packets):
@@ -458,11 +478,11 @@ def encode(path, frames, fps, codec="libx264", options=None, pix_fmt="yuv420p"):
     Fraction. codec, options: FFmpeg's, such as {"crf": "18", "g": "12"}. pix_fmt: "yuv420p" needs even sides.
     Raises VideoError if nothing is to be written, or the encoder refuses.
     """
-    path, frames = os.fspath(path), iter(frames)
+    frames = iter(frames)
     if (first := next(frames, None)) is None:
         raise VideoError(f"{path}: no frames to write")
     try:
-        with av.open(path, "w") as container:
+        with av.open(os.fspath(path), "w") as container:
             stream = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001), options=options or {})
             stream.height, stream.width, stream.pix_fmt = *first.shape[:2], pix_fmt
             stream.codec_context.thread_count = 1  # the same file whatever the machine

@@ -15,7 +15,7 @@ import re
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping
-from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,13 +24,11 @@ import torch
 import yaml
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 
 from be.augment import MEAN, STD
 from be.backbones import build
 from be.config import UserError
-
-Tensors = dict[str, Tensor]
 
 
 class WeightsError(UserError, ValueError):
@@ -46,9 +44,9 @@ def refused(what: str):
         raise WeightsError(f"{what}: {error}") from None
 
 
-def write(path: Path, module: nn.Module, about: dict) -> None:
+def write(path, module, about):
     """The state dict of `module` as safetensors, with `about` (plain values) as JSON in its header."""
-    tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in module.state_dict().items()}
+    tensors = {name: tensor.contiguous().cpu() for name, tensor in module.state_dict().items()}
     save_file(tensors, path, {"about": json.dumps(about)})
 
 
@@ -60,7 +58,7 @@ def read_about(path: Path) -> dict:
         return json.loads((file.metadata() or {}).get("about", "{}"))
 
 
-def load_weights(path: Path, module: nn.Module) -> dict:
+def load_weights(path, module) -> dict:
     """Loads a file of `write` into `module`, which must have the same tensors; returns what the file is about."""
     about = read_about(path)
     load(path, module, strict=True)
@@ -79,13 +77,12 @@ def find(source: str) -> Path | None:
     if kind == "torchvision":
         from torchvision.models import get_model_weights
 
-        with refused(f"{source}: torchvision has googlenet, r3d_18, r2plus1d_18 and s3d"):
+        folder = Path(torch.hub.get_dir(), "checkpoints")
+        with refused(f"{source} (googlenet, r3d_18, r2plus1d_18 or s3d) cannot be fetched, and is not in {folder}"):
             weights = get_model_weights(name).DEFAULT
-        path = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
-        if not path.exists():
-            with refused(f"{weights.url} cannot be fetched; put it at {path}, or name the file"):
+            if not (path := folder / Path(weights.url).name).exists():
                 weights.get_state_dict(check_hash=True)  # leaves the file there
-        return path
+            return path
     path = Path(source).expanduser()
     if not path.exists() and ("/" in source or path.suffix in (".pt", ".pth", ".tar", ".safetensors")):
         raise WeightsError(f"{path} does not exist")
@@ -98,20 +95,24 @@ def load(path: Path, module: nn.Module, strict: bool = False) -> dict:
     strict: names and shapes must all be the same. -> {"naming": key of NAMINGS, "prefix": what stood before the names,
     "missing", "left_out": names}. Raises WeightsError if the file cannot be read safely or does not fit.
     """
-    own, tensors = module.state_dict(), read(path)
-    wanted = [name for name in own if not name.endswith("num_batches_tracked")]
-    naming, prefix, theirs = _best_fit(tensors, {name: own[name] for name in wanted})
+    own = module.state_dict()
+    wanted = {name: tensor for name, tensor in own.items() if not name.endswith("num_batches_tracked")}
+    tensors = read(path)
+    if any(name.endswith("stem.0.weight") for name in own):
+        tensors = {residual(name): tensor for name, tensor in tensors.items()}
+    naming, prefix, theirs = _best_fit(tensors, wanted)
     fit = {name: tensor for name, tensor in theirs.items() if name in own and tensor.shape == own[name].shape}
     missing, left_out = ([name for name in names if name not in fit] for names in (wanted, theirs))
     modules = {name.split(".")[0] for name in own}
     # A gate, a bias or a block of a deeper network: what theirs computes is not what ours does
     inside = [name for name in left_out if name.split(".")[0] in modules and name.endswith((".weight", ".bias"))]
-    told = [f"{name} {tuple(theirs[name].shape)} for {tuple(own[name].shape)}" if name in own else name
-            for name in sorted(left_out, key=lambda name: name not in inside)]
-    report = f"{len(wanted) - len(missing)} of {len(wanted)} tensors from {path} (naming {naming!r}, under {prefix!r})"
-    for what, names in (("missing", missing), ("left out", told)):
+    told = [f"{name} {(*theirs[name].shape,)} for {(*own[name].shape,)}" if name in own else name
+            for name in dict.fromkeys(inside + left_out)]
+    report = (f"{len(wanted) - len(missing)} of {len(wanted)} tensors from {path}"
+              f"{f', which is named as {naming} names it' * (naming != 'same')}{f', below {prefix!r}' * bool(prefix)}")
+    for names, what in ((missing, "missing"), (told, "left out")):
         if names:
-            report += f"; {len(names)} {what}: {', '.join(names[:4])}{', ...' if len(names) > 4 else ''}"
+            report += f"; {len(names)} {what}: {', '.join(names[:4])}{', ...' * (len(names) > 4)}"
     lacks = len(missing) > 0.1 * len(wanted) or any(own[name].ndim == 5 for name in missing)
     if inside or lacks or (strict and missing + left_out):
         raise WeightsError(f"does not fit {type(module).__name__}: {'only ' if missing else ''}{report}")
@@ -123,18 +124,18 @@ def load(path: Path, module: nn.Module, strict: bool = False) -> dict:
     return {"naming": naming, "prefix": prefix, "missing": missing, "left_out": left_out}
 
 
-def read(path: Path) -> Tensors:
+def read(path):
     """All tensors of a file under dotted names; the containers of a checkpoint ("state_dict") become part of them.
 
     Of a folder: of the first of FILES that lies there. Raises WeightsError, which says what the file is instead, or
     where torch.load would have to run code from it.
     """
-    if Path(path).is_dir():
-        file = next((Path(path) / name for name in FILES if (Path(path) / name).is_file()), None)
-        if file is None:
-            raise WeightsError(f"{path} has no weights: none of {', '.join(FILES)} is in that folder; name a file")
-        path = file
-    with named(path := Path(path)):
+    path = Path(path)
+    if path.is_dir():
+        path, folder = next(filter(Path.is_file, (path / name for name in FILES)), None), path
+        if path is None:
+            raise WeightsError(f"{folder} has no weights: none of {', '.join(FILES)} is in that folder; name a file")
+    with named(path):
         if path.suffix == ".safetensors":
             return load_file(path)
         with torch.serialization.safe_globals([argparse.Namespace]):  # options of scripts: values, not code
@@ -146,8 +147,11 @@ INSTEAD = {  # how a file begins -> what it is
     b"": "is empty, as a full disk or a download that failed leaves it: fetch it again",
     b"<": "is a web page, as Google Drive sends one in place of a large file: fetch it with a browser, or with gdown",
     b"version https://git-lfs": "is a Git-LFS pointer, not the weights: run `git lfs pull` where it was cloned",
-    b"\x1f\x8b": "is a gzip archive: unpack it, and name what is in it",
 }
+CONVERT = """is damaged, or holds more than tensors and could run code of its author when opened ({error}). \
+If you trust the author, make a file of its tensors, and use that:
+  python -c "import torch; c = torch.load('{path}', 'cpu', weights_only=False); torch.save(c.get('state_dict', \
+c.get('model', c)) if isinstance(c, dict) else c.state_dict(), '{path.stem}-tensors.pth')" """
 BREAKS_OFF = "central directory|EOF|truncated|Ran out of input|not fully covered|InvalidHeaderLength|expected .* bytes"
 
 
@@ -162,83 +166,104 @@ def named(path: Path):
         raise WeightsError(f"{path} {_instead(path, str(error))}") from None
 
 
-def _instead(path: Path, error: str) -> str:
+def _instead(path, error):
     with open(path, "rb") as file:
         start = file.read(64).removeprefix(b"\xef\xbb\xbf").lstrip()
     for sign, what in INSTEAD.items():
         if start.startswith(sign) if sign else not start:
             return what
-    if re.fullmatch(rb"[\t\r\n -~]+", start):
+    if start.isascii() and b"\0" not in start:
         return f"is text, not weights; it begins with {start.decode()!r}"
     if re.search(BREAKS_OFF, error):
         return f"breaks off after {path.stat().st_size} bytes, as half a download does: fetch it again ({error})"
     if path.suffix == ".safetensors":
         return f"cannot be read as safetensors: {error}"
     found = re.search(r"GLOBAL \S+", error)
-    return (f"is damaged, or holds more than tensors and could run code of its author when opened "
-            f"({found[0] if found else error.split('. ')[0]}). If you trust the author, make a file of its "
-            f"tensors, and use that:\n  python -c \"import torch; c = torch.load('{path}', 'cpu', weights_only=False); "
-            f"torch.save(c.get('state_dict', c.get('model', c)) if isinstance(c, dict) else c.state_dict(), "
-            f"'{path.stem}-tensors.pth')\"")
+    return CONVERT.format(path=path, error=found[0] if found else error.split(". ")[0])
 
 
-def _flatten(value, name: str = "") -> Tensors:
+def _flatten(value, name=""):
     if isinstance(value, Mapping):
-        parts = [_flatten(item, f"{name}.{key}" if name else str(key)) for key, item in value.items()]
-        return {key: tensor for part in parts for key, tensor in part.items()}
-    return {name: value} if isinstance(value, Tensor) else {}
+        parts = (_flatten(item, f"{name}.{key}".removeprefix(".")) for key, item in value.items())
+        return dict(chain.from_iterable(part.items() for part in parts))
+    return {name: value} if isinstance(value, torch.Tensor) else {}
 
 
-def _best_fit(tensors: Tensors, wanted: Tensors) -> tuple[str, str, Tensors]:
+def _best_fit(tensors, wanted):
     """(naming, prefix, tensors under names of ours) of the pair of naming and prefix with the most tensors that fit.
 
     A prefix is all that may stand before the names of a network: `module.`, `encoder_q.0.`, `state_dict.`. Where
     several fit as well, a momentum encoder (`encoder_k`, `target`) loses, then the first in the file wins.
     """
     heads = Counter(name[:end] for name in tensors for end in (0, *(m.end() for m in re.finditer(r"\.", name))))
-    found = [(0, "same", "", tensors)]
+    found = [(0, True, "same", "", tensors)]
     for prefix in [head for head, count in heads.items() if count >= len(wanted) / 2]:
         under = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-        for naming in (name for name, naming in NAMINGS.items() if set(naming.sign) <= under.keys()):
-            theirs = NAMINGS[naming].ours(under)
-            fits = sum(name in theirs and theirs[name].shape == tensor.shape for name, tensor in wanted.items())
-            found.append((fits, naming, prefix, theirs))
-    return max(found, key=lambda one: (one[0], not re.search(r"momentum|target|_k\b|\bkey", one[2])))[1:]
+        query = not re.search(r"momentum|target|_k\b|\bkey", prefix)
+        for name, naming in NAMINGS.items():
+            if set(naming.sign) <= under.keys():
+                theirs = naming.ours(under)
+                fits = sum(key in theirs and theirs[key].shape == tensor.shape for key, tensor in wanted.items())
+                found.append((fits, query, name, prefix, theirs))
+    return max(found, key=lambda one: one[:2])[2:]
 
 
 # ---- whose names they are
 
 
-def by_place(theirs: str, ours: str, tensors: Tensors) -> Tensors:
-    """torchvision's network under our names: it has the same tensors in the same order, and its head behind them.
+def googlenet(tensors):
+    """torchvision's, inflated into I3D (Carreira & Zisserman 2017): a k x k kernel becomes k of them in time, each 1/k.
 
-    GoogLeNet is inflated (Carreira & Zisserman 2017): a k x k kernel becomes k of them in time, each 1/k.
+    It has the same tensors in the same order, and its head behind them.
     """
     from torchvision.models import get_model  # takes a second, and few ask for it
 
-    options = {"aux_logits": False, "init_weights": False} if theirs == "googlenet" else {}
     with torch.device("meta"):
-        names = dict(zip(get_model(theirs, **options).state_dict(), build(ours).state_dict(), strict=False))
+        theirs, ours = get_model("googlenet", aux_logits=False, init_weights=False), build("i3d")
+    names = dict(zip(theirs.state_dict(), ours.state_dict(), strict=False))
     return {names.get(name, name): x[:, :, None].expand(-1, -1, x.shape[-1], -1, -1) / x.shape[-1] if x.ndim == 4 else x
             for name, x in tensors.items()}
 
 
-def branches(tensors: Tensors) -> Tensors:
+def branches(tensors):
     """I3D as `conv3d_1a_7x7.batch3d`, `mixed_3b.branch_1.0`: BE's released one, and the port it builds on."""
-    out = {}
-    for name, tensor in tensors.items():
+    def ours(name):
         name = re.sub(r"^(conv3d|mixed)_", lambda m: m[0].capitalize(), name).replace(".batch3d.", ".bn.")
-        name = re.sub(r"\.branch_([123])\.([01])\.", lambda m: f".b{m[1]}{'ab'[int(m[2])]}.", name)
-        out[name.replace(".branch_0.", ".b0.")] = tensor
-    return out
+        name = re.sub(r"\.branch_([123])\.0\.", r".b\1a.", re.sub(r"\.branch_([123])\.1\.", r".b\1b.", name))
+        return name.replace(".branch_0.", ".b0.")
+
+    return {ours(name): tensor for name, tensor in tensors.items()}
 
 
-def hara(tensors: Tensors) -> Tensors:
-    """Our names, and those of others. Told by the classes of Kinetics-700, Moments, STAIR and their unions."""
+PLACES = "1a--2b2c--3b3c--4b4c4d4e4f--5b5c"  # of S3D's stages in torchvision; --: a pool
+
+
+def coclr(tensors):
+    """CoCLR's S3D, each tensor twice: `block3.1.branch0.0.conv.weight` is left out, `Mixed_3b.branch0...` is taken."""
+    def ours(name):
+        name = re.sub(r"^[CM]\w+_(\w\w)\.", lambda m: f"features.{PLACES.index(m[1]) // 2}.", name)
+        for old, new in (("conv1", "0.0"), ("bn1", "0.1"), ("conv2", "1.0"), ("bn2", "1.1"), ("branch0.0", "branch0"),
+                         ("conv", "0"), ("bn", "1")):
+            name = name.replace(f".{old}.", f".{new}.")
+        return name
+
+    return {ours(name): tensor for name, tensor in tensors.items()}
+
+
+def residual(name):
+    """Hara's name of a tensor, which were once ours, as torchvision names it."""
+    name = re.sub(r"(layer\d\.\d)\.conv([12])\.(?=\D)", r"\1.conv\2.0.", name)
+    name = re.sub(r"(layer\d\.\d)\.bn([12])\.", r"\1.conv\2.1.", name)
+    name = re.sub(r"(?<!layer\d\.\d\.)\bconv1\.(?=\D)", "stem.0.", name)
+    return re.sub(r"\bbn1\.", "stem.1.", name)
+
+
+def hara(tensors):
+    """Told from torchvision's by the classes of Kinetics-700, Moments, STAIR and their unions."""
     return tensors if len(tensors["fc.bias"]) in (700, 339, 100, 1039, 800, 439, 1139) else {}
 
 
-def biases_into_means(tensors: Tensors) -> Tensors:
+def biases_into_means(tensors):
     """C3D with biases (released BE, VCOP): a bias before BatchNorm is a shift of its mean."""
     out = dict(tensors)
     for name in [name for name in tensors if re.fullmatch(r"conv\d[ab]?\.bias", name)]:
@@ -251,7 +276,7 @@ class Naming(NamedTuple):
     """How the files of one source differ from ours. A source of your own is one more entry of NAMINGS."""
 
     sign: tuple[str, ...]  # tensors that tell them from others
-    ours: Callable[[Tensors], Tensors] = dict  # a state dict of theirs -> one under our names; {}: is not of theirs
+    ours: Callable = dict  # a state dict of theirs -> one under our names; {}: is not of theirs
     pixels: tuple | None = None  # they were trained on (RGB in [0, 1] - mean) / standard deviation; None: as ours are
     eps: float | None = None  # what their BatchNorms add to the variance; None: as ours do
 
@@ -260,20 +285,20 @@ UNIT = ((0.5,) * 3, (0.5,) * 3)  # pixels in [-1, 1]
 KINETICS = ((0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989))  # torchvision's: mean, standard deviation
 HARA = ((0.4345, 0.4051, 0.3775), (0.2768, 0.2713, 0.2737))
 NAMINGS: dict[str, Naming] = {  # of equal fits the first wins: `same` knows nothing of pixels
-    "googlenet": Naming(("inception3a.branch1.conv.weight",), partial(by_place, "googlenet", "i3d"), UNIT),
-    "torchvision-r2plus1d": Naming(("stem.3.weight",), partial(by_place, "r2plus1d_18", "r2plus1d18"), KINETICS),
-    "torchvision-r3d": Naming(("stem.0.weight",), partial(by_place, "r3d_18", "r3d18tv"), KINETICS),
-    "torchvision-s3d": Naming(("features.5.branch0.0.weight",), partial(by_place, "s3d", "s3d"), KINETICS, 1e-3),
+    "googlenet": Naming(("inception3a.branch1.conv.weight",), googlenet, UNIT),
+    "hara": Naming(("stem.0.weight", "fc.bias"), hara, HARA),  # `r3d18_K_200ep.pth` and so on
+    "torchvision": Naming(("stem.0.weight", "fc.bias"), pixels=KINETICS),
+    "torchvision-s3d": Naming(("features.0.0.0.weight", "classifier.1.weight"), pixels=KINETICS, eps=1e-3),
+    "coclr": Naming(("Conv_1a.conv1.weight",), coclr),
     "i3d-port": Naming(("logits.conv3d.weight", "Conv3d_1a_7x7.conv3d.weight"), pixels=UNIT),  # rgb_imagenet.pt
     "i3d-branches-port": Naming(("conv3d_0c_1x1.conv3d.weight",), branches, UNIT, 1e-5),
     "i3d-branches": Naming(("conv3d_1a_7x7.conv3d.weight",), branches, eps=1e-5),
     "c3d": Naming(("conv3a.bias", "bn3a.running_mean"), biases_into_means),
-    "hara": Naming(("layer4.0.conv1.weight", "fc.bias"), hara, HARA),  # `r3d18_K_200ep.pth` and so on
-    "same": Naming(()),  # ours, BE's released R3D, CoCLR's S3D (each tensor twice, `block3.1.branch0` is left out)
+    "same": Naming(()),  # ours, BE's released R3D
 }
 
 
-def as_ours(tensors: Tensors, naming: Naming, module: nn.Module) -> Tensors:
+def as_ours(tensors, naming, module):
     """Tensors under our names, as our BatchNorms (exactly so in eval mode) and our pixels want them."""
     layers = [(name, m) for name, m in module.named_modules() if isinstance(m, nn.Conv3d | nn.BatchNorm3d)][:2]
     if naming.eps is not None:
@@ -283,7 +308,7 @@ def as_ours(tensors: Tensors, naming: Naming, module: nn.Module) -> Tensors:
     return fold_pixels(tensors, layers[0][0], layers[1][0], *naming.pixels) if naming.pixels else tensors
 
 
-def fold_pixels(tensors: Tensors, conv: str, bn: str, mean, std) -> Tensors:
+def fold_pixels(tensors, conv, bn, mean, std):
     """A first layer trained on (p - mean) / std becomes one for ours, x = (p - MEAN) / STD. p: RGB in [0, 1].
 
     (p - mean) / std = (STD / std) x + (MEAN - mean) / std: the factor goes into the convolution, the constant into
@@ -309,21 +334,21 @@ def export(run: str, to: str, private: bool = True):
 
     Either is loaded again by `pretrained=` of `finetune` and `retrieve`, or be.weights.from_pretrained.
     """
+    if not Path(run).is_dir():
+        raise WeightsError(f"run={run} is no folder; `run.py status` lists the runs")
     with refused(f"{run} is not the directory of a finished run"):
         backbone = from_pretrained(run)
         run_config = yaml.safe_load((Path(run) / "config.yaml").read_text(encoding="utf-8"))
     keys = ("method", "erase", "dataset", "split", "seed", "epochs", "frames", "stride", "short_side", "size")
     about = {**backbone.config, **{key: run_config.get(key) for key in keys}, "dim": backbone.dim,
              "pixels": {"order": "RGB", "mean": MEAN, "std": STD}}
-    repo = to.removeprefix("hf:") if to.startswith("hf:") else None
+    repo = to.removeprefix("hf:")
     with tempfile.TemporaryDirectory() as aside:
-        folder = Path(aside if repo else to)
+        folder = Path(to if repo == to else aside)
         folder.mkdir(parents=True, exist_ok=True)
         write(folder / "backbone.safetensors", backbone, about)
-        (folder / "config.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-        (folder / "README.md").write_text("A video backbone, for `be.weights.from_pretrained`. config.json says how "
-                                          "it was trained.\n", encoding="utf-8")
-        if repo:
+        (folder / "config.json").write_text(json.dumps(about, indent=2), encoding="utf-8")
+        if repo != to:
             with refused(f"{to} cannot be written (was there a `hf auth login`?)"):
                 to = huggingface_hub.create_repo(repo, private=private, exist_ok=True)
                 huggingface_hub.upload_folder(repo_id=repo, folder_path=folder)

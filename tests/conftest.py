@@ -1,5 +1,6 @@
 """Shared by all tests: one thread per process (tests compare runs bit by bit), and one tiny set of real video files."""
 
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -9,7 +10,11 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))  # of run.py
 torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"  # of other processes: read when torch is loaded
+FORKS = multiprocessing.get_context("forkserver")  # processes that have imported everything when they begin
+FORKS.set_forkserver_preload(["be.train", "torch._dynamo"])
 
 # The demo's settings, smaller: every verb in seconds
 TINY = ["short_side=24", "size=16", "frames=8", "stride=2", "width=4", "workers=0", "batch_size=8", "bn_group=4",

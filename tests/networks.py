@@ -24,6 +24,19 @@ def awake(network, seed=0):
     return network
 
 
+def hara_names(state):
+    """Our R3D's state dict under Hara's names, part by part."""
+    out = {}
+    for name, tensor in state.items():
+        parts = name.split(".")
+        if parts[0] == "stem":
+            parts = [("conv1", "bn1")[int(parts[1])], parts[2]]
+        elif parts[2].startswith("conv"):  # layer, block, convN, place in it, what
+            parts = [*parts[:2], (parts[2], f"bn{parts[2][-1]}")[int(parts[3])], parts[4]]
+        out[".".join(parts)] = tensor
+    return out
+
+
 def tuned(tiny, out, seed=0, knows=None, **more):
     """A run directory: a random backbone, and a head that knows a label of the swapped list by heart.
 

@@ -1,5 +1,6 @@
 """Maps by loops, and of networks that are known to look at motion or not; the numbers of `errors` by slow forms."""
 
+import csv
 import json
 from functools import partial
 
@@ -10,8 +11,8 @@ from conftest import TINY
 from networks import clips, tuned
 from PIL import Image
 
-from be import analysis, bias, config, datasets, evaluate
-from be.analysis import INPUTS, MEASURES, activation, between, calibration, moving_pixels, overlaid, share
+from be import analysis, bias, config, datasets, evaluate, synthetic
+from be.analysis import INPUTS, MEASURES, activation, between, calibration, moving_pixels, share
 from be.augment import denormalise, normalise
 from be.runs import RunError, make_accelerator
 from be.video import even_clips
@@ -97,44 +98,41 @@ def test_numbers_of_networks_that_are_known(tiny, tmp_path):
     _, cfg, _ = tuned(tiny, tmp_path, scene="rendered")
     samples, accelerator = datasets.load("ucf101", tiny, "test", 1), make_accelerator(cfg)
     sampler = partial(even_clips, K=3, T=8, stride=2)
-    shot, partner = bias.shots(samples, sampler, cfg, accelerator)
-    found, ok = analysis.measure([Mover(), Looker()], samples, shot, sampler, cfg, accelerator)
+    lenders, _ = bias.lend(samples, cfg, accelerator)
+    look = partial(bias.shots, lenders=lenders)
+    found, ok = analysis.measure([Mover(), Looker()], samples, look, sampler, cfg, accelerator)
     assert found.shape == (16, 3, 4, 4) and ok.all()
     at = {name: n for n, name in enumerate(INPUTS)}
     response, moving, actor, body = (found[..., MEASURES.index(m)] for m in MEASURES)
     uniform, mover, looker = range(3)
 
-    assert (response[:, mover, at["one frame"]] == 0).all()
+    assert (response[:, mover, at["frozen"]] == 0).all()
     assert (body[:, mover, at["static body"]] == 0).all() and (body[:, looker, at["static body"]] > 0).any()
     assert actor[:, mover, 0].mean() > 2 * actor[:, uniform, 0].mean()
     assert (moving[:, mover, 0] > moving[:, uniform, 0]).all()
     torch.testing.assert_close(response[:, mover, at["foreign frame"]], torch.full((16,), 0.7), atol=1e-4, rtol=0)
 
-    specs = bias.specs(samples.root)
+    def true_mask(i, frames):  # what of it is in the square of 16 px in the middle of 24
+        mask = synthetic.render(bias.specs(samples.root)[samples.paths[i]])[1]
+        return torch.from_numpy(mask[frames][..., 4:20, 4:20])
+
     for i in (0, 7):  # the same by hand
         x, frames = clips(samples, i)
-        mask = bias.true_masks(x, specs[samples.paths[i]], frames, 24)[1][:, 0]
-        other, frames = clips(samples, partner[i], 1)
-        pasted = bias.true_masks(other, specs[samples.paths[partner[i]]], frames, 24)[1][0, :, 4]
+        mask = true_mask(i, frames)
+        other, frames = clips(samples, lenders[0, i], 1)
+        pasted = true_mask(lenders[0, i], frames)[0, 4][None]
         pixels = denormalise(x)
         bright = pixels.mean(1)
         assert actor[i, uniform, 0].item() == pytest.approx(mask.float().mean().item(), abs=1e-6)
         expected = np.mean([(bright[k][mask[k]].sum() / bright[k].sum()).item() for k in range(3)])
         assert actor[i, looker, 0].item() == pytest.approx(expected, abs=1e-5)
         still = bright[:, 4:5].mean() / bright.mean()
-        assert response[i, looker, at["one frame"]].item() == pytest.approx(still.item(), abs=1e-5)
+        assert response[i, looker, at["frozen"]].item() == pytest.approx(still.item(), abs=1e-5)
         lent = denormalise(other)[0, :, 4]
         y = torch.where(pasted[:, None], lent[:, None], pixels).mean(1)
         for values, where in ((actor, mask & ~pasted), (body, pasted.expand_as(mask))):
             expected = np.mean([(y[k][where[k]].sum() / y[k].sum()).item() for k in range(3)])
             assert values[i, looker, at["static body"]].item() == pytest.approx(expected, abs=1e-4)
-
-
-def test_the_overlay_is_on_the_scale_of_the_reference():
-    pixels, reference = torch.zeros(2, 4, 4, 3), torch.linspace(1, 2, 32).view(2, 4, 4)
-    assert np.allclose(overlaid(pixels, 0.5 * reference, reference), overlaid(pixels, 0 * reference + 1, reference))
-    ends = overlaid(pixels, reference, reference)
-    assert ends[1, -1, -1].sum() > 1.2 and ends[0, 0, 0].sum() < 0.05  # yellow and black
 
 
 def test_cam_end_to_end(tiny, tmp_path, monkeypatch):
@@ -148,15 +146,16 @@ def test_cam_end_to_end(tiny, tmp_path, monkeypatch):
     names = [f"finetune-ucf101-split1-seed{seed}" for seed in (0, 1)]
     assert said["n_scored"] == said["n_expected"] == 16 and list(said["maps"]) == names
     rows = {(row["network"], row["input"]): row for row in said["rows"]}
-    assert len(rows) == 3 * 4 and rows[names[0], "one frame"]["on moving"] is None
+    assert len(rows) == 3 * 4 and rows[names[0], "frozen"]["on moving"] is None
     assert all(0 < row["on actor"] < 100 for key, row in rows.items() if key[1] == "original")
     assert rows[names[1], "original"]["response"] == pytest.approx(100)
     assert "| uniform" in (tmp_path / "cam-ucf101-test.md").read_text()
     ((path, shown, *_),) = drawn
-    assert [name.split("\n")[-1] for name, _ in shown] == 5 * ["clip", *names]
-    shown = torch.stack([clip for _, clip in shown]).view(5, 3, 8, 16, 16, 3)  # a clip and two maps of it
-    assert (shown[1, 0] == shown[1, 0, :1]).all()  # the first video again, as one frame
-    assert abs(shown[0, 0] - shown[1, 0]).mean() > 2 / 255
+    assert [name.split("\n")[-1] for name, *_ in shown] == 5 * ["clip", *names]
+    assert (shown[3][1] == shown[3][1][:1]).all()  # the first video again, as one frame
+    assert abs(shown[0][1] - shown[3][1]).mean() > 2 / 255
+    assert all(heat.shape == (8, 16, 16) for _, _, heat, _ in (*shown[1:3], *shown[4:6]))
+    assert shown[1][2] is shown[4][3] and shown[4][2] is not shown[4][3]  # the scale is the unchanged clip's
     width, height = Image.open(path).size
     assert width > 400 and height > 1500  # 15 rows
 
@@ -196,5 +195,8 @@ def test_errors_end_to_end(tiny, tmp_path):
     said = json.loads((tmp_path / "errors-ucf101-swapped.json").read_text())["rows"][0]
     assert said["n_scored"] == said["n_expected"] == 16 and 0 <= said["calibration_error"] <= 100
     assert 0 < said["variance_between_scene"] < 100 and 0 < said["variance_between_class"] < 100
-    for name in ("confusion", "classes"):
-        assert (path / f"{name}-swapped.png").stat().st_size > 5_000
+    head, *rows = csv.reader((path / "confusion-swapped.csv").read_text().splitlines())
+    counts = torch.tensor([[int(n) for n in row[1:]] for row in rows])  # (8, 9)
+    assert [row[0] for row in rows] == head[1:-1] and head[-1] == "unreadable" and int(counts.sum()) == 16
+    top1 = json.loads((path / "result-swapped.json").read_text())["top1"]
+    assert 100 * int(counts.trace()) / 16 == pytest.approx(top1)

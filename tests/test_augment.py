@@ -5,20 +5,9 @@ import math
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 import torchvision.transforms.v2.functional as TF
 
-from be.augment import (
-    Draws,
-    ViewParams,
-    apply_view,
-    crop,
-    denormalise,
-    draw_view,
-    eval_view,
-    normalise,
-    recolour,
-)
+from be.augment import Draws, ViewParams, apply_view, crop, denormalise, draw_view, eval_view, normalise, recolour
 
 ALL = dict(scale=(0.3, 1.0), flip=0.5, rotate=10.0, jitter=(0.5, 0.5, 0.25, 0.5))  # everything on
 
@@ -61,25 +50,6 @@ def test_eval_view_is_the_centre_slice_pixel_for_pixel(H, W):
     assert view.shape == (3, 3, 4, S, S) and view.dtype == torch.float32 and view.is_contiguous()
     assert (pixels(view) - pixels(view).round()).abs().max() < 0.01
     assert torch.equal(pixels(view).round().byte(), clips[:, :, top : top + S, left : left + S])
-
-
-def test_eval_view_scales_frames_below_S_up():
-    clips = noise_clips(H=12, W=20)
-    square = clips[:, 0, :, 4:16].permute(0, 3, 1, 2).float()  # (B, 3, 12, 12)
-    want = F.interpolate(square, size=18, mode="bilinear", align_corners=False)
-    got = pixels(eval_view(clips, full_size(clips), 18))[:, 0].permute(0, 3, 1, 2)
-    # interpolate repeats the border of the square; a window within a frame reads on to the sides of it
-    torch.testing.assert_close(got[..., 1:-1], want[..., 1:-1], rtol=0, atol=0.01)
-
-
-def test_sizes_differ_within_a_batch():
-    clips, size = noise_clips(), torch.tensor([[24, 32], [20, 18], [17, 32]])
-    together = apply_view(clips, size, draw_view(Draws(0, 0), 3, **ALL), 16)
-    drawn = draw_view(Draws(0, 0), 3, **ALL)
-    for i, (h, w) in enumerate(size.tolist()):
-        one = ViewParams(*(v[i : i + 1] for v in vars(drawn).values()))
-        alone = apply_view(clips[i : i + 1, :, :h, :w], size[i : i + 1], one, 16)
-        torch.testing.assert_close(together[i : i + 1], alone, rtol=0, atol=2e-4)
 
 
 def test_random_crops_are_slices_uniform_over_all_places():
@@ -142,6 +112,15 @@ def test_crop_flip_and_rotation_against_a_slow_sampler(resized):
             want = slow_sample(clips[b, t, :H, :W].double().numpy(), start, side, drawn.angle[b].item(), S)
             want = want[:, ::-1] if drawn.flip[b] else want
             np.testing.assert_allclose(got[b, t].numpy(), want, rtol=0, atol=0.02)
+
+
+def test_eval_view_scales_frames_below_S_up():
+    clips, size, S = noise_clips(T=1), torch.tensor([[24, 11], [13, 32], [7, 9]]), 16
+    for got, clip, (H, W) in zip(pixels(eval_view(clips, size, S)), clips, size.tolist(), strict=True):
+        side = min(H, W)
+        start = (H - side + 1) // 2, (W - side + 1) // 2
+        want = slow_sample(clip[0, :H, :W].double().numpy(), start, side, 0.0, S)
+        np.testing.assert_allclose(got[0].numpy(), want, rtol=0, atol=0.02)
 
 
 @pytest.mark.parametrize("angle", [-10.0, 7.0])
@@ -221,16 +200,6 @@ def test_one_augmentation_for_all_frames_another_for_each_clip():
             assert (view[i] - view[j]).abs().mean() > 0.1
 
 
-def test_one_draw_serves_two_clips_of_a_video():
-    """The hard negative gets the query's a1: the frames the clips share come out the same."""
-    long = noise_clips(T=6)
-    drawn = draw_view(Draws(0, 0), 3, rotate=10.0, jitter=(0.5, 0.0, 0.25, 0.5))  # contrast looks at the clip
-    early, late = (apply_view(c, full_size(c), drawn, 16) for c in (long[:, :4], long[:, 2:]))
-    torch.testing.assert_close(early[:, :, 2:], late[:, :, :2], rtol=0, atol=1e-5)
-    other = apply_view(long[:, :4], full_size(long), draw_view(Draws(0, 1), 3, rotate=10.0), 16)
-    assert (early - other).abs().mean() > 0.1
-
-
 def test_views_are_out_of_place_contiguous_and_whole_precision_under_autocast():
     clips = noise_clips()
     before, drawn = clips.clone(), draw_view(Draws(0, 0), 3, **ALL)
@@ -288,22 +257,6 @@ def test_defaults_are_a_plain_crop():
     drawn = draw_view(Draws(0, 0), 5)
     assert torch.equal(drawn.colour, torch.tensor([[1.0, 1, 1, 0]]).expand(5, 4))
     assert drawn.area is None and not drawn.flip.any() and (drawn.angle == 0).all()
-
-
-@pytest.mark.parametrize(
-    "wrong, says",
-    [
-        (dict(scale=(0.0, 1.0)), r"scale .* got \(0.0, 1.0\)"),
-        (dict(scale=(0.5, 1.1)), r"scale .* got \(0.5, 1.1\)"),
-        (dict(flip=1.5), "flip .* got 1.5"),
-        (dict(jitter=(0.5, 0.5, 0.5)), r"jitter .* got \(0.5, 0.5, 0.5\)"),
-        (dict(jitter=(0.5, 0.5, 0.5, 0.6)), "hue"),
-        (dict(jitter_ops="some"), "'all' or 'one', got 'some'"),
-    ],
-)
-def test_wrong_options_are_named(wrong, says):
-    with pytest.raises(ValueError, match=says):
-        draw_view(Draws(0, 0), 2, **wrong)
 
 
 def test_wrong_clips_are_named():
@@ -377,20 +330,12 @@ def test_dropout():
     assert not torch.equal(kept[0], kept[1])
     assert torch.equal(Draws(0, 0).dropout(x, 0.0), x)
     assert Draws(0, 0).dropout(x.bfloat16(), 0.3).dtype == torch.bfloat16
-    with pytest.raises(ValueError, match="got 1.0"):
-        Draws(0, 0).dropout(x, 1.0)
 
 
 def test_draws_are_not_those_of_the_loader():
-    """The loader seeds numpy by (seed, epoch, index); to numpy (3, 4) and (3, 4, 0) are the same seed."""
-    assert np.array_equal(np.random.default_rng((3, 4)).random(8), np.random.default_rng((3, 4, 0)).random(8))
+    """The loader seeds numpy by (seed, epoch, index), of which numpy takes (3, 4, 0) for (3, 4)."""
     loader = np.random.default_rng((3, 4, 0)).random(8, dtype=np.float32)
     assert not np.array_equal(Draws(3, 4).rand(8).numpy(), loader)
-
-
-def test_a_rank_outside_the_world_is_named():
-    with pytest.raises(ValueError, match="got 2"):
-        Draws(0, 0, rank=2, world=2)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from networks import awake
+from networks import awake, hara_names
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 
@@ -99,8 +99,6 @@ def test_width_scales_every_channel(published, name, width):
         narrow = BACKBONES[name](width=width)
     assert narrow.dim == published[name].dim * width // 64
     assert narrow(torch.empty(2, 3, 8, 32, 32, device="meta")).shape[1] == narrow.dim
-    if name == "r2plus1d18":
-        return  # the channels between space and time keep its number of weights, not their own
     for (key, p), q in zip(narrow.named_parameters(), published[name].parameters(), strict=True):
         assert abs(p.shape[0] - q.shape[0] * width / 64) <= 0.75, key
 
@@ -164,7 +162,7 @@ def residual_block(x, weights, name, stride):
 @pytest.mark.parametrize("name, blocks", [("r3d18", (2, 2, 2, 2)), ("r3d34", (3, 4, 6, 3))])
 def test_r3d_features_by_hara_names(name, blocks):
     network = awake(build(name).double())
-    weights = network.state_dict()
+    weights = hara_names(network.state_dict())
     x = clips(1, 3, 9, 45, 32, dtype=torch.float64)
     y = F.conv3d(x, weights["conv1.weight"], stride=(1, 2, 2), padding=3)
     y = F.max_pool3d(normalise(y, weights, "bn1").clamp(min=0), 3, 2, 1)
@@ -174,46 +172,22 @@ def test_r3d_features_by_hara_names(name, blocks):
     torch.testing.assert_close(network(x), y)
 
 
-@pytest.mark.parametrize("name, theirs, norm", [("r2plus1d18", "r2plus1d_18", 4), ("r3d18tv", "r3d_18", 1)])
-def test_residual_features_are_torchvisions(name, theirs, norm):
+@pytest.mark.parametrize("name, theirs", [("r2plus1d18", "r2plus1d_18"), ("r3d18tv", "r3d_18"), ("s3d", "s3d")])
+def test_features_are_torchvisions(name, theirs):
+    """Under its names, before its head, with our eps. Of odd maps S3D's last pool there drops the end."""
     torch.manual_seed(0)
-    theirs = awake(getattr(torchvision.models.video, theirs)().double())
-    weights = {key: value for key, value in theirs.state_dict().items() if not key.startswith("fc.")}
-    for old, new in {
-        rf"^stem\.{norm}": "bn1",
-        r"^stem\.0\.weight": "conv1.weight" if name == "r3d18tv" else "conv1.0.weight",
-        r"^stem": "conv1",
-        r"(layer\d\.\d)\.conv(\d)\.1": r"\1.bn\2",
-        r"(layer\d\.\d\.conv\d)\.0": r"\1",
-    }.items():
-        weights = {re.sub(old, new, key): value for key, value in weights.items()}
-    with torch.device("meta"):
-        ours = BACKBONES[name]()
-    ours.load_state_dict(weights, assign=True)
-    theirs.avgpool = theirs.fc = nn.Identity()
-    x = clips(1, 3, 5, 40, 33, dtype=torch.float64)
-    with torch.no_grad():
-        torch.testing.assert_close(ours.eval()(x).flatten(1), theirs(x))
-
-
-@pytest.mark.parametrize("shape", [(16, 64, 96), (9, 45, 70)])
-def test_s3d_features_are_torchvisions(shape):
-    """Its modules in the same order, with our eps. Of odd maps the last pool there drops the end, and ours does not."""
-    torch.manual_seed(0)
-    theirs = torchvision.models.video.s3d().features
+    theirs = getattr(torchvision.models.video, theirs)()
     he_init(theirs)
     for module in awake(theirs.double()).modules():
         if isinstance(module, nn.BatchNorm3d):
             module.eps = 1e-5
-    if shape[0] % 8 or shape[1] % 32:
-        theirs[13].ceil_mode = True
     with torch.device("meta"):
-        ours = BACKBONES["s3d"]()
-    weights = zip(ours.state_dict(), theirs.state_dict().values(), strict=True)
-    ours.load_state_dict(dict(weights), assign=True)
-    x = clips(1, 3, *shape, dtype=torch.float64)
+        ours = BACKBONES[name]()
+    ours.load_state_dict({key: x for key, x in theirs.state_dict().items() if key in ours.state_dict()}, assign=True)
+    theirs.avgpool = theirs.fc = theirs.classifier = nn.Identity()
+    x = clips(1, 3, 8, 32, 32, dtype=torch.float64)  # of which S3D leaves 1 x 1 x 1, which it averages
     with torch.no_grad():
-        torch.testing.assert_close(ours.eval()(x), theirs(x))
+        torch.testing.assert_close(ours.eval()(x).flatten(1), theirs(x).flatten(1))
 
 
 def test_c3d_features_in_plain_layers():
@@ -272,13 +246,6 @@ def test_channels_last_and_bfloat16_agree(name):
     assert F.cosine_similarity(half.float().flatten(), plain.flatten(), dim=0) > 0.99
 
 
-def test_one_graph_under_compile():
-    network, x = build("i3d").eval(), clips(1, 3, 8, 33, 32)
-    compiled = torch.compile(network, fullgraph=True, backend="eager")
-    with torch.no_grad():
-        torch.testing.assert_close(compiled(x), network(x))
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_wrong_inputs_are_named(name):
     network = build(name)
@@ -287,9 +254,6 @@ def test_wrong_inputs_are_named(name):
             network(torch.zeros(shape))
     with pytest.raises(ValueError, match="floating point.*torch.uint8"):
         network(torch.zeros(2, 3, 8, 32, 32, dtype=torch.uint8))
-    for width in (0, -8, 7.5, "64"):
-        with pytest.raises(ValueError, match=re.escape(f"got {width!r}")):
-            BACKBONES[name](width=width)
 
 
 # The contract
@@ -343,8 +307,8 @@ def test_a_backbone_of_ones_own(monkeypatch):
         backbones.build("resnet50")
 
 
-NAMES_AND_SHAPES = {"c3d": 0x0cc453d7, "i3d": 0x13029a97, "r2plus1d18": 0x637b6ac8, "r3d18": 0x16266580,
-                    "r3d18tv": 0x0e8afb2f, "r3d34": 0x1134f9d0, "s3d": 0x2b32e8df}
+NAMES_AND_SHAPES = {"c3d": 0x0cc453d7, "i3d": 0x13029a97, "r2plus1d18": 0xcb6a7ae5, "r3d18": 0xc54a4f17,
+                    "r3d18tv": 0x937e2cca, "r3d34": 0x4a41f6d0, "s3d": 0x46f89865}
 
 
 @pytest.mark.parametrize("name", NAMES)

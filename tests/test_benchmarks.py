@@ -1,5 +1,6 @@
 """The benchmarks run, small; and they compare what they say: the same frames, the same loss, the same product."""
 
+import json
 import re
 import runpy
 import sys
@@ -27,7 +28,7 @@ def script(monkeypatch, capsys):
 def test_data(tmp_path, capsys):
     """Whoever gives other frames is named, and whoever takes twice the time is said to."""
     data = runpy.run_path(str(ROOT / "benchmarks/data.py"))
-    lists, ours = data["make"](tmp_path, 32, 60), data["ours"]
+    lists, ours = data["make"](tmp_path, 32, 40), data["ours"]
     found = {"be": ours, "twice": lambda *job: (ours(*job), ours(*job))[1],
              "other": lambda samples, i, clips, size: ours(samples, i, np.maximum(clips - 1, 0), size)}
     data["compare"].__globals__["readers"] = lambda: found
@@ -54,7 +55,9 @@ def test_step(script):
     torch.testing.assert_close(losses["released"], losses["ours"], rtol=1e-4, atol=0)
     assert cost["released"] == pytest.approx(1.5 * cost["ours"], rel=0.02)
     said = script("step", "backbones=[c3d]", "size=28", "frames=8", "width=2", "rounds=1", "device=cpu")
-    assert re.search(r"MoCo\+BE over MoCo \d+\.\d\d; released over MoCo\+BE \d+\.\d\d", said)
+    assert re.search(r"MoCo\+BE over MoCo \d+\.\d\d; released over MoCo\+BE \d+\.\d\d; ceiling \d", said)
+    large = step["Convolution"](torch.device("cpu"), "fp32")  # 64 channels on 2 x 8 x 14 x 14 places, by hand:
+    assert large.flop == pytest.approx(3 * 2 * 27 * 64 * 64 * 2 * 8 * 14 * 14) and large() > 0
 
 
 def test_search(script):
@@ -62,7 +65,47 @@ def test_search(script):
     assert "30 x 50 x 300" in said and len(re.findall(r"ratio \d+\.\d\d", said)) == 2 and "peak memory" in said
 
 
+SMALL = ("clips=2", "frames=4", "size=16", "width=2", "device=cpu")
+
+
+def test_gpu_by_the_page(script):
+    """docs/GPU.md has the commands that the script has."""
+    page, commands = (ROOT / "docs/GPU.md").read_text(), runpy.run_path(str(ROOT / "benchmarks/gpu.py"))["COMMANDS"]
+    _, shown = re.findall(r"^```\n(.*?)^```", page, re.S | re.M)
+    assert shown.splitlines() == [command for command, *_ in commands.values()]
+    assert len(commands) == 10 and re.findall(r"^\| `(\w+)` \|", page, re.M) == [*commands]
+
+
+@pytest.mark.parametrize("words, said", [
+    ("device", r"bf16 in hardware: \d"), ("memory backbones=[c3d]", r"c3d: planned \d.\d+ GiB, measured over planned"),
+    ("agree methods=[moco,pace]", r"moco +loss differs by 0.0e\+00, gradient by 0.0e\+00\npace"),
+    ("sync methods=[classify,moco]", "methods whose host waits for the device: 0")])
+def test_gpu_tries_itself_on_a_cpu(script, words, said):
+    assert re.search(said, script("gpu", *words.split(), *(SMALL if "=" in words else ())))
+
+
+def test_gpu_writes_what_was_found(monkeypatch, tmp_path, capsys):
+    """Of commands that say a number within its limits, beyond them, none, and one that fails or never ends."""
+    gpu, goal = runpy.run_path(str(ROOT / "benchmarks/gpu.py")), {r"ratio (\S+);": (1, 2)}
+    texts = {"good": "print('ratio 1.5; ratio 2;')", "slow": "print('ratio 1.5; ratio 2.1;')", "mute": "pass",
+             "bad": "print('ratio 1.5;'); exit(3)", "late": "import time; time.sleep(60)"}
+    commands = {name: (f'python -c "{text}"', "", goal) for name, text in texts.items()}
+    monkeypatch.setitem(gpu["run_all"].__globals__, "COMMANDS", commands)
+    gpu["run_all"](to=str(tmp_path / "gpu.json"), limit=2)
+    found = json.loads((tmp_path / "gpu.json").read_text())
+    assert [(one["name"], one["reached"]) for one in found] == [(name, name == "good") for name in texts]
+    assert [list(one["found"].values())[0] for one in found] == [[1.5, 2.0], [1.5, 2.1], [], [1.5], []]
+    assert [one["code"] for one in found] == [0, 0, 0, 3, -1] and "not done after 2 s" in found[-1]["said"]
+    assert "1 of 5 as they should be" in capsys.readouterr().out
+
+
+def test_lists(script):
+    said = script("lists", "number=900")
+    assert said.count(": 900 videos") == 4 and len(re.findall(r"with a manifest: .* \d+ MiB\n", said)) == 2
+
+
 @pytest.mark.parametrize("name, word, problem", [("data", "rounds=0", "rounds=0"), ("step", "clips=1", "clips=1"),
+                                                 ("gpu", "only=[stp]", "nearest: step"),
                                                  ("search", "galery=2", "nearest: gallery")])
 def test_a_mistake_is_one_line(script, name, word, problem):
     with pytest.raises(SystemExit, match=problem) as error:

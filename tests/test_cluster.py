@@ -15,10 +15,12 @@ import torch
 from conftest import ROOT, TINY, command, latest
 
 from be import config, train
+from be.prepare import prepare
 from be.runs import RunError, read_metrics
 
 TEXT = (ROOT / "docs/CLUSTER.md").read_text()
-COMMANDS = [line for block in re.findall(r"```\n(.*?)```", TEXT, re.S) for line in block.splitlines()]
+COMMANDS = [line for kind, block in re.findall(r"^```(\w*)\n(.*?)^```", TEXT, re.S | re.M) if not kind
+            for line in block.splitlines()]
 SCRIPT = re.search(r"```bash\n(.*?)```", TEXT, re.S)[1]
 CPU = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
 
@@ -50,7 +52,7 @@ def losses(out):
 
 
 def test_the_commands_fit_their_number_of_processes():
-    found = [line.split(" #")[0].split("run.py ") for line in COMMANDS if "run.py " in line]
+    found = [line.split(" #")[0].split("run.py ") for line in COMMANDS if "run.py " in line and "prepare" not in line]
     worlds = [int((re.search(r"--num_processes (\d+)", launch) or [0, 1])[1]) for launch, _ in found]
     assert worlds == [1, 8, 1, 1, 8, 8]
     for world, (_, words) in zip(worlds, found, strict=True):
@@ -97,7 +99,7 @@ def test_the_script_asks_slurm_for_what_it_says():
 
 def test_a_job_that_is_told_to_stop_writes_a_checkpoint(tiny, tmp_path):
     """As SLURM does it: every process of the step is signalled, after which the launcher signals its groups again."""
-    begin = command(*latest(*words(tiny, tmp_path), "epochs=1000", "save_every=100000", "log_every=100", "workers=1"),
+    begin = command(*latest(*words(tiny, tmp_path), "epochs=1000", "save_every=100000", "log_every=8", "workers=1"),
                     launch=2)
     launcher = subprocess.Popen(**begin, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
@@ -124,19 +126,38 @@ def test_a_row_of_the_paper_that_is_told_to_stop(tiny, tmp_path):
     stop(job, lambda: [job], tmp_path / "table1-moco-be/pretrain-seed0")
 
 
-@pytest.mark.parametrize("others, message", [([3, 0], "do not see the same checkpoints; out=... must be"),
-                                             ([0, 3], "do not see the same list of videos; data=... must hold")])
-def test_a_folder_that_is_not_shared_is_noticed(tiny, tmp_path, monkeypatch, others, message):
+def test_jobs_that_prepare_a_data_set_have_a_part_each(tmp_path):
+    """By an array of SLURM and by a loop; what the parts then do: test_prepare.py."""
+    array, loop = (line for line in COMMANDS if "run.py prepare" in line)
+    (tmp_path / "python").write_text('#!/bin/sh\necho "$@"\n')
+    (tmp_path / "python").chmod(0o755)
+    options = dict(word.partition("=")[::2] for word in shlex.split(array.replace("--wrap ", "--wrap=")))
+    first, last = map(int, options["--array"].split("-"))
+    jobs = [shell(options["--wrap"], tmp_path, SLURM_ARRAY_TASK_ID=str(job)) for job in range(first, last + 1)]
+    for lines, parts in (jobs, 16), (shell(loop, tmp_path).splitlines(), 4):
+        words = [line.split()[line.split().index("--cfg") + 2:] for line in lines]
+        given = [config.arguments(prepare, ["dataset=kinetics400", *of])["shard"] for of in words]
+        assert sorted(given) == sorted(f"{part + 1}/{parts}" for part in range(parts))
+
+
+def shell(line, tools, **env):
+    done = subprocess.run(["bash", "-c", line], env={**os.environ, **env, "PATH": f"{tools}:{os.environ['PATH']}"},
+                          capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+@pytest.mark.parametrize("other", [[3, 0], [0, 3]])
+def test_a_folder_that_is_not_shared_is_noticed(tiny, tmp_path, monkeypatch, other):
     """The second machine goes on from step 3 where the first sees no checkpoint, or it lacks a video: stop, or they
     would wait for each other for ever."""
     cfg = config.load("demo-moco-be", words(tiny, tmp_path)[3:])
-    make, others = train.make_accelerator, iter(others)
+    make = train.make_accelerator
     def accelerator(cfg):
         made = make(cfg)
-        made.gather = lambda mine: torch.cat([mine, mine + next(others)])  # what a machine that is elsewhere would say
+        made.gather = lambda mine: torch.cat([mine, mine + torch.tensor([other])])  # of one elsewhere
         return made
     monkeypatch.setattr(train, "make_accelerator", accelerator)
-    with pytest.raises(RunError, match=message):
+    with pytest.raises(RunError, match="do not see the same checkpoints, or .* out=... must be .* data=... must hold"):
         train.pretrain(cfg)
 
 

@@ -15,8 +15,9 @@ import pytest
 import torch
 from conftest import TINY
 from safetensors.torch import load_file, save_file
+from videos import remux
 
-from be import config, datasets, evaluate, runs, train
+from be import config, datasets, evaluate, retrieve, runs, train
 from be.backbones import build
 from be.evaluate import accuracy
 from be.objectives import Objective
@@ -164,14 +165,44 @@ def test_a_broken_result_is_named_and_made_anew(tested, capsys, content):
 
 
 
+def cut_a_picture_short(path):
+    """Of an AVI file of MPEG-4: a third of a picture is left, as a broken line or a bad sector leaves it."""
+    path.rename(whole := path.with_name("whole.avi"))
+    remux(whole, path, lambda packets: [(data[: len(data) // 3] if i == 8 else data, *times)
+                                        for i, (data, *times) in enumerate(packets)])
+
+
+def test_damage_is_counted_or_refused(tested, tmp_path, capsys):
+    """FFmpeg shows something in its place; strict, it is a video that cannot be read. `retrieve` counts as `evaluate`,
+    of features that are taken from the disk as well."""
+    (path, verb), data = tested, tmp_path / "data"
+    cut_a_picture_short(listed(data))
+    verb()
+    assert "16 of 16 videos, 1 damaged" in capsys.readouterr().out
+    (result, kept), seen = outcome(path), set()
+    assert (result["n_scored"], result["n_damaged"]) == (16, 1) and kept["ok"].all()
+    verb("strict=true")
+    assert "15 of 16 videos, 0 damaged" in capsys.readouterr().out
+    (result, kept) = outcome(path)
+    assert (result["n_scored"], result["n_damaged"]) == (15, 0) and kept["ok"].tolist() == [False] + [True] * 15
+    for strict, counts in (("false", (16, 1)), ("false", (16, 1)), ("true", (15, 0))):
+        words = [f"data={data}", f"out={tmp_path}", *TINY, "protocol=gap", "cache_gb=0", f"strict={strict}"]
+        retrieve.retrieve(config.load("demo-random", words, "retrieve"))
+        result = json.loads(next(tmp_path.glob("demo-random/*/recall-gap-test.json")).read_text())
+        assert (result["n_scored"], result["n_damaged"]) == counts
+        seen.add(capsys.readouterr().out.count("taken from"))
+    assert seen == {0, 2}
+
+
 def test_training_names_and_counts_what_it_skips(tiny, tmp_path, capsys):
     shutil.copytree(tiny, tmp_path / "data")
+    cut_a_picture_short(listed(tmp_path / "data", "train", 5))
     (video := listed(tmp_path / "data", "train", 3)).write_bytes(b"no video")
     words = [f"data={tmp_path / 'data'}", f"out={tmp_path}", *TINY]
     train.finetune(config.load("demo-random", words, "finetune"))
     assert video.name in capsys.readouterr().err
     last = runs.read_metrics(tmp_path / "demo-random/finetune-ucf101-split1-seed0")[-1]
-    assert last["skipped"] == 2  # once in each of 2 epochs
+    assert last["skipped"] == last["damaged"] == 2  # once in each of 2 epochs
 
 
 def test_another_list_of_classes_is_refused(tested, tmp_path):
@@ -296,6 +327,7 @@ def test_pre_training_does_not_notice(tiny, tmp_path):
         weights.append(load_file(path / "backbone.safetensors"))
     plain, watched = ([line for line in part if "loss" in line] for part in lines)
     assert [line["loss"] for line in plain] == [line["loss"] for line in watched]
+    assert all(1 < line["rankme"] <= 8 and line["damaged"] == 0 for line in plain)  # 8 clips a batch
     torch.testing.assert_close(*weights, rtol=0, atol=0)
     probes = [line for line in lines[1] if "probe_knn" in line]
     assert [(line["step"], line["epoch"]) for line in probes] == [(8, 2), (16, 4)]

@@ -8,11 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from be import config, datasets, train
 from be.config import ConfigError
-
-METHODS = {config.load(name).method: name for name in (
-    "table1-k400", "table1-moco", "table1-moco-be", "table1-rotnet-be", "table1-puzzles-be", "table1-clip-order-be",
-    "more-simclr-be", "more-byol-be", "more-triplet-be", "more-pace-be", "more-arrow-of-time-be",
-    "more-order-verification-be")}
+from be.runs import make_accelerator
 
 
 def planned(name, *words):
@@ -23,10 +19,11 @@ def tiny_config(name="demo-moco-be", *words, stage="pretrain"):
     return config.load(name, [*TINY, "precision=fp32", *words], stage)
 
 
-@pytest.mark.parametrize("method", sorted(METHODS))
-def test_counted_memory_and_arithmetic_are_those_of_a_real_step(method):
+@pytest.mark.parametrize("name", ["table1-k400", "table1-moco-be", "more-byol-be", "table1-puzzles-be",
+                                  "more-order-verification-be"])
+def test_counted_memory_and_arithmetic_are_those_of_a_real_step(name):
     """Byte by byte and operation by operation: the step with numbers in it, watched in the same two ways."""
-    cfg = tiny_config(METHODS[method], "bn_group=4", "backbone=r3d18")
+    cfg = tiny_config(name, "bn_group=4", "backbone=r3d18")
     flop, memory, state = train.count_step(cfg, 5, clips=4)
     objective, arguments = train.random_step(cfg, 5, clips=4)
     with FlopCounterMode(display=False) as flops:
@@ -42,7 +39,7 @@ def test_counted_memory_and_arithmetic_are_those_of_a_real_step(method):
 def watch(objective, arguments):
     """Bytes of the weights, and what was alive in a real step."""
     with train.Live() as live:
-        live.hold(*objective.parameters(), *objective.buffers())
+        live.hold([*objective.parameters(), *objective.buffers()])
         weights = live.now
         objective(*arguments())[0].backward()
     return weights, live
@@ -75,7 +72,7 @@ def test_what_it_says(tiny, tmp_path, capsys):
     assert said.count("ucf101, split 1 in") == 2 and "32 videos" in said
     assert said.count("6 epochs of 4: 24") == 2
     assert said.count("8 = 1 device(s) x 2 part(s) x 4, BatchNorm over 4") == 2
-    assert "0.01 for the batch of 8, on any number of devices, times 0.1 after epochs 1" in said
+    assert "0.01 for the batch of 8, on any number of devices, times 0.1 after epochs 1, warm" in said
     flop, memory, _ = train.count_step(tiny_config("demo-moco-be", *words), 8, 4)
     assert f"{2 * flop / 1e12:.3g} TFLOP a step" in said and f"memory   {memory / 2**30:.1f} GiB a device" in said
     assert "A100" in said and not list(tmp_path.iterdir())  # a plan leaves nothing behind
@@ -101,8 +98,8 @@ def test_steps_of_the_released_rows(name, steps, monkeypatch, tmp_path, capsys):
 
 def test_data_that_are_not_there(tmp_path):
     cfg = config.load("table1-moco-be", [f"data={tmp_path}"])
-    n, classes, said = train.count_videos(cfg)
-    assert (n, classes) == (246534, 400) and "MISSING in" in said and "officially 246534 videos" in said
+    assert train.count_videos(cfg) == (246534, 400, None)
+    assert "is MISSING in" in train.describe("pretrain", cfg, 246534, make_accelerator(cfg))
     with pytest.raises(datasets.DatasetMissing, match="what plain is"):  # nobody knows how many
         train.count_videos(dataclasses.replace(cfg, dataset="plain"))
 

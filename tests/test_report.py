@@ -60,10 +60,10 @@ def test_a_seed_that_lacks_a_split_does_not_shift_the_mean():
 def test_ours_beside_the_papers():
     ours, missing = table(["table1-moco-be"], [result(top1=80.0)])
     keys = ("tested on", "metric", "ours", "paper", "delta", "splits", "seeds", "scored", "note")
-    assert texts(ours, *keys[1:]) == ["top1", "80.0", "86.8", "-6.8", "1", "0", "9/10", "-"]
+    assert texts(ours, *keys[1:]) == ["top1", "80.0", "86.8", "-6.8", "1 of 3", "0", "9/10", "-"]
     assert texts(missing, *keys) == ["hmdb51 test", "top1", "-", "55.4", "-", "-", "-", "-", "-"]
     (whole,) = table(["table2-moco-be"], [result("table2-moco-be", "diving48", top1=70.0)])
-    assert texts(whole, "delta", "note") == ["+7.6", "-"]  # Diving48 has one split
+    assert texts(whole, "delta", "note", "splits") == ["+7.6", "-", "1 of 1"]  # Diving48 has one split
 
 
 def test_a_run_of_other_settings_is_marked_and_not_compared(tmp_path):
@@ -98,14 +98,13 @@ def test_tests_of_another_protocol_have_a_row_of_their_own():
     assert texts(lists[0], "delta", "note") == ["-", "lists of different length"]
 
 
-def test_no_difference_between_two_protocols(tmp_path):
-    (tmp_path / "report").mkdir()
+def test_no_difference_between_two_protocols():
     found = [result(name, seed=s, test_clips=10 if s else clips)
              for name, clips in (("table1-moco", 10), ("table1-moco-be", 1)) for s in range(3)]
-    (section,) = report.differences(tmp_path, ["table1-moco-be"], report.index(found))
+    (section,) = report.differences(["table1-moco-be"], report.index(found))
     assert [(row["seeds"], row["n"]) for row in section["rows"]] == [([1, 2], 2)]
     found = [r | {"test_clips": 3 if r["experiment"] == "table1-moco" else 10} for r in found]
-    assert report.differences(tmp_path, ["table1-moco-be"], report.index(found)) == []
+    assert report.differences(["table1-moco-be"], report.index(found)) == []
 
 
 def test_rows_that_share_runs():
@@ -148,8 +147,8 @@ def test_retrieval():
 
 def test_what_is_quoted_is_marked():
     ours, others = report.tables(["table2-moco-be"], {})
-    assert ours["title"] == "Table 2: fine-tuned on Diving48" and len(ours["rows"]) == 1
-    assert others["fold"] and others["title"] == "Not run here" and "V2" in others["about"]
+    assert ours["fold"] and ours["title"] == "Table 2: fine-tuned on Diving48: not run here" and len(ours["rows"]) == 1
+    assert others["fold"] and others["title"].endswith("numbers of others") and "V2" in others["about"]
     rows = {(row["method"], row["pretrain"]): row for row in others["rows"]}
     assert rows["CorrNet", "Sports1M"]["diving48"] == 44.7 and "V1" in rows["CorrNet", "Sports1M"]["source"]
     assert rows["MoCo + BE", "K400"] == {"method": "MoCo + BE", "backbone": "I3D", "pretrain": "K400", "diving48": 62.6,
@@ -214,11 +213,10 @@ def test_paired_by_hand():
     assert abs(rejected - 50) < 4 * math.sqrt(45)
 
 
-def test_differences_are_of_the_same_splits_and_seeds(tmp_path, monkeypatch):
+def test_differences_are_of_the_same_splits_and_seeds(monkeypatch):
     """An entry says `against` whom; NAME-be is compared with NAME; a list with its swapped scenes."""
     registry = config.registry() | {"mine": {"from": "demo-moco", "against": "demo-random"}}
     monkeypatch.setattr(config, "registry", lambda: registry)
-    (tmp_path / "report").mkdir()
     results = [result(name, split=split, seed=seed, top1=float(top1 + 10 * seed + split))
                for name, top1 in (("mine", 40), ("demo-random", 30)) for split in (1, 2) for seed in (0, 1)]
     results += [result("mine", split=3, top1=99.0), result("demo-random", seed=2, top1=1.0)]  # only one has them
@@ -227,8 +225,8 @@ def test_differences_are_of_the_same_splits_and_seeds(tmp_path, monkeypatch):
     results[0]["top1"] += 4  # split 1, seed 0
     tests = report.index(results)
     names = ["demo-random", "demo-moco", "demo-moco-be", "mine", "table1-moco-be"]
-    (section,) = report.differences(tmp_path, names, tests)
-    assert section["title"] == "Paired differences" and section["pictures"][0].stat().st_size > 5000
+    (section,) = report.differences(names, tests)
+    assert section["title"] == "Paired differences"
     rows = {row["difference"]: row for row in section["rows"]}
     assert rows.keys() == {"mine - demo-random", "demo-moco-be - demo-moco", "demo-random: test - swapped"}
     mine = rows["mine - demo-random"]
@@ -238,7 +236,7 @@ def test_differences_are_of_the_same_splits_and_seeds(tmp_path, monkeypatch):
     be, gap = rows["demo-moco-be - demo-moco"], rows["demo-random: test - swapped"]
     assert texts(be, "delta", "± 95 %", "p of t", "n") == ["+5.0", "-", "-", "1"]
     assert texts(gap, "on", "delta") == ["ucf101 swapped", "+11.0"]  # 31 - 20
-    assert report.differences(tmp_path, names, {}) == []
+    assert report.differences(names, {}) == []
 
 
 # ---- which class was taken for which
@@ -277,7 +275,7 @@ def test_confusion_by_hand(tmp_path):
 
 def test_a_test_without_a_manifest_does_not_show_that_of_training(tmp_path):
     finished(tmp_path, "demo-moco", [0, 1], [0, 1], manifest_hash=None, git_sha="def456", device="1 x cpu")
-    section = report.provenance(tmp_path, ["demo-moco"], read_results(tmp_path))
+    section = report.provenance(tmp_path, [*tmp_path.glob("demo-moco/*")], read_results(tmp_path))
     keys = ("subset", "top1", "n_scored", "manifest_hash", "git_sha", "device", "time")
     assert {*keys} < {*section["columns"]}
     trained, tested = (texts(row, *keys) for row in section["rows"])
@@ -305,9 +303,14 @@ def test_markdown(written, capsys):
     assert "91.7 ± 11.8" in text and "66.7 ± 0.0" in text  # 5 and 6 of 6; 4 of 6 twice
     assert "feed5" in text and "abc123" in text and "8 x H100" in text and "82 min" in text
     linked = re.findall(r"!\[.+?\]\((.+?)\)", text)
-    assert linked == ["report/differences.png", "report/finetune.png", "gain.png", "demo-moco/retrieve-x/nearest.png"]
+    curves = [f"report/finetune-{key}.png" for key in ("loss", "top1", "probe_knn")]
+    assert linked == [*curves, "gain.png", "demo-moco/retrieve-x/nearest.png"]
     assert all((written / path).read_bytes()[:4] == b"\x89PNG" for path in linked)
-    assert text.index("91.7 ± 11.8") < text.index("report/")  # the result comes first
+    parts = ["# Results in ", "demo-moco-be - demo-moco, on ucf101 test: +25.0 ± ", "## The demo", "91.7 ± 11.8",
+             "## Paired differences", "## How to read", "## What was run", "## Curves of finetune"]
+    assert [text.index(part) for part in parts] == sorted(text.index(part) for part in parts)  # the result comes first
+    assert "demo-moco: blue, demo-moco-be: red, seed0: solid, seed1: dashed" in text
+    assert re.search(r"\| probe_knn +\| right classes by nearest neighbours", text) and "loss" in text
 
 
 class Page(html.parser.HTMLParser):
@@ -330,10 +333,16 @@ def test_the_page_stands_alone(written):
     page = Page(text)
     assert page.open == ["html", "body"]  # whose ends are the file's
     sources = [attrs[key] for _, attrs in page.tags for key in ("src", "href", "srcset", "data") if key in attrs]
-    assert len(sources) == 4 and all(source.startswith("data:image/png;base64,iVBOR") for source in sources)
+    assert len(sources) == 5 and all(source.startswith("data:image/png;base64,iVBOR") for source in sources)
     assert not {"script", "link", "iframe", "object", "base"} & {tag for tag, _ in page.tags}
     assert "url(" not in text and "@import" not in text and "http" not in text
     assert "width=device-width" in text and "91.7 ± 11.8" in text and "<title>Results</title>" in text
+    chart = text[text.index('<div class="chart">') : text.index('<p class="lead">')]
+    assert [float(x) for x in re.findall(r'bar" style="width:([0-9.]+)%', chart)] == pytest.approx([200 / 3, 275 / 3])
+    assert [float(x) for x in re.findall(r'dot" style="left:([0-9.]+)%', chart)] == pytest.approx(
+        [200 / 3, 200 / 3, 500 / 6, 100])
+    assert text.index('class="chart"') < text.index('class="lead"') < text.index("<table>")
+    assert re.search(r"\d{4}-\d\d-\d\d \d\d:\d\d; code \w+\+?, PyTorch 2", text) and "run.py report out=" in text
 
 
 def test_text_is_text(tmp_path, monkeypatch):
@@ -413,9 +422,7 @@ def pearson(x, y):
 
 
 def correlate(x, y):
-    axis = matplotlib.figure.Figure().subplots()
-    columns = dict(zip("xy", torch.tensor(np.array([x, y], float)), strict=True))
-    fit = report.correlate(axis, columns, "x", "y", [str(n) for n in range(len(x))])
+    fit = report.correlation(*torch.tensor(np.array([x, y], float)))
     assert fit["classes"] == len(x)
     return fit["r"], fit["p"]
 
@@ -460,20 +467,15 @@ def test_figure4_by_hand(tmp_path, capsys):
                    for a, b in zip(STATIC, [h + (c != 2) for c, h in enumerate(STATIC)], strict=True)]
     expected = {("gain", "static top-1"): pearson(static, better - base),
                 ("gain", "static probability"): pearson(probability, better - base)}
-    kept = [0, 1, 3, 4, 5]  # of the third class `base` knows nothing
-    relative = 100 * (better - base)[kept] / base[kept]
-    expected["gain, % of base", "static top-1"] = pearson(static[kept], relative)
-    expected["gain, % of base", "static probability"] = pearson(np.array(probability)[kept], relative)
     assert {(fit["y"], fit["x"]): (fit["r"], fit["p"]) for fit in said["correlations"]} == {
         key: pytest.approx(value, rel=1e-4) for key, value in expected.items()}
-    assert [fit["classes"] for fit in said["correlations"]] == [6, 6, 5, 5]
+    assert [fit["classes"] for fit in said["correlations"]] == [6, 6]
     row = next(row for row in said["per_class"] if row["class"] == "class_3")
     assert row.pop("class") and row == pytest.approx({
-        "static top-1": 25, "static probability": probability[3], "table1-moco": 45, "table1-moco-be": 85, "gain": 40,
-        "gain, % of base": 100 * 40 / 45})
+        "static top-1": 25, "static probability": probability[3], "table1-moco": 45, "table1-moco-be": 85, "gain": 40})
     assert said["splits"] == [1, 2] and (tmp_path / "gain-hmdb51-test.png").stat().st_size > 10_000
     out = capsys.readouterr().out
-    assert "r = -0.48, p = 0.0004 compares with `gain` against `static probability`" in out and "+88.9" in out
+    assert "r = -0.48, p = 0.0004 compares with `gain` against `static probability`" in out and "+40.0" in out
 
 
 def test_figure4_says_what_it_misses(tmp_path, capsys):
@@ -485,8 +487,9 @@ def test_figure4_says_what_it_misses(tmp_path, capsys):
     scored(tmp_path, "table1-moco-be", BETTER, split=2)
     with pytest.raises(RunError, match=missing):
         report.figure4(out=str(tmp_path))
-    scored(tmp_path, "table1-moco-be", BETTER, synthetic=True)
-    report.figure4(out=str(tmp_path))
+    for name in ("figure4-static", "table1-moco", "table1-moco-be"):
+        scored(tmp_path / "drawn", name, BETTER, synthetic=True)
+    report.figure4(out=str(tmp_path / "drawn"))
     out = capsys.readouterr().out
     assert "-0.48" not in out and "synthetic videos" in out  # the paper's r is of real ones
 
@@ -494,10 +497,51 @@ def test_figure4_says_what_it_misses(tmp_path, capsys):
 def test_figure5_of_rows_that_are_other_rows_runs(tmp_path, capsys):
     scored(tmp_path, "table1-moco-be", BASE)
     scored(tmp_path, "table1-moco-be", BETTER, dataset="actor_hmdb51")
-    report.figure5(out=str(tmp_path), names="figure5-*")
-    rows = [line.split("|") for line in capsys.readouterr().out.splitlines() if "figure5-moco-be" in line]
-    assert sorted((row[3].strip(), row[5].strip()) for row in rows) == [
+    report.report(out=str(tmp_path), names="figure5-*")
+    rows = [re.split(r" *\| *", line) for line in capsys.readouterr().out.splitlines() if "| figure5-moco-be" in line]
+    assert sorted((row[3], row[4]) for row in rows) == [
         (f"{name} test", f"{10 * np.mean(h):.1f}") for name, h in (("actor_hmdb51", BETTER), ("hmdb51", BASE))]
-    assert (tmp_path / "bars-figure5.png").stat().st_size > 10_000
-    with pytest.raises(RunError, match="no test of an experiment named figure4"):
-        report.figure5(out=str(tmp_path), names="figure4-*")
+    with pytest.raises(RunError, match="no run named figure4"):
+        report.report(out=str(tmp_path), names="figure4-*")
+
+
+def test_what_all_rows_say_is_said_once(tmp_path):
+    rows = [{"a": n, "b": 0.5, "c": None, "d": "x"} for n in range(3)]
+    section = report.said_once(rows, "abcd")
+    assert section["columns"] == ["a"] and section["about"] == "In all rows: b 0.5, d x."
+    assert report.said_once(rows[:1], "abcd")["columns"] == ["a", "b", "d"]  # of one row, only what is empty goes
+    for name, seed, lr in ("demo-moco", 0, 0.003), ("demo-moco", 1, 0.003), ("demo-moco-be", 0, 0.01):
+        path = tmp_path / name / f"pretrain-seed{seed}"
+        path.mkdir(parents=True)
+        (path / "config.yaml").write_text(config.as_text(config.load(name, [f"lr={lr}", f"seed={seed}", "out=x"])))
+    (section,) = report.settings([*sorted(tmp_path.glob("*/*"))])
+    assert section["columns"] == ["experiment", "erase", "hard_negative", "lr"] and len(section["rows"]) == 2
+    assert section["rows"][0]["lr"] == "0.003"
+    assert "c3d, width 6" in section["about"] and "lr_steps [8.0]" in section["about"]
+    assert " out " not in section["about"]  # where it ran is no setting
+
+
+def test_the_sentence_at_the_top(tmp_path):
+    """Of one pair, of several that differ or not, of a result alone, of nothing."""
+    def said(be=(), moco=()):
+        found = [result(name, seed=s, top1=x) for name, values in (("table1-moco-be", be), ("table1-moco", moco))
+                 for s, x in enumerate(values)]
+        tests, names = report.index(found), ["table1-moco", "table1-moco-be"]
+        sections = [*report.tables(names, tests), *report.differences(names, tests)]
+        return report.page([{"headline": report.headline(sections)}], tmp_path)
+
+    start = "table1-moco-be - table1-moco, on ucf101 test: "
+    assert f"{start}+8.0 points of top-1. One pair of tests says nothing" in said([60.0], [52.0])
+    large, small = said([60.0, 61], [52.0, 53]), said([60.0, 62], [60.0, 60])
+    assert f"{start}+8.0 ± 0.0 points" in large and "interval of 2 pairs. The interval does not hold 0" in large
+    assert f"{start}+1.0 ± 12.7" in small and "The interval holds 0: a difference is not shown." in small
+    assert "table1-moco-be has a top-1 of 60.0 % on ucf101 test, -26.8 points from the paper's." in said([60.0])
+    assert "No results yet." in said()
+
+
+def test_a_row_of_other_settings_has_no_mark_of_the_papers_in_the_chart(tmp_path):
+    for note in (False, True):
+        found = [result(top1=80.0, synthetic=note)]
+        sections = report.tables(["table1-moco-be"], report.index(found))
+        text = report.page([{"headline": report.headline(sections)}], tmp_path, "html")
+        assert ('class="mark" style="left:86.8%"' in text) != note and ("synthetic videos</small>" in text) == note

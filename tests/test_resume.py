@@ -8,15 +8,13 @@ import sys
 from dataclasses import replace
 
 import torch
-from conftest import TINY
+from conftest import FORKS, TINY
 from safetensors.torch import load_file
 
 from be import config, runs, train
 from be.runs import read_metrics
 
 TIMES = ("clips_per_s", "data_wait", "seconds")  # the only numbers that may differ
-CONTEXT = multiprocessing.get_context("forkserver")  # processes that have imported everything when they begin
-CONTEXT.set_forkserver_preload(["be.train", "torch._dynamo"])
 
 
 def live(cfg, die_at, while_saving, counted):
@@ -55,8 +53,8 @@ def live(cfg, die_at, while_saving, counted):
 
 def begin(cfg, die_at=0, while_saving=False):
     """Lets a process live; returns how it ended (0, or minus the signal) and how many calls it counted."""
-    here, there = CONTEXT.Pipe(duplex=False)
-    process = CONTEXT.Process(target=live, args=(cfg, die_at, while_saving, there))
+    here, there = FORKS.Pipe(duplex=False)
+    process = FORKS.Process(target=live, args=(cfg, die_at, while_saving, there))
     process.start()
     process.join()
     return process.exitcode, here.recv() if here.poll() else None

@@ -1,31 +1,35 @@
-"""Retrieval: the blocked search against brute force, the protocols against slow loops, the verb on real files."""
+"""Retrieval: the blocked search against brute force, the protocols against slow loops, the verb on real files. The
+linear classifier on frozen features: against scipy, from clips that are decoded and encoded one by one."""
 
 import json
 import shutil
 import subprocess
 import sys
 from functools import partial
-from unittest import mock
 
+import networks
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ROOT, TINY
+from conftest import ROOT, TINY, latest
+from safetensors.torch import load_file
+from scipy.optimize import minimize
+from scipy.special import log_softmax, softmax
 from videos import decode
 
-from be import backbones, config, datasets, retrieve
+from be import backbones, bias, config, datasets, evaluate, report, retrieve
 from be.augment import eval_view
 from be.config import ConfigError
 from be.prepare import prepare
 from be.retrieve import PROTOCOLS, Features, block_sizes, consecutive_clips, max_cells, recall, search
-from be.runs import RunError, make_accelerator
+from be.runs import RunError, make_accelerator, read_results
 
 
 def on_disk(folder, name, rows):
     """Rows as `extract` leaves them."""
     rows.astype(np.float16).tofile(folder / f"{name}.f16")
-    return Features(folder / f"{name}.f16", rows.shape[1], np.arange(len(rows)), np.zeros(len(rows), int))
+    return Features(folder / f"{name}.f16", rows.shape[1], np.arange(len(rows)), np.zeros(len(rows), int), None, None)
 
 
 def brute_force(q, g, k):
@@ -77,15 +81,16 @@ def test_memory_stays_within_the_budget(tmp_path):
     """80 MB of features, 160 as float32, searched with 40; measured by the kernel in a process of its own."""
     code = f"""if True:
         import resource, numpy as np, torch
+        from pathlib import Path
         from be.retrieve import Features, search
         torch.set_num_threads(1)
         D, kinds = 50_000, []
-        for name, rows in (("q", 300), ("g", 500)):
+        for name, rows in (("q.f16", 300), ("g.f16", 500)):
             with open(r"{tmp_path}/" + name, "wb") as file:
                 for _ in range(rows):
                     file.write(np.random.default_rng(rows).random(D, np.float32).astype(np.float16).tobytes())
-            kinds.append(Features(r"{tmp_path}/" + name, D, range(rows), None))
-        tiny = [Features(f.file, D, range(4), None) for f in kinds]
+            kinds.append(Features(Path(r"{tmp_path}", name), D, range(rows), None, None, None))
+        tiny = [Features(f.file, D, range(4), None, None, None) for f in kinds]
         search(*tiny, 2, 1)  # what the first product allocates for good
         peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
         before = peak()
@@ -110,7 +115,8 @@ def test_consecutive_clips():
 def test_sizes_of_the_protocols():
     """Section 4.3's numbers for I3D, VCOP's for C3D, and a map that is too small is not blown up."""
     maps = {"paper": (1024, 2, 7, 7), "vcop": (512, 2, 7, 7), "gap": (1024, 2, 7, 7)}
-    sizes = {name: PROTOCOLS[name].pool(torch.empty(1, *shape, device="meta")).shape[1] for name, shape in maps.items()}
+    sizes = {name: PROTOCOLS[name](None).pool(torch.empty(1, *shape, device="meta")).shape[1]
+             for name, shape in maps.items()}
     assert sizes == {"paper": 100_352, "vcop": 512 * 2 * 3 * 3, "gap": 1024}
     x = torch.randn(2, 5, 1, 3, 4)
     assert torch.equal(max_cells(x, (2, 7, 7)), x.flatten(1))
@@ -129,24 +135,22 @@ def test_recall():
 
 
 def words(data, out, *more):
-    return [f"data={data}", f"out={out}", *TINY, "backbone=r3d18", *more]
+    return latest(f"data={data}", f"out={out}", *TINY, "backbone=r3d18", *more)
 
 
-def verb(*args, sheet=lambda *_: None):
-    """The verb; without its picture, which takes a second."""
-    with mock.patch.object(retrieve, "sheet", sheet):
-        retrieve.retrieve(config.load("demo-random", words(*args), "retrieve"))
+def verb(*args):
+    retrieve.retrieve(config.load("demo-random", words(*args), "retrieve"))
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("protocol", ["paper", "vcop", "gap"])
 def test_the_verb_end_to_end(tiny, tmp_path, protocol, capsys):
     """Its features are what the backbone says of the decoded clips; its recall is brute force on them."""
-    verb(tiny, tmp_path, f"protocol={protocol}", "subset=test,swapped", sheet=retrieve.sheet)
+    verb(tiny, tmp_path, f"protocol={protocol}", "subset=test,swapped")
     assert capsys.readouterr().out.count(" R@50 ") == 2
     path = tmp_path / "demo-random/retrieve-ucf101-split1-seed0"
     result = json.loads((path / f"recall-{protocol}-test.json").read_text())
     rows = {"train": 32, "test": 16, "swapped": 16}
-    per_video = 1 if PROTOCOLS[protocol].mean else 24 // (8 * 2)  # videos of 24 frames, clips of 8 with stride 2
+    per_video = 1 if PROTOCOLS[protocol](None).mean else 24 // (8 * 2)  # videos of 24 frames, clips of 8 with stride 2
     z = {}
     for subset, videos in rows.items():
         z[subset] = np.fromfile(path / f"{protocol}-{subset}.f16", np.float16).reshape(videos * per_video, -1)
@@ -156,12 +160,12 @@ def test_the_verb_end_to_end(tiny, tmp_path, protocol, capsys):
     train, test = (datasets.load("ucf101", tiny, subset, 1) for subset in ("train", "test"))
     torch.manual_seed(0)
     backbone = backbones.build("r3d18", 4).eval()
-    frames = PROTOCOLS[protocol].sampler(24, None, T=8, stride=2)
+    frames = PROTOCOLS[protocol](None).sampler(24, None, T=8, stride=2)
     for i in (0, 9):
         clips = torch.from_numpy(decode(test.path(i), frames, 24))
         with torch.no_grad():
             x = backbone(eval_view(clips, torch.tensor(clips.shape[2:4]).expand(len(clips), 2), 16))
-        expected = PROTOCOLS[protocol].pool(x)
+        expected = PROTOCOLS[protocol](None).pool(x)
         expected = F.normalize(expected.mean(0, keepdim=True) if per_video == 1 else expected)
         np.testing.assert_allclose(z["test"][i * per_video], expected[0].numpy(), atol=1e-3)
 
@@ -170,7 +174,6 @@ def test_the_verb_end_to_end(tiny, tmp_path, protocol, capsys):
     for k in (1, 5, 10, 20, 50):
         hit = (label_g[order[:, :k]] == label_q[:, None]).any(1)
         assert result[f"R@{k}"] == pytest.approx(100 * hit.mean())
-    assert (path / f"nearest-{protocol}-test.png").stat().st_size > 10_000
 
 
 def test_features_are_used_again_unless_what_made_them_is_another(tiny, tmp_path, capsys):
@@ -228,8 +231,119 @@ def test_an_unreadable_video_is_a_query_missed(tiny, tmp_path):
 
 def test_features_that_are_not_finite_stop_it(tiny, tmp_path, monkeypatch):
     cfg = config.load("demo-random", words(tiny, tmp_path, "protocol=gap"), "retrieve")
-    samples = datasets.load("ucf101", tiny, "test", 1)
     broken = partial(torch.full, (1, 4, 1, 1, 1), torch.nan)
     backbone = type("Broken", (torch.nn.Module,), {"forward": lambda self, x: broken()})()
     with pytest.raises(RunError, match="not finite"):
-        retrieve.extract(tmp_path / "z", backbone, samples, cfg, make_accelerator(cfg))
+        retrieve.extract("test", backbone, cfg, make_accelerator(cfg))
+
+
+# ---- the linear classifier
+
+
+def probed(data, out, *more):
+    """The verb; its config, its directory and its result on the test list."""
+    cfg = config.load("demo-random", latest(f"data={data}", f"out={out}", *TINY, "cache_gb=0", *more), "finetune")
+    retrieve.linear(cfg)
+    path = out / "demo-random/linear-ucf101-split1-seed0"
+    return cfg, path, json.loads((path / "linear-test.json").read_text())
+
+
+def slow_features(samples, backbone, K=3):
+    """Of K clips a video, decoded and encoded one by one: float64 (N, K, C)."""
+    with torch.no_grad():
+        return np.array([[backbone(clip[None]).mean((2, 3, 4))[0].double().numpy()
+                          for clip in networks.clips(samples, i, K)[0]] for i in range(len(samples))])
+
+
+def slow_fit(x, label, decay, classes=8):
+    """Logistic regression of x (R, C), its columns scaled, by scipy -> y (..., C) -> probabilities."""
+    mean, scale = x.mean(0), x.std(0, ddof=1).clip(1e-6)
+    X, onehot = (x - mean) / scale, np.eye(classes)[label]
+
+    def loss(flat):
+        W, b = flat[:-classes].reshape(classes, -1), flat[-classes:]
+        log_p = log_softmax(X @ W.T + b, axis=1)
+        error = (np.exp(log_p) - onehot) / len(X)
+        return (-(onehot * log_p).sum() / len(X) + decay / 2 * (W**2).sum(),
+                np.concatenate([(error.T @ X + decay * W).ravel(), error.sum(0)]))
+
+    best = minimize(loss, np.zeros(classes * (x.shape[1] + 1)), jac=True, method="L-BFGS-B",
+                    options={"maxiter": 2000, "gtol": 1e-7, "ftol": 1e-12}).x
+    W, b = best[:-classes].reshape(classes, -1), best[-classes:]
+    return lambda y: softmax((y - mean) / scale @ W.T + b, axis=-1)
+
+
+def test_linear_by_scipy(tiny, tmp_path, monkeypatch, capsys):
+    """All that the verb does, the slow way; what it leaves is a model that `evaluate` tests to the same answers."""
+    monkeypatch.setattr(retrieve, "DECAYS", (1e-3, 1e-1))  # where scipy ends in the same place
+    cfg, path, result = probed(tiny, tmp_path)
+    torch.manual_seed(0)
+    backbone = backbones.build("c3d", 4).eval()
+    train, test = (datasets.load("ucf101", tiny, subset, 1) for subset in ("train", "test"))
+    x, y = slow_features(train, backbone), slow_features(test, backbone)  # (32, 3, C), (16, 3, C)
+    rest, held = evaluate.holdout(train, 0.2, 0)
+    held = np.array([name in held.paths.tolist() for name in train.paths.tolist()])
+    assert 0 < held.sum() < 16 and len(rest) == (~held).sum()
+    top1 = {}
+    for decay in (1e-3, 1e-1):
+        p = slow_fit(x[~held].reshape(-1, x.shape[2]), train.labels[~held].repeat(3), decay)(x[held]).mean(1)
+        top1[decay] = 100 * np.mean(p.argmax(1) == train.labels[held])
+    decay = max(top1, key=lambda decay: (top1[decay], decay))
+    assert result["decay"] == decay
+    p = slow_fit(x.reshape(-1, x.shape[2]), train.labels.repeat(3), decay)(y).mean(1)
+    kept = load_file(path / "probabilities-test.safetensors")
+    np.testing.assert_allclose(kept["probabilities"], p, atol=2e-3)
+    assert result["top1"] == pytest.approx(100 * np.mean(p.argmax(1) == test.labels))
+    assert (result["n_scored"], result["n_expected"], result["test_clips"]) == (16, 16, 3)
+
+    near = 0
+    for z, label in zip(y.mean(1), test.labels, strict=True):
+        cosine = [z @ other / np.linalg.norm(z) / np.linalg.norm(other) for other in x.mean(1)]
+        votes = np.zeros(8)
+        for i in np.argsort(cosine)[-20:]:
+            votes[train.labels[i]] += np.exp(cosine[i] / 0.07)
+        near += votes.argmax() == label
+    assert result["knn"] == pytest.approx(100 * near / 16)
+
+    rows = report.table(["demo-random"], report.index(read_results(tmp_path, "linear")))
+    assert [(row["tested on"], row["metric"], row["ours"], row["scored"]) for row in rows] == [
+        ("ucf101 test, frozen", metric, [result[metric]], "16/16") for metric in ("top1", "knn")]
+    assert rows[0]["note"].startswith("finetune ") and "width=4" in rows[0]["note"] and not read_results(tmp_path)
+
+    model, classes = evaluate.load_classifier(config.load(path / "config.yaml", [], "finetune"), path)
+    ((_, _, rows),) = bias.compare("seen", [(path, cfg)], lambda *_: {"n_scored": 16, "n_expected": 16})
+    assert [row["experiment"] for row in rows] == ["demo-random, frozen"]
+    tested, ok = evaluate.classify(model, test, cfg, make_accelerator(cfg))
+    torch.testing.assert_close(tested, kept["probabilities"], atol=1e-4, rtol=0)
+    assert ok.all() and classes == test.classes
+    torch.testing.assert_close(model.backbone.state_dict(), backbone.state_dict(), rtol=0, atol=0)
+
+    capsys.readouterr()
+    assert probed(tiny, tmp_path)[2].keys() == result.keys()
+    verb(tiny, tmp_path, "protocol=clips", "backbone=c3d")
+    assert capsys.readouterr().out.count("taken from") == 4  # twice by each
+
+
+def test_linear_says_what_it_cannot_read(tiny, tmp_path, monkeypatch):
+    """A train video is left out, a test video is wrong: as if the one were not listed, and the other not known."""
+    monkeypatch.setattr(retrieve, "DECAYS", (1e-2,))  # the choice looks at another part of another list
+    whole = probed(tiny, tmp_path / "whole")[1]
+    shutil.copytree(tiny, data := tmp_path / "data")
+    for subset, i in (("test", 3), ("train", 5)):
+        with open(datasets.load("ucf101", data, subset, 1).path(i), "wb") as file:
+            file.write(b"no video")
+    _, path, result = probed(data, tmp_path / "out")
+    assert (result["n_scored"], result["n_expected"]) == (15, 16)
+    kept = load_file(path / "probabilities-test.safetensors")
+    assert kept["ok"].tolist() == [i != 3 for i in range(16)] and not kept["probabilities"][3].any()
+    right = (kept["probabilities"].argmax(1) == kept["label"]) & kept["ok"]
+    assert result["top1"] == pytest.approx(100 * right.float().mean().item())
+    shutil.copytree(tiny, data := tmp_path / "shorter")
+    lists = data / "ucf101/ucfTrainTestlist/trainlist01.txt"
+    lines = lists.read_text().splitlines(keepends=True)
+    lists.write_text("".join(lines[:5] + lines[6:]))
+    shorter = probed(data, tmp_path / "out2")[1]
+    p, q = (load_file(where / "probabilities-test.safetensors")["probabilities"] for where in (shorter, whole))
+    same = [i for i in range(16) if i != 3]
+    torch.testing.assert_close(kept["probabilities"][same], p[same], atol=1e-5, rtol=0)
+    assert (p - q).abs().max() > 1e-4  # that video counts

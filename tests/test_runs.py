@@ -28,6 +28,7 @@ CFG = load("demo-moco-be")
 
 def test_checkpoints_keep_the_newest_and_come_back(tmp_path):
     run = Run(tmp_path, CFG)
+    assert run.latest() is None
     for step in (5, 10, 15):
         run.save(step, objective={"w": torch.full((3,), float(step))})
     assert [p.name[:13] for p in run.checkpoints()] == ["step-00000010", "step-00000015"]  # keep: 2
@@ -38,31 +39,26 @@ def test_checkpoints_keep_the_newest_and_come_back(tmp_path):
 @pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b[:300] + b"\xff" + b[301:], lambda b: b""])
 def test_a_damaged_checkpoint_is_named_and_the_one_before_used(tmp_path, capsys, damage):
     run = Run(tmp_path, CFG)
-    run.save(1, objective={"w": torch.ones(50)})
-    run.save(2, objective={"w": torch.ones(50)})
-    newest = run.checkpoints()[-1]
+    for step in (1, 2):
+        run.save(step, objective={"w": torch.ones(50)})
+    before, newest = run.checkpoints()
     newest.write_bytes(damage(newest.read_bytes()))
     assert run.latest()["step"] == 1
     assert newest.name in capsys.readouterr().out
+    before.write_bytes(b"")
+    with pytest.raises(RunError, match="no checkpoint is intact; remove .*checkpoint to start over"):
+        run.latest()
+    assert len(run.checkpoints()) == 2
 
 
 def test_a_damaged_checkpoint_does_not_push_out_a_sound_one(tmp_path):
-    run = Run(tmp_path, replace(CFG, keep=1))
-    run.save(500, objective={})
-    run.checkpoints()[0].rename(tmp_path / "checkpoint/step-00000500-00000000.pt")  # the wrong CRC
-    for step in (475, 500):
-        run.save(step, objective={})
-        assert run.latest()["step"] == step and len(run.checkpoints()) == 1
-
-
-def test_no_sound_checkpoint_is_left(tmp_path):
     run = Run(tmp_path, CFG)
-    assert run.latest() is None
-    run.save(1, objective={})
-    run.checkpoints()[0].write_bytes(b"")
-    with pytest.raises(RunError, match="no checkpoint is intact; remove .*checkpoint to start over"):
-        run.latest()
-    assert len(run.checkpoints()) == 1
+    for step in (400, 500):
+        run.save(step, objective={})
+    run.checkpoints()[1].rename(tmp_path / "checkpoint/step-00000500-00000000.pt")  # the wrong CRC
+    for kept in ([400, 475], [475, 500]):
+        run.save(kept[1], objective={})
+        assert [int(path.name[5:13]) for path in run.checkpoints()] == kept and run.latest()["step"] == kept[1]
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")  # no space left on this device
@@ -91,12 +87,15 @@ def test_a_full_disk_leaves_what_was_there(tmp_path):
 
 
 def test_another_config_is_refused(tmp_path):
-    run = Run(tmp_path, CFG)
-    run.save(1, objective={})
-    run.close()
-    Run(tmp_path, replace(CFG, workers=7, log_every=3)).close()  # does not change what is computed
-    with pytest.raises(RunError, match=r"another config \(gamma: 0.3 -> 0.5\).*name="):
-        Run(tmp_path, replace(CFG, gamma=0.5))
+    """By a begun run, and by a finished one without checkpoints: others read in its config what the weights are."""
+    for name, leave in ("begun", lambda run: run.save(1, objective={})), (
+            "finished", lambda run: run.save_weights("backbone", nn.Linear(3, 4))):
+        leave(run := Run(tmp_path / name, CFG))
+        run.close()
+        Run(run.path, replace(CFG, workers=7, log_every=3)).close()  # does not change what is computed
+        with pytest.raises(RunError, match=r"another config \(gamma: 0.3 -> 0.5\).*name="):
+            Run(run.path, replace(CFG, gamma=0.5))
+        assert load(str(run.path / "config.yaml")).gamma == 0.3
 
 
 def test_what_chose_the_epoch_is_not_free(tmp_path):
@@ -108,25 +107,6 @@ def test_what_chose_the_epoch_is_not_free(tmp_path):
         run.close()
         with contextlib.nullcontext() if free else pytest.raises(RunError, match="test_clips: 3 -> 10"):
             Run(tmp_path / select, replace(cfg, test_clips=10)).close()
-
-
-def test_a_finished_run_keeps_its_config(tmp_path):
-    """Also when its checkpoints were removed for their space: others read there what the weights are."""
-    run = Run(tmp_path, CFG)
-    run.save_weights("backbone", nn.Linear(3, 4))
-    run.close()
-    with pytest.raises(RunError, match=r"another config \(gamma: 0.3 -> 0.5\)"):
-        Run(tmp_path, replace(CFG, gamma=0.5))
-    assert load(str(tmp_path / "config.yaml")).gamma == 0.3
-    Run(tmp_path, CFG).close()
-
-
-def test_two_processes_cannot_write_at_once(tmp_path):
-    first = Run(tmp_path, CFG)
-    with pytest.raises(RunError, match="another process is writing"):
-        Run(tmp_path, CFG)
-    first.close()
-    Run(tmp_path, CFG).close()
 
 
 @pytest.mark.parametrize("number", ["ENOSYS", "ENOLCK", "EOPNOTSUPP"])
@@ -147,10 +127,9 @@ def test_a_file_system_without_locks_is_written_to_after_one_warning(tmp_path, c
         Run(tmp_path / "third", CFG)
 
 
-@pytest.mark.parametrize("steps", ["4", "3"])
-def test_the_environment_divides_no_gradient(monkeypatch, steps):
+def test_the_environment_divides_no_gradient(monkeypatch):
     """A variable that a job script of another project exported."""
-    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", steps)
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
     weight = torch.ones(2, requires_grad=True)
     accelerator = runs.make_accelerator(replace(CFG, precision="fp32"))
     assert accelerator.gradient_accumulation_steps == 1
@@ -168,9 +147,8 @@ def test_a_process_that_was_to_have_company_says_so(monkeypatch, capsys):
         assert ("torchrun" in capsys.readouterr().err) == warns
 
 
-
-def test_a_workers_copy_of_the_lock_holds_nothing(tmp_path):
-    """The workers of a loader live on for some seconds when the training process is killed."""
+def test_two_processes_cannot_write_at_once(tmp_path):
+    """But the workers of a loader, which live on for some seconds when the training process is killed, hold nothing."""
     run, fork = Run(tmp_path, CFG), multiprocessing.get_context("fork")
     here, there = fork.Pipe()
     worker = fork.Process(target=lambda: (there.send("alive"), time.sleep(60)))
@@ -306,11 +284,7 @@ def test_a_running_one(tmp_path):
     assert run_state(run.path, now) == ("demo-moco-be", "pretrain-seed0", "running", "40/250", "0.0250", "28 min",
                                    "step 40, 5 min ago")
     run.close()
-
-
-def test_a_total_that_is_rounded_in_the_log(tmp_path):
-    run = begun(tmp_path, steps=(7,), per_epoch=3913)
-    assert run_state(run.path)[3] == "7/39130"
+    assert run_state(begun(tmp_path / "b", (7,), 3913).path)[3] == "7/39130"  # from an epoch that the log rounds
 
 
 @pytest.mark.parametrize("steps, patience", [((), 600), ((20, 40), 10 * EVERY)])
@@ -327,8 +301,9 @@ def test_stale_is_a_lock_and_no_line_for_long(tmp_path, steps, patience):
 
 
 def test_the_list(tmp_path, capsys):
-    status(out=str(tmp_path))
-    assert f"no runs in {tmp_path}" in capsys.readouterr().out
+    for out, why in (tmp_path, ""), (tmp_path / "typo", ", which is no folder"):
+        with pytest.raises(RunError, match=f"there is no run named . in {out}{why}$"):
+            status(out=str(out))
     begun(tmp_path).close()
     Run(tmp_path / "another-with-a-longer-name/finetune-ucf101-split1-seed0", BEGUN).close()
     status(out=str(tmp_path))

@@ -1,7 +1,10 @@
 """The loop: what it computes does not depend on how the work is spread or interrupted."""
 
+import contextlib
+import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -11,13 +14,14 @@ from functools import partial
 
 import pytest
 import torch
-from conftest import TINY, command, latest, run
+from conftest import TINY, command, latest
 
 from be import backbones, config, datasets, objectives, train
 from be.augment import Draws, apply_view, draw_view
 from be.config import ConfigError, UserError
 from be.objectives import Classify, RotNet
 from be.runs import RunError, make_accelerator, read_metrics
+from run import main
 
 
 def words(tiny, out, *more):
@@ -33,6 +37,16 @@ def record(path):
     """The losses, and all tensors of the newest checkpoint."""
     checkpoint = torch.load(sorted((path / "checkpoint").glob("*.pt"))[-1], weights_only=True)
     return [line["loss"] for line in read_metrics(path)], checkpoint
+
+
+@pytest.fixture(scope="module")
+def trained(tiny, tmp_path_factory):
+    """Runs as a person types them: pre-training, again, fine-tuning from it. Returns their folder and what was said."""
+    out = tmp_path_factory.mktemp("trained")
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        for verb in ("pretrain", "pretrain", "finetune"):
+            assert main([verb, *words(tiny, out)]) == 0
+    return out, said.getvalue()
 
 
 def test_lr_at():
@@ -61,13 +75,12 @@ def test_cosine_and_warm_up_are_torchs():
 
 @pytest.mark.parametrize("words, says", [
     ([], []), (["epochs=200"], ["170 of 200 epochs run at a thousandth of lr=0.01 or less"]),
-    (["epochs=20"], ["lr_steps 20, 30, 40 lie beyond epochs=20"]), (["lr=0"], []),
-    (["warmup=15"], ["lr_steps 10 lie within warmup=15: the rate falls at its end"]),
+    (["epochs=20"], ["lr_steps 20, 30, 40 lie beyond epochs=20"]), (["lr=1e-9"], []),
     (["epochs=200", "schedule=cosine"], []),
     (["recipe=released"], []), (["recipe=strong"], []),
 ])
 def test_an_odd_schedule_is_said(words, says):
-    found = train.schedule_problems(config.load("table1-moco-be", words))
+    found = train.problems(config.load("table1-moco-be", words))
     assert len(found) == len(says) and all(message in problem for message, problem in zip(says, found, strict=True))
 
 
@@ -131,16 +144,6 @@ def test_the_hard_negative_under_a1_has_the_querys_colours_and_another_window():
         assert torch.equal(query, apply_view(batch.clips[:, 0], batch.size, drawn[0], 16))
 
 
-def test_recorded_steps(tiny, tmp_path):
-    """Losses of the code before its rooms were merged: to the last bit then, to 1 % on any processor."""
-    train.pretrain(load(tiny, tmp_path))
-    train.finetune(replace(load(tiny, tmp_path, stage="finetune"), pretrained="self"))
-    for stage, losses in (("pretrain-seed0", [0.727608, 1.997495, 2.329415, 3.771317]),
-                          ("finetune-ucf101-split1-seed0", [2.098293, 2.054191, 2.027511, 1.967912])):
-        found = [line["loss"] for line in read_metrics(tmp_path / "demo-moco-be" / stage)]
-        assert found[:4] == pytest.approx(losses, rel=0.01)
-
-
 def test_batches_that_do_not_fit():
     cfg = config.load("demo-moco-be")
     for change, n, world, message in [({"batch_size": 30}, 500, 4, "batch_size=30 is global and does not divide by 4"),
@@ -153,12 +156,33 @@ def test_batches_that_do_not_fit():
     train.check_batch(config.load("table1-moco-be", ["recipe=released"]), 246534, 8)  # on 8 GPUs, as released
 
 
-def test_same_seed_same_losses_and_another_seed_others(tiny, tmp_path):
-    for out, seed in (("a", 0), ("b", 0), ("c", 1)):
-        train.pretrain(load(tiny, tmp_path / out, f"seed={seed}", f"workers={2 if out == 'b' else 0}"))
-    a, b = (record(tmp_path / out / "demo-moco-be/pretrain-seed0") for out in "ab")
-    c = record(tmp_path / "c/demo-moco-be/pretrain-seed1")
-    assert len(a[0]) == 8 and a[0] == b[0] and a[0] != c[0]
+def test_all_stages_and_the_report(tiny, trained, capsys):
+    """pretrain -> finetune -> evaluate on two lists -> report, and what each leaves behind."""
+    out, said = trained
+    assert said.count("backbone written") == 1 and "done already" in said and re.search("loaded .* tensors from", said)
+    assert main(["evaluate", *words(tiny, out), "subset=test,swapped"]) == 0
+    assert capsys.readouterr().out.count("16 of 16 videos") == 2
+    assert main(["report", f"out={out}", "names=demo-*"]) == 0
+    text = (out / "report.md").read_text()
+    assert "16/16" in text and "background gap" in text and (out / "report/pretrain-loss.png").exists()
+    result = json.loads((out / "demo-moco-be/finetune-ucf101-split1-seed0/result-test.json").read_text())
+    assert result.keys() >= {"top1", "top5", "mean_class", "n_scored", "n_expected", "split", "seed", "git_sha"}
+
+
+@pytest.mark.parametrize("stage, losses", [("pretrain-seed0", [0.727608, 1.997495, 2.329415, 3.771317]), (
+    "finetune-ucf101-split1-seed0", [2.098293, 2.054191, 2.027511, 1.967912])])
+def test_recorded_steps(trained, stage, losses):
+    """Losses of the code before its rooms were merged: to the last bit then, to 1 % on any processor."""
+    found = [line["loss"] for line in read_metrics(trained[0] / "demo-moco-be" / stage)]
+    assert found[:4] == pytest.approx(losses, rel=0.01)
+
+
+def test_same_seed_same_losses_and_another_seed_others(tiny, tmp_path, trained):
+    train.pretrain(load(tiny, tmp_path, "workers=2"))
+    train.pretrain(load(tiny, tmp_path, "seed=1"))
+    a, b = (record(out / "demo-moco-be/pretrain-seed0") for out in (trained[0], tmp_path))
+    other, _ = record(tmp_path / "demo-moco-be/pretrain-seed1")
+    assert len(a[0]) == 8 and a[0] == b[0] and a[0] != other
     torch.testing.assert_close(a[1]["objective"], b[1]["objective"], rtol=0, atol=0)
 
 
@@ -276,14 +300,6 @@ def test_a_signal_during_a_test_stops_at_its_end(tiny, tmp_path, monkeypatch):
     assert [line["probe"] for line in read_metrics(path)] == [1.0]
 
 
-def test_what_is_said_of_batch_and_learning_rate(tiny, tmp_path, capsys):
-    train.pretrain(load(tiny, tmp_path, "accumulate=2", "epochs=1"))
-    said = capsys.readouterr().out
-    assert "8 = 1 device(s) x 2 part(s) x 4, BatchNorm over 4\n" in said
-    assert "lr       0.01 for the batch of 8, on any number of devices, times 0.1 after epochs 1\n" in said
-    assert "warning  lr_steps 1 lie beyond epochs=1: the rate does not fall there" in said
-
-
 def test_the_loss_scaler_is_resumed(tiny, tmp_path, monkeypatch):
     """As with fp16 on a GPU: a scale that grows every 3rd step. Stopped in between, it ends where it would have."""
     def scaled(cfg):
@@ -321,8 +337,8 @@ def test_the_layout_and_the_compiler_are_for_the_convolutions(tiny, monkeypatch)
             assert p.dim() != 5 or p.is_contiguous(memory_format=torch.channels_last_3d) is last or 1 in p.shape
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_writes_a_checkpoint_and_says_how_to_go_on(tiny, tmp_path, number):
+def test_ctrl_c_writes_a_checkpoint_and_says_how_to_go_on(tiny, tmp_path):
+    """tests/test_cluster.py has what a cluster sends."""
     begin = command("pretrain", *words(tiny, tmp_path, "epochs=500", "save_every=100000", "workers=2"))
     process = subprocess.Popen(**begin, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
     path = tmp_path / "demo-moco-be/pretrain-seed0"
@@ -330,25 +346,22 @@ def test_a_signal_writes_a_checkpoint_and_says_how_to_go_on(tiny, tmp_path, numb
         if read_metrics(path):
             break
         time.sleep(0.05)
-    for _ in range(40):  # as a terminal and a cluster do: to the loader's workers, too; a launcher passes it on, late
-        os.killpg(process.pid, number)
+    for _ in range(40):  # as a terminal does: to the loader's workers, too; a launcher passes it on, late
+        os.killpg(process.pid, signal.SIGINT)
         time.sleep(0.05)
     said, _ = process.communicate(timeout=60)
-    assert process.returncode == 128 + number, said
+    assert process.returncode == 128 + signal.SIGINT, said
     assert "the same command goes on from here" in said
     assert len(list((path / "checkpoint").glob("*.pt"))) == 1
 
 
-def test_all_stages_and_the_report(tiny, tmp_path):
-    """pretrain -> finetune -> evaluate on two lists -> report, and what each leaves behind."""
-    base = words(tiny, tmp_path)
-    assert "backbone written" in run("pretrain", *base).stdout
-    assert "done already" in run("pretrain", *base).stdout
-    said = run("finetune", *base).stdout
-    assert "loaded" in said and "tensors from" in said
-    assert run("evaluate", *base, "subset=test,swapped").stdout.count("16 of 16 videos") == 2
-    run("report", f"out={tmp_path}", "names=demo-*")
-    text = (tmp_path / "report.md").read_text()
-    assert "16/16" in text and "background gap" in text and (tmp_path / "report/pretrain.png").stat().st_size > 10_000
-    result = json.loads((tmp_path / "demo-moco-be/finetune-ucf101-split1-seed0/result-test.json").read_text())
-    assert result.keys() >= {"top1", "top5", "mean_class", "n_scored", "n_expected", "split", "seed", "git_sha"}
+def test_clips_that_are_longer_than_the_videos_are_named(tiny, tmp_path):
+    """Of 24 frames each: 8 of stride 3 fit, of stride 4 they go on at the start."""
+    def said(*more):
+        cfg = load(tiny, tmp_path, *more)
+        return train.describe("pretrain", cfg, 32, make_accelerator(cfg), samples=datasets.load_for(cfg, "train"))
+
+    assert said("stride=3") == said("stride=4", "static=true") == "" and said("stride=4") == "5 of 5 videos"
+    cfg = load(tiny, tmp_path, "size=25", "stride=1000")
+    said = train.describe("pretrain", cfg, 32, make_accelerator(cfg), datasets.load_for(cfg, "train"))
+    assert "size=25 enlarges" in said and "5 of 5 videos are shorter than a clip of frames=8, stride=1000" in said

@@ -301,6 +301,7 @@ def test_all_frames_have_the_size_of_the_first(tmp_path, codec, sizes):
     means = [x.reshape(2, len(x) // 2, 2, x.shape[1] // 2, 3).mean((1, 3)) for x in means]
     assert np.abs(means[0] - means[1]).max() < 4
 
+
 @pytest.mark.parametrize("degrees", [90, 180, 270])
 def test_rotated_video_comes_out_upright(tmp_path, degrees):
     path = videos.write(tmp_path / "video.mp4", videos.film(6))
@@ -317,7 +318,7 @@ def test_rotated_video_comes_out_upright(tmp_path, degrees):
     assert (info.height, info.width) == (height, width)
     frames = videos.decode(path, np.arange(6))
     assert frames.flags.c_contiguous and np.array_equal(frames, upright)
-    assert videos.decode(path, [0], 24).shape == (1, 24, 32, 3) if degrees == 180 else (1, 32, 24, 3)
+    assert videos.decode(path, [0], 24).shape == ((1, 24, 32, 3) if degrees == 180 else (1, 32, 24, 3))
 
 
 @pytest.mark.parametrize("stored, short_side, decoded", [
@@ -327,15 +328,6 @@ def test_rotated_video_comes_out_upright(tmp_path, degrees):
 def test_short_side(tmp_path, stored, short_side, decoded):
     path = videos.write(tmp_path / "video.mp4", videos.film(4, *stored), crf=1)
     assert videos.decode(path, [0, 3], short_side).shape == (2, *decoded, 3)
-
-
-def test_resize_averages_what_it_shrinks(tmp_path):
-    path = videos.write(tmp_path / "video.mp4", videos.film(4, 96, 128), crf=1)
-    small = videos.decode(path, np.arange(4), 24).astype(float)
-    boxes = videos.whole(path).reshape(4, 24, 4, 32, 4, 3).mean((2, 4))
-    # Blocks of 8 px and their sharp edges survive shrinking by 4; a bilinear filter is wider than a box.
-    assert np.abs(small - boxes).mean() < 8
-    assert np.abs(small[:, 8:, 10:] - boxes[:, 8:, 10:]).mean() < np.abs(small[:, :-1] - boxes[:, 1:]).mean() / 3
 
 
 @pytest.mark.parametrize("kind", ["h264", "h264, odd size", "mjpeg", "vp9"])
@@ -459,8 +451,8 @@ def test_a_damaged_picture_is_the_one_before(tmp_path, codec, damage):
 
 
 @pytest.mark.parametrize("names, said", [
-    ([], "not a regular file, and .* no img_00001.jpg or alike"), (["v.avi", ".1.jpg", "flow_x_1.jpg"], "no img_00001"),
-    (["left_1.jpg", "right_1.jpg"], "several kinds: left_, right_"), (["1.jpg", "01.jpg"], "2 pictures for 1 frames")])
+    ([], "not a regular file, and .* 0 kinds .*img_00001.jpg"), (["v.avi", ".1.jpg", "flow_x_1.jpg"], "of 0 kinds"),
+    (["left_1.jpg", "right_1.jpg"], "2 kinds .'left_', 'right_'."), (["1.jpg", "01.jpg"], "2 pictures for 1 frames")])
 def test_folders_that_are_no_video(tmp_path, names, said):
     for name in names:
         (tmp_path / name).write_bytes(b"")
@@ -487,7 +479,7 @@ def _garbled(path):
 
 BROKEN = {  # tests/test_bad_input.py has more of them
     "missing": (lambda path: None, "no such file"),
-    "directory": (lambda path: path.mkdir(), "not a regular file, and as a folder of frames it has no img_00001.jpg"),
+    "directory": (lambda path: path.mkdir(), "not a regular file, and as a folder of frames it has pictures of 0"),
     "noise": (lambda path: path.write_bytes(np.random.default_rng(0).bytes(20000)), "cannot be opened as a video"),
     "cut short": (_truncated, "breaks off"),
     "garbled": (_garbled, "frame"),
@@ -512,7 +504,7 @@ def test_damage_is_told_and_costs_no_other_frame(kinds, tmp_path, kind, header):
     with av.open(str(path)) as container:
         packets = [(p.pos, p.size) for p in container.demux(video=0) if p.size]
     errors = 0
-    for seed in range(6):
+    for seed in range(4):
         rng = np.random.default_rng(seed)
         at, size = packets[13 + seed]  # in the second group of pictures, of four
         start, end = at + (0 if header else size // 3), at + size - 2
@@ -675,7 +667,6 @@ def test_ordered_clips_do_not_overlap():
     for seed in range(200):
         clips = video.ordered_clips(66, np.random.default_rng(seed), K=3, T=16, stride=1, interval=8)
         assert np.all(clips[1:, 0] - clips[:-1, -1] == 9)  # 8 frames between
-        assert np.all(np.diff(clips.ravel()) > 0)
         starts.add(int(clips[0, 0]))
     assert starts == {0, 1, 2}  # 66 - (3 * 16 + 2 * 8) = 2
     short = video.ordered_clips(50, np.random.default_rng(0), K=3, T=16, stride=1, interval=8)
