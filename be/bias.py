@@ -180,7 +180,7 @@ class Shot:
 
 class Takes(datasets.Clips):
     """What the loader decodes for a Shot. Key (i, j, ...): video i, then videos j, ... at the same moments of theirs.
-    -> of each: can it be read; which frames, int64 (n,), of which the last are the SPREAD ones; uint8 (n, H, W, 3)"""
+    -> of each an Item, with frames (n, H, W, 3) for clips, of which the last are the SPREAD ones, and their numbers"""
 
     def __getitem__(self, key):
         numbers, takes = [], []
@@ -192,7 +192,7 @@ class Takes(datasets.Clips):
 
         for j in key:
             item = super(Takes, replace(self, sampler=sampler)).__getitem__((0, j))
-            takes.append((item.ok, torch.from_numpy(numbers[-1]), torch.from_numpy(item.clips)))
+            takes.append((item._replace(clips=torch.from_numpy(item.clips)), torch.from_numpy(numbers[-1])))
         return takes
 
 
@@ -203,21 +203,22 @@ def shots(samples, sampler, cfg: Config, accelerator, what: str, mine=None, lend
     lenders = np.empty((0, len(samples)), int) if lenders is None else lenders
     keys = [(i, *lenders[lenders[:, i] >= 0, i].tolist()) for i in mine]
     actor_in, still = masks_of(samples, cfg), backgrounds(cfg.backgrounds)
-    loader = datasets.loader(Takes(samples, sampler, cfg.short_side, cfg.seed, False, cfg.cache_gb),
-                             [[key] for key in keys], cfg.workers, accelerator.device, itemgetter(0))
+    videos = Takes(samples, sampler, cfg.short_side, cfg.seed, False, cfg.cache_gb, cfg.strict)
+    loader = datasets.loader(videos, [[key] for key in keys], cfg.workers, accelerator.device, itemgetter(0))
 
-    def shot(j, _, numbers, frames):
-        numbers, frames = numbers.to(accelerator.device), frames.to(accelerator.device)
-        actor, n = actor_in(j, numbers, frames), len(frames) - SPREAD
-        key = cfg.seed, zlib.crc32(samples.paths[j])
+    def shot(item, numbers):
+        numbers, frames = numbers.to(accelerator.device), item.clips.to(accelerator.device)
+        actor, n = actor_in(item.index, numbers, frames), len(frames) - SPREAD
+        key = cfg.seed, zlib.crc32(samples.paths[item.index])
         return Shot(frames[:n], actor[:n], numbers[:n], frames[n:], actor[n:], cfg, key)
 
     takes = progress(loader, len(keys), what) if accelerator.is_main_process else loader
     for key, found in zip(keys, takes, strict=True):
-        if not all(ok for ok, *_ in found):
+        samples.damaged.update(item.index for item, _ in found if item.damaged)
+        if not all(item.ok for item, _ in found):
             yield key[0], None
             continue
-        one, *others = (shot(j, *take) for j, take in zip(key, found, strict=True))
+        one, *others = (shot(*take) for take in found)
         yield key[0], replace(
             one, lent=dict(zip(np.flatnonzero(lenders[:, key[0]] >= 0).tolist(), others, strict=True)),
             still=tuple(still(np.random.default_rng((*one.key, draw)), *one.frames.shape[1:3])
@@ -459,8 +460,9 @@ def compare(verb: str, runs, one):
             name += ", frozen" * path.name.startswith("linear-")
             rows.append({"experiment": name, "run": str(path), "split": cfg.split, "seed": cfg.seed, **numbers})
         if accelerator.is_main_process:
-            about = {"dataset": first.dataset, "subset": subset, "test_clips": first.test_clips, "scene": first.scene,
-                     "classes": len(classes), **provenance(samples, accelerator)}
+            keys = ("dataset", "test_clips", "scene", "masks", "pairs", "backgrounds")
+            about = {"subset": subset, "classes": len(classes), **provenance(samples, accelerator)}
+            about |= {key: getattr(first, key) for key in keys}
             about |= {key: sum(row[key] for row in rows) for key in ("n_scored", "n_expected")}
             yield Path(first.out) / f"{verb}-{first.dataset}-{subset}", about, rows
 
@@ -500,7 +502,8 @@ def measure(model, samples, cfg: Config, accelerator, *_) -> dict:
     probabilities, ok = over_videos(compute, samples, spread_clips(cfg, cfg.test_clips), cfg, accelerator, "robustness",
                                     look=partial(shots, lenders=lenders))  # (N, tests, classes)
     answers = dict(zip(asked, probabilities.argmax(2).masked_fill(~ok[:, None], -1).numpy().T, strict=True))
-    numbers = {"n_scored": int(ok.sum()), "n_expected": len(samples), "n_masked": int(masked.sum())}
+    numbers = {"n_scored": int(ok.sum()), "n_expected": len(samples), "n_masked": int(masked.sum()),
+               "n_damaged": len(samples.damaged)}
     for name, draws in judge(answers, asked, samples, lenders, masked).items():
         percent = [100 * float(hit[videos].mean()) if videos.any() else np.nan for hit, videos in draws]
         numbers |= {name: float(np.mean(percent)), f"{name}, videos": [int(videos.sum()) for _, videos in draws]}
