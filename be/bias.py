@@ -14,7 +14,6 @@ clip: its scene is told from SPREAD frames of it. So `biasset` writes what `robu
 """
 
 import json
-import math
 import os
 import pickle
 import sys
@@ -29,7 +28,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.io import loadmat
 from torch import Tensor
 
 from be import datasets, synthetic
@@ -58,38 +56,28 @@ NO_MASK = Mask(np.zeros((0, 1, 1), bool), "none")
 
 
 def stored_masks(samples, folder):
-    """The masks or boxes in a folder, see `masks`. -> read(i), the Mask of video i of the list, NO_MASK where there is
-    none; and where it is broken or does not fit the video, which stderr is told. Raises ConfigError without folder."""
-    if not os.path.isdir(folder):
-        raise ConfigError(f"masks={folder}: there is no such folder; `run.py masks` makes one")
+    """The masks in a folder, as `run.py masks` writes them. -> read(i), the Mask of video i of the list, NO_MASK where
+    there is none; and where it is broken or does not fit the video, which stderr is told. Raises ConfigError for a
+    folder without masks."""
+    if not any(Path(folder).glob("*/*.npz")):
+        raise ConfigError(f"masks={folder} has no CLASS/NAME.npz: `run.py masks` finds persons; of pictures, boxes or "
+                          f"puppets that you have, `python benchmarks/masks.py convert` makes such files")
 
     def read(i):
-        file, source = mask_file(folder, samples.paths[i]), "file"
-        stem, mask = file.with_suffix(""), None
+        file = mask_file(folder, samples.paths[i])
+        if not file.exists():
+            return NO_MASK
         try:
+            with np.load(file, allow_pickle=False) as held:
+                mask, source = held["mask"], str(held.get("source", "file"))
+                mask = np.unpackbits(mask, axis=2, count=held["shape"][2]).astype(bool)
             with Reader(samples.path(i), samples.index(i)) as video:
-                frames = video.frames
-                if (table := stem.with_suffix(".csv")).exists():
-                    mask = np.zeros((frames, video.info.height, video.info.width), bool)
-            if file.exists():
-                with np.load(file, allow_pickle=False) as held:
-                    mask, source = held["mask"], str(held.get("source", source))
-                    if mask.dtype != bool:
-                        mask = np.unpackbits(mask, axis=2, count=held["shape"][2]).astype(bool)
-            elif (file := table).exists():
-                for frame, *box in np.loadtxt(file, delimiter=",", skiprows=1, ndmin=2):
-                    paint(mask[int(frame)], [box])
-            elif (file := stem / "puppet_mask.mat").exists():
-                mask = loadmat(file)["part_mask"].transpose(2, 0, 1) > 0
-            elif (file := stem).is_dir():
-                with Reader(file) as pictures:
-                    mask = pictures.decode(np.arange(pictures.frames)).any(3)
-            if mask is not None and (mask.ndim != 3 or len(mask) != frames):
-                raise ValueError(f"{mask.shape} is not (T, h, w) of a video of {frames} frames")
-        except Exception as error:  # of what is not the format that its name says, readers raise nearly anything
+                if len(mask) != video.frames:
+                    raise ValueError(f"{mask.shape} is not (T, h, w) of a video of {video.frames} frames")
+        except Exception as error:  # of what is no such file, numpy raises nearly anything
             print(f"no mask of {samples.path(i)}: {file}: {error}", file=sys.stderr)
             return NO_MASK
-        return NO_MASK if mask is None else Mask(mask, source)
+        return Mask(mask, source)
 
     return read
 
@@ -97,12 +85,6 @@ def stored_masks(samples, folder):
 def mask_file(folder, path: bytes) -> Path:
     """Where the mask of a video is stored, of whose path the last two parts are its class and its name."""
     return Path(folder, *os.fsdecode(path).split("/")[-2:]).with_suffix(".npz")
-
-
-def paint(mask, boxes):
-    """Sets in mask, bool (h, w), the pixels that boxes (n, 4) touch: left, top, right, bottom in px."""
-    for left, top, right, bottom in np.maximum(boxes, 0):
-        mask[math.floor(top) : math.ceil(bottom), math.floor(left) : math.ceil(right)] = True
 
 
 def masks_of(samples, cfg: Config):
