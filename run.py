@@ -58,10 +58,6 @@ VERBS = {
     "biasset": ("be.bias", "biasset", "finetune", "run.py biasset --cfg table1-moco-be dataset=ucf101 kind=scuba"),
     "robustness": ("be.bias", "robustness", "runs",
                    "run.py robustness --cfg runs/A/finetune-ucf101-split1-seed0,runs/B/finetune-ucf101-split1-seed0"),
-    "errors": ("be.analysis", "errors", "runs",
-               "run.py errors --cfg runs/A/finetune-ucf101-split1-seed0,runs/B/finetune-ucf101-split1-seed0"),
-    "inspect": ("be.analysis", "errors", "runs",  # its name until it was called errors
-                "run.py inspect --cfg runs/A/finetune-ucf101-split1-seed0,runs/B/finetune-ucf101-split1-seed0"),
     "figure4": ("be.report", "figure4", None, "run.py figure4 dataset=hmdb51 base=table1-moco better=table1-moco-be"),
     "gain": ("be.report", "figure4", None, "run.py gain dataset=hmdb51"),  # its name until it was called figure4
     "figure5": ("be.report", "report", None, "run.py figure5 names=figure5-*"),

@@ -1,22 +1,18 @@
-"""What a network sees: `show-batch`, `cam` (activation maps, Figures 6 and 7), `errors` of fine-tuned models; and where
-persons are: `masks`, `actors` (Actor-HMDB51, Figure 5).
+"""What a network looks at: `show-batch`, and `cam` (activation maps, Figures 6 and 7). Where persons are: `masks`, and
+`actors` (Actor-HMDB51, Figure 5).
 
 The map is the mean over the channels of the last feature map, which is nowhere negative, resized to the clip in space
-and time (paper 4.7). Networks see each clip as it is and in ways that should not mislead one that looks at motion:
+and time (paper 4.7). Networks see each clip as it is, `original`, and in ways that should not mislead one that looks at
+motion:
 
     frozen           one frame in place of all, nothing moves: the response should be low
     static body      the actor of another video stands in the picture, cut out of one frame: no response there
     foreign frame    a still frame of another video lies over all frames, weight 0.3: the response should stay
 
-and the map is measured by
-
-    response         its mean, in % of that of the unchanged clip
-    on moving        share of its sum, in %, on the pixels that differ from the frame before or after
-    on actor         the same for the true actor of synthetic videos
-    on body          the same for the pasted one
-
-The row `uniform`, of a map that is equal everywhere, has the share of the area. What moves and where the actor is, is
-taken from the unchanged clip, less what the body hides. All are means over the videos that can be read.
+The response is the mean of the map, in % of that of the unchanged clip. Of the sum of the map, a share (in %) lies on
+the pixels that differ from the frame before or after; on the true actor, in synthetic videos; on the pasted body. Where
+these are is taken from the unchanged clip, less what the body hides. The network `uniform`, whose map is equal
+everywhere, has the share of the area. All are means over the videos that can be read.
 """
 
 import json
@@ -36,47 +32,49 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator, InitProcessGroupKwargs
-from torchvision.models import detection, get_model, list_models
+from matplotlib import colormaps
+from torchvision.models import get_model
+from torchvision.ops import masks_to_boxes
 
 from be import backbones, bias, datasets
 from be.augment import Draws, denormalise
-from be.bias import MANIPULATIONS, THRESHOLD, compare, lend, masks_of, pasted, publish, short, shots
-from be.config import Config, choose
+from be.config import Config, ConfigError, choose
 from be.erase import ERASE
-from be.evaluate import features, over_videos
-from be.report import answers, confusion, panels, save
-from be.runs import RunError, make_accelerator, progress, provenance, write_aside, write_text
+from be.evaluate import over_videos
+from be.report import panels, save
+from be.runs import RunError, make_accelerator, progress, provenance, write_aside, write_text, writing
 from be.train import make_views
 from be.video import Reader, VideoError, encode, even_clips, random_clips
 from be.weights import find, load, load_weights
 
 INPUTS = ("original", "frozen", "static body", "foreign frame")
 MEASURES = ("response", "on moving", "on actor", "on body")
-SHOWN = 4  # videos in the picture, the first of them also manipulated
-DRAWS = 8  # of `show-batch`
 COLUMNS = 8  # frames of a clip in a picture
-SMALLEST, BATCH = 32, 16  # of `actors`: px; frames that the detector gets at once
+DETECTOR = "maskrcnn_resnet50_fpn_v2"  # of torchvision
+BATCH = 16  # frames that it gets at once
+SMALLEST = 32  # px, the least side of a cropped video
+
+
+# ---- pictures
 
 
 def show_batch(cfg: Config):
-    """show-batch: draw OUT/what-the-network-sees.png: some training clips as they enter the network, and distracted
-
-    Of DRAWS distractions by `erase` the strongest is shown: with most lam there is little to see.
-    """
+    """show-batch: draw OUT/what-the-network-sees.png: three training clips as they enter the network, and distracted"""
     samples = datasets.load_for(cfg, "train")
     sampler = partial(random_clips, K=1, T=cfg.frames, stride=cfg.stride)
     clips = datasets.Clips(samples, sampler, cfg.short_side, cfg.seed, train=True)
-    batch = datasets.collate([clips[0, i] for i in range(0, len(clips), max(1, len(clips) // 3))][:3])
-    (x,) = make_views(batch, ((0, 0),), Draws(cfg.seed, 0), cfg)  # (B, 3, T, S, S)
-    erase = choose(ERASE, cfg.erase, "erase")
-    x_d = max((erase(x, Draws(cfg.seed, draw), cfg.gamma) for draw in range(DRAWS)),
-              key=lambda x_d: (x_d - x).square().mean())
-    rows = [(f"{what}\n{samples.classes[label]}", pixels(clip))
-            for label, *pair in zip(batch.label, x, x_d, strict=True)
-            for what, clip in zip(("original", "distracted"), pair, strict=True)]
+    places = np.linspace(0, len(samples) - 1, 3).astype(int).tolist()
+    batch = datasets.collate([clips[0, i] for i in places])
+    draws = Draws(cfg.seed, 0)
+    (x,) = make_views(batch, ((0, 0),), draws, cfg)  # (B, 3, T, S, S)
+    distracted = choose(ERASE, cfg.erase, "erase")(x, draws, cfg.gamma)
+    rows = []
+    for label, *pair in zip(batch.label, x, distracted, strict=True):
+        for what, clip in zip(("original", "distracted"), pair, strict=True):
+            rows.append((f"{what}\n{samples.classes[label]}", pixels(clip)))
     path = Path(cfg.out) / "what-the-network-sees.png"
     path.parent.mkdir(parents=True, exist_ok=True)
-    strip(path, rows, f"Clips, and distracted by {cfg.erase}, strongest of {DRAWS} draws")
+    draw(path, rows, f"Clips, and distracted by {cfg.erase}")
     print(f"written to {path}")
 
 
@@ -85,26 +83,29 @@ def pixels(clip):
     return denormalise(clip[None])[0].clamp(0, 1).permute(1, 2, 3, 0).cpu()
 
 
-def strip(path, rows, title):
-    """COLUMNS frames of each clip side by side. rows: (name, clip (T, S, S, 3) in [0, 1]); or that, a map (T, S, S) to
-    lay over the clip in grey, and a reference, whose least and largest value bound the colours."""
-    T = len(rows[0][1])
-    shown = np.linspace(0, T - 1, min(COLUMNS, T)).round().astype(int)
-    figure, axes = panels(len(rows), len(shown), 1.05 + 2.6 / len(shown), 1.1, title)
-    for axis, ((_, clip, *heat), t) in zip(axes, product(rows, shown), strict=True):
-        axis.imshow((clip[t].mean(-1) if heat else clip[t]).numpy(), "gray", vmin=0, vmax=1)
+def overlay(clip, heat, low, high):
+    """A map (T, S, S) over the clip (T, S, S, 3) in grey, in colours that run from `low` to `high`."""
+    colours = colormaps["inferno"](((heat - low) / (high - low)).numpy())[..., :3]
+    return (clip.mean(-1, keepdim=True) + torch.from_numpy(colours)) / 2
+
+
+def draw(path, rows, title: str):
+    """COLUMNS frames of each clip side by side. rows: (name, clip (T, S, S, 3) in [0, 1])"""
+    figure, axes = panels(len(rows), 1, 1.1 * COLUMNS + 2, 1.1, title)
+    for axis, (name, clip) in zip(axes, rows, strict=True):
+        shown = np.linspace(0, len(clip) - 1, min(COLUMNS, len(clip))).round().astype(int)
+        axis.imshow(torch.cat([*clip[shown]], dim=1).numpy())  # (S, COLUMNS * S, 3)
         axis.set(xticks=[], yticks=[])
-        if heat:
-            layer = axis.imshow(heat[0][t].numpy(), "inferno", vmin=heat[1].min(), vmax=heat[1].max(), alpha=0.5)
-    for axis, (name, *_) in zip(axes[:: len(shown)], rows, strict=True):
         axis.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
-    if heat:
-        scale = figure.colorbar(layer, ax=axes, ticks=[], shrink=0.5, aspect=30, pad=0.01)
-        scale.set_label("response; of the unchanged clip\nfrom the least to the largest", fontsize=7)
     save(figure, path)
 
 
 # ---- activation maps
+
+
+def uniform(x):
+    """A network whose map is equal everywhere."""
+    return x.new_ones(len(x), 1, 1, 1, 1)
 
 
 def activation(features, T, S):
@@ -113,9 +114,9 @@ def activation(features, T, S):
 
 
 def moving_pixels(x):
-    """Where any colour, in [0, 1], differs from the frame before or after by more than THRESHOLD: normalised clips
-    (K, 3, T, S, S) -> bool (K, T, S, S)."""
-    step = denormalise(x).diff(dim=2).abs().amax(1) > THRESHOLD  # (K, T - 1, S, S)
+    """Where any colour, in [0, 1], differs from the frame before or after by more than bias.THRESHOLD: normalised
+    clips (K, 3, T, S, S) -> bool (K, T, S, S)."""
+    step = denormalise(x).diff(dim=2).abs().amax(1) > bias.THRESHOLD  # (K, T - 1, S, S)
     return F.pad(step, (0, 0, 0, 0, 1, 0)) | F.pad(step, (0, 0, 0, 0, 0, 1))
 
 
@@ -133,166 +134,109 @@ def cam(*runs: tuple[Path, Config]):
     were trained on. `scene` says how an actor is cut out. To OUT go cam-DATASET-SUBSET.json, .md and .png.
     """
     cfg = runs[0][1]
-    accelerator, networks, maps = make_accelerator(cfg), {}, {}
-    for name, (path, own) in zip(short([path for path, _ in runs]), runs, strict=True):
+    accelerator, networks = make_accelerator(cfg), {}
+    paths = [path for path, _ in runs]
+    for name, (path, own) in zip(bias.short(paths), runs, strict=True):
         networks[name] = backbones.build(own.backbone, own.width)
         load_weights(path / "backbone.safetensors", networks[name])
         networks[name].to(accelerator.device).eval()
-        empty = torch.zeros(1, 3, cfg.frames, cfg.size, cfg.size, device=accelerator.device)
-        maps[name] = list(networks[name](empty).shape[2:])  # T', H', W'
     sampler = partial(even_clips, K=cfg.test_clips, T=cfg.frames, stride=cfg.stride)
     for subset in cfg.subset.split(","):
         samples = datasets.load_for(cfg, subset)
-        lenders, _ = lend(samples, cfg, accelerator)
+        lenders, _ = bias.lend(samples, cfg, accelerator)
         if (lenders[0] < 0).any():
             raise RunError(f"{samples.root}: not every video has one of another class beside it that lends it a body")
-        look = partial(shots, lenders=lenders[:1])
-        found, ok = measure(networks.values(), samples, look, sampler, cfg, accelerator)
+        look = partial(bias.shots, lenders=lenders[:1])
+        found, ok = measure([uniform, *networks.values()], samples, look, sampler, cfg, accelerator)
         if accelerator.is_main_process:
-            means = (100 * found[ok].nanmean(0)).flatten(0, 1).tolist()
-            rows = [{"network": network, "input": name, **dict(zip(MEASURES, numbers, strict=True))} for
-                    (network, name), numbers in zip(product(["uniform", *networks], INPUTS), means, strict=True)]
-            about = {key: getattr(cfg, key) for key in ("dataset", "split", "seed", "size", "test_clips", "scene")}
-            about |= {"subset": subset, "maps": maps, "runs": [str(path) for path, _ in runs],
-                      "n_scored": int(ok.sum()), "n_expected": len(ok), **provenance(samples, accelerator)}
             out = Path(cfg.out) / f"cam-{cfg.dataset}-{subset}"
-            publish(out, "Response of the last feature map in %", about, rows)
-            draw(out.with_suffix(".png"), networks, samples, ok, look, sampler, cfg, accelerator)
+            about = {**vars(cfg), "subset": subset, "runs": [*map(str, paths)], "n_scored": int(ok.sum()),
+                     "n_expected": len(ok), **provenance(samples, accelerator)}
+            means = (100 * found[ok].nanmean(0)).flatten(0, 1).tolist()
+            rows = [{"network": network, "input": name, **dict(zip(MEASURES, numbers, strict=True))}
+                    for (network, name), numbers in
+                    zip(product(["uniform", *networks], INPUTS), means, strict=True)]
+            bias.publish(out, "Response of the last feature map in %", about, rows)
+            readable = np.flatnonzero(ok)
+            shown = look(samples, sampler, cfg, accelerator, "pictures", readable[[0, len(readable) // 2]].tolist())
+            draw_maps(out.with_suffix(".png"), networks, samples, shown)
 
 
 def measure(networks, samples, look, sampler, cfg, accelerator):
-    """MEASURES of each video, in [0, 1], NaN where there is none: (N, 1 + networks, inputs, measures), ok (N,). First
-    come those of a map that is equal everywhere."""
-    actors = masks_of(samples, replace(cfg, scene="rendered")) if samples.scenes else None
+    """MEASURES of each video, in [0, 1], NaN where there is none: (N, networks, inputs, measures), ok (N,)."""
+    actors = bias.masks_of(samples, replace(cfg, scene="rendered")) if samples.scenes else None
 
-    def compute(whole, i):
-        x, (K, _, T, S, _) = whole.x, whole.x.shape
-        where = {"on moving": moving_pixels(x)}
-        if actors:
-            where["on actor"] = whole.seen(actors(i, whole.numbers, whole.frames))
-        found = x.new_full((1 + len(networks), len(INPUTS), len(MEASURES)), np.nan)
-        for n, name in enumerate(INPUTS):
-            y, lies = MANIPULATIONS[name](whole), {} if name == "frozen" else where
-            if name == "static body":
-                body = whole.seen(pasted(whole)[1]).expand(K, T, S, S)
-                lies = {what: mask & ~body for what, mask in where.items()} | {"on body": body}
-            for m, heat in enumerate([x.new_ones(K, T, S, S), *(activation(net(y), T, S) for net in networks)]):
-                found[m, n, 0] = heat.mean()
-                for what, mask in lies.items():
-                    found[m, n, MEASURES.index(what)] = share(heat, mask)
-        found[:, :, 0] /= found[:, :1, 0].clone()
+    def compute(shot, i):
+        none = torch.full_like(shot.x[:, 0], np.nan)  # (K, T, S, S)
+        moving, body = moving_pixels(shot.x), shot.seen(bias.pasted(shot)[1]).expand_as(none)
+        actor = shot.seen(actors(i, shot.numbers, shot.frames)) if actors else none
+        where = {"original": (moving, actor, none), "frozen": (none, none, none),
+                 "static body": (moving.masked_fill(body, 0), actor.masked_fill(body, 0), body),
+                 "foreign frame": (moving, actor, none)}
+        found = []
+        for network, name in product(networks, INPUTS):
+            heat = activation(network(bias.MANIPULATIONS[name](shot)), *none.shape[1:3])
+            found += [heat.mean(), *(share(heat, mask) for mask in where[name])]
+        found = torch.stack(found).view(len(networks), len(INPUTS), len(MEASURES))
+        found[..., 0] /= found[:, :1, 0].clone()
         return found
 
     return over_videos(compute, samples, sampler, cfg, accelerator, "cam", look=look)
 
 
-def draw(path, networks, samples, ok, look, sampler, cfg, accelerator):
-    """SHOWN videos as they are, the first of them also manipulated; below each the maps of the networks."""
-    readable, rows = np.flatnonzero(ok), []
-    chosen = np.unique(readable[np.linspace(0, len(readable) - 1, SHOWN).astype(int)]).tolist()
-    for i, whole in look(samples, sampler, cfg, accelerator, "pictures", chosen):
-        reference = {}
-        for name in INPUTS if i == chosen[0] else INPUTS[:1]:
-            y = MANIPULATIONS[name](whole)[:1]
-            rows.append((f"{samples.classes[samples.labels[i]]}, {name}\nclip", pixels(y[0])))
-            for network, net in networks.items():
-                heat = activation(net(y), *y.shape[2:4])[0].cpu()
-                rows.append((network, pixels(y[0]), heat, reference.setdefault(network, heat)))
-    strip(path, rows, f"Where networks look, {cfg.dataset}")
+def draw_maps(path, networks, samples, shown):
+    """Videos as they are and manipulated; below each the maps of the networks. shown: as `bias.shots` yields them."""
+    rows = []
+    for (i, shot), name in product(shown, INPUTS):
+        x, y = shot.x[:1], bias.MANIPULATIONS[name](shot)[:1]
+        clip = pixels(y[0])
+        rows.append((f"{samples.classes[samples.labels[i]]}\n{name}", clip))
+        for label, network in networks.items():
+            usual, heat = (activation(network(of), *of.shape[2:4])[0].cpu() for of in (x, y))
+            rows.append((label, overlay(clip, heat, usual.min(), usual.max())))
+    draw(path, rows, "Where networks look: from the least (black) to the most (yellow) of the unchanged clip")
 
 
-# ---- error analysis
+# ---- where persons are
 
 
-def errors(*runs: tuple[Path, Config]):
-    """errors: what fine-tuned models confuse, whether they know when they are wrong, and how their features lie
-
-    They must have been tested on `subset` (evaluate). Into each run's directory goes confusion-SUBSET.csv: how many
-    videos of a class (row) were taken for which (column). To OUT/errors-DATASET-SUBSET.json and .md go the expected
-    calibration error, and how much of the variance of the features (pooled, of each video's central clip) lies between
-    classes and, of synthetic videos, between scenes.
-    """
-    for out, about, rows in compare("errors", runs, analyse):
-        publish(out, "Error analysis in %", about, rows)
-
-
-def analyse(model, samples, cfg, accelerator, path, subset):
-    """Draws what one run, which lies in `path`, confuses. -> its numbers, in %."""
-    tested = [{"path": str(path), "subset": subset}]
-    kept = answers(tested)
-    if accelerator.is_main_process:
-        matrix, classes = confusion(tested)
-        rows = [["class", *classes, "unreadable"]]
-        rows += [[name, *counts] for name, counts in zip(classes, matrix.tolist(), strict=True)]
-        write_text(path / f"confusion-{subset}.csv", "".join(",".join(map(str, row)) + "\n" for row in rows))
-    z, ok = features(model.backbone, model.pool, samples, cfg, accelerator)
-    numbers = {"calibration_error": calibration(**kept), "n_scored": int(ok.sum()), "n_expected": len(ok)}
-    for what, label in (("class", samples.labels), ("scene", samples.scene)):
-        if label is not None:
-            numbers[f"variance_between_{what}"] = between(z[ok], torch.from_numpy(label)[ok])
-    return numbers
-
-
-def calibration(probabilities, label, ok, bins=10):
-    """The expected calibration error in % (Naeini et al. 2015). probabilities (N, C), label, ok (N,)
-
-    Videos that were read are put into `bins` equal ranges of their largest probability. The error is the mean over
-    videos of |accuracy - mean confidence| of their range.
-    """
-    confidence, answer = probabilities[ok].double().max(1)
-    right = (answer == label[ok]).double()
-    off = torch.bincount((bins * confidence).int().clamp(max=bins - 1), right - confidence)  # (bins,)
-    return 100 * off.abs().sum().item() / max(1, len(right))
-
-
-def between(z, label):
-    """The share of the variance of z (N, C), summed over C, that lies between groups of equal label (N,), in %."""
-    z = z.double() - z.double().mean(0)
-    groups = [z[label == c] for c in label.unique()]
-    return 100 * (sum(len(g) * g.mean(0).square().sum() for g in groups) / z.square().sum().clamp(min=1e-30)).item()
-
-
-# ---- where persons are: models and files
-
-def masks(dataset: str, data: str = "data", source: str = "maskrcnn_resnet50_fpn_v2", weights: str | None = None,
-          score: float = 0.8, to: str | None = None):
+def masks(dataset: str, data: str = "data", source: str = DETECTOR, weights: str | None = None, score: float = 0.8,
+          to: str | None = None):
     """masks: find the persons in all videos of a data set and store where they are, for robustness and actors
 
-    source     one of torchvision's detectors for COCO: maskrcnn_... gives outlines, the others boxes; median: what
-               differs from the median of all frames, for a still camera; rendered: the truth of synthetic videos; or
-               a folder that you have, with any of these for each video:
-                   CLASS/NAME.npz               mask (T, h, w), bool, or bits packed along the width, and then `shape`
-                   CLASS/NAME/puppet_mask.mat   of JHMDB, whose videos are parts of HMDB51's
-                   CLASS/NAME/00001.png ...     a picture for each frame, black where there is nobody
-                   CLASS/NAME.csv               boxes: a line of titles, then frame (from 0), left, top, right, bottom
+    source     maskrcnn_resnet50_fpn_v2: torchvision's Mask R-CNN, trained on COCO; rendered: the truth of synthetic
+               videos; none: what is there is counted, no more
     weights    a file of the detector's weights; default: torchvision's own, downloaded once
     score      the least confidence, 0 to 1, of what is taken for a person
     to         the folder to write to; default DATA/masks/DATASET
 
-    What has a mask in TO is not done again: the command goes on after a crash, and a second one with another source
-    does the rest. Each TO/CLASS/NAME.npz tells its source; TO/masks.json counts them, and has a hash of all masks.
-    Under `accelerate launch` each process takes its share.
+    What has a mask in TO is not done again: the command goes on after a crash, and does the rest where you have masks
+    of some videos. `python benchmarks/masks.py convert` makes them of pictures, boxes and JHMDB's puppets. Each
+    TO/CLASS/NAME.npz tells its source; TO/masks.json counts them, and has a hash of all masks. Under `accelerate
+    launch` each process takes its share.
     """
-    accelerator, known = patient_accelerator(), choose(datasets.DATASETS, dataset, "dataset")
-    samples, to = all_videos(known, data), Path(to or Path(data) / "masks" / dataset)
-    locate = locator(source, weights, score, accelerator.device, samples)
-    todo = [i for i, path in enumerate(samples.paths) if not bias.mask_file(to, path).exists()]
-    for i in part_of(accelerator, todo, "masks"):
-        try:
-            mask, found_by = locate(i)
-        except VideoError as error:
-            print(f"no mask: {error}", file=sys.stderr)
-            continue
-        if len(mask):
-            file, data = bias.mask_file(to, samples.paths[i]), BytesIO()
-            np.savez_compressed(data, mask=np.packbits(mask, axis=2), shape=mask.shape, source=found_by)
-            file.parent.mkdir(parents=True, exist_ok=True)
-            write_aside(file, partial(Path.write_bytes, data=data.getvalue()))
-    accelerator.wait_for_everyone()
+    accelerator, samples = patient_accelerator(), all_videos(dataset, data)
+    to = Path(to or Path(data) / "masks" / dataset)
+    files = [bias.mask_file(to, path) for path in samples.paths]
+    if source != "none":
+        locate = locator(source, weights, score, accelerator.device, samples)
+        told = f"{source}, score {score}, weights {weights or 'of torchvision'}" if source == DETECTOR else source
+        make_missing(files, partial(store_mask, locate, told), accelerator, "masks")
     if accelerator.is_main_process:
-        summary = {"videos": len(samples), **count_masks(samples, to)}
-        write_text(to / "masks.json", json.dumps(summary, indent=1) + "\n")
-        print(", ".join(f"{key} {value}" for key, value in summary.items()) + f"; in {to}")
+        tell(to / "masks.json", {"videos": len(samples), **count_masks(samples, to)})
+
+
+def store_mask(locate, source: str, i: int, file: Path):
+    """Writes where the persons are in video i, unless it cannot be read. The bits are packed along the width."""
+    try:
+        mask = locate(i)
+    except VideoError as error:
+        print(f"no mask: {error}", file=sys.stderr)
+        return
+    data = BytesIO()
+    np.savez_compressed(data, mask=np.packbits(mask, axis=2), shape=mask.shape, source=source)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_aside(file, partial(Path.write_bytes, data=data.getvalue()))
 
 
 def count_masks(samples, folder) -> dict:
@@ -310,158 +254,129 @@ def patient_accelerator() -> Accelerator:
     return Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=2))])
 
 
-def all_videos(source, data) -> datasets.Samples:
-    """The videos of all lists of a data set, each once."""
+def all_videos(dataset: str, data) -> datasets.Samples:
+    """The videos of all lists of a data set, each once, in the order of their paths."""
+    source = choose(datasets.DATASETS, dataset, "dataset")
     lists = [source(data, *which) for which in source.subsets(source.find(data)[1])]
     paths = np.unique(np.concatenate([samples.paths for samples in lists]))
     return datasets.Samples(lists[0].root, paths, np.zeros(len(paths), int), np.arange(len(paths)), ["any"])
 
 
-def part_of(accelerator, work, what: str):
-    """What this process does of a list of work."""
-    mine = work[accelerator.process_index :: accelerator.num_processes]
-    return progress(mine, len(mine), what) if accelerator.is_main_process else mine
+def make_missing(files: list[Path], make, accelerator, what: str):
+    """Calls make(i, file) for each file that is not there. The processes share them, and wait for each other."""
+    todo = [(i, file) for i, file in enumerate(files) if not file.exists()]
+    accelerator.wait_for_everyone()  # until all have looked: they must see the same
+    mine = todo[accelerator.process_index :: accelerator.num_processes]
+    for one in progress(mine, len(mine), what) if accelerator.is_main_process else mine:
+        make(*one)
+    accelerator.wait_for_everyone()
+
+
+def tell(path: Path, summary: dict):
+    """Writes a summary, and prints it."""
+    text = json.dumps(summary, indent=1)
+    write_text(path, f"{text}\n")
+    print(f"{text}\nwritten to {path}")
 
 
 def locator(source: str, weights: str | None, score: float, device, samples):
-    """What tells where persons are: locate(i) -> Mask of video i of the list. Raises ConfigError for an unknown source,
-    see `masks`; `locate` raises VideoError."""
+    """What tells where persons are, see `masks`: locate(i) -> bool (T, h, w) of video i of the list. Raises ConfigError
+    for an unknown source, WeightsError for the file; `locate` raises VideoError."""
     if source == "rendered":
-        return bias.true_masks(samples)
-    if os.path.isdir(source):
-        return bias.stored_masks(samples, source)
-    if still := source == "median":
-        look, name = moving, source
-    else:
-        look = torchvision_detector(source, weights, score, device)
-        name = f"{source}, score {score}, weights {weights or 'of torchvision'}"
+        true = bias.true_masks(samples)
+        return lambda i: true(i).mask
+    if source != DETECTOR:
+        raise ConfigError(f"unknown source {source!r}; choices: {DETECTOR}, rendered, none. Masks or boxes that you "
+                          f"have: `python benchmarks/masks.py convert` makes NPZ of them, which source=none counts")
+    model = get_model(DETECTOR, weights=None, weights_backbone=None)
+    load(find(weights or f"torchvision:{DETECTOR}") or weights, model, strict=True)
+    model.to(device).eval()
 
+    @torch.inference_mode()
     def locate(i):
-        with Reader(samples.path(i)) as video:
-            frames = [video.decode(np.arange(video.frames))] if still else batches(video)
-            return bias.Mask(np.concatenate([*map(look, frames)]), name)
+        frames, _ = all_frames(samples.path(i))
+        persons = []
+        for part in torch.from_numpy(frames).permute(0, 3, 1, 2).split(BATCH):
+            for found in model([*part.to(device) / 255]):
+                sure = (found["labels"] == 1) & (found["scores"] >= score)  # label 1 is a person
+                persons.append((found["masks"][sure, 0] > 0.5).any(0).cpu())  # (n, 1, H, W), probabilities
+        return torch.stack(persons).numpy()
 
     return locate
 
 
-def moving(frames) -> np.ndarray:
-    """uint8 (T, H, W, 3) -> bool (T, H, W): what differs from the median frame by more than THRESHOLD."""
-    x = torch.from_numpy(frames)
-    return ((x.short() - x.median(0).values).abs().amax(3) > 255 * THRESHOLD).numpy()
-
-
-def torchvision_detector(name: str, weights: str | None, score: float, device):
-    """One of torchvision's for COCO. -> detect(frames, uint8 (N, H, W, 3)): where the persons are in each, bool
-    (N, H, W); boxes, of a detector without masks. Raises ConfigError for an unknown name, WeightsError for the file."""
-    choose(dict.fromkeys(["rendered", "median", *list_models(module=detection)]), name, "detector or folder")
-    model = get_model(name, weights=None, weights_backbone=None)
-    load(find(weights or f"torchvision:{name}") or weights, model, strict=True)
-    if name.endswith(("rcnn_resnet50_fpn", "retinanet_resnet50_fpn")):  # as torchvision does for its weights of these
-        for module in filter(lambda module: isinstance(module, torch.nn.BatchNorm2d), model.modules()):
-            module.eps = 0.0
-    model.to(device).eval()
-
-    @torch.inference_mode()
-    def detect(frames):
-        found = np.zeros(frames.shape[:3], bool)
-        answers = model([*torch.from_numpy(frames).to(device).permute(0, 3, 1, 2) / 255])
-        for mask, one in zip(found, answers, strict=True):
-            persons = (one["labels"] == 1) & (one["scores"] >= score)  # of all of them, label 1 is a person
-            if "masks" in one:  # (n, 1, H, W), probabilities
-                mask |= (one["masks"][persons, 0] > 0.5).any(0).cpu().numpy()
-            else:
-                bias.paint(mask, one["boxes"][persons].cpu().numpy())
-        return found
-
-    return detect
+def all_frames(path):
+    """A whole video: uint8 (T, H, W, 3), and its frames a second. Raises VideoError."""
+    with Reader(path) as video:
+        return video.decode(np.arange(video.frames)), video.info.fps
 
 
 # ---- Actor-HMDB51 (paper 4.6, Figure 5)
 
-def actors(data: str = "data", detector: str = "fasterrcnn_resnet50_fpn_v2", weights: str | None = None,
-           score: float = 0.8, masks: str | None = None):
+
+def actors(data: str = "data"):
     """actors: make Actor-HMDB51, which is HMDB51 cropped to its persons: DATA/actor_hmdb51 from DATA/hmdb51 (Figure 5)
 
-    detector   one of torchvision's for COCO, by name; or another `source` of the verb `masks`
-    weights    a file of its weights; default: torchvision's own, downloaded once
-    score      the least confidence, 0 to 1, of what is taken for a person
-    masks      a folder of stored masks, such as DATA/masks/hmdb51, in place of the detector
+    `run.py masks --cfg hmdb51` comes first, which finds the persons.
 
-    The authors did not publish theirs. As they say (paper 4.6), the detector looks at every frame, and the video is
-    cropped to the smallest box that holds all persons of all its frames, with even sides of at least 32 px, as far as
-    the picture goes. Use it as dataset=actor_hmdb51, with HMDB51's lists and names. Beside each video, NAME.json says
-    its size, frames, box, how often a person was seen, and what was done: `cropped`; `kept whole`, as no person was
-    seen; or `unreadable`: there is no copy, and a test counts the video as wrong, here as in HMDB51. After a crash the
-    same command goes on where it stopped. Under `accelerate launch` each process takes its share.
+    The authors did not publish theirs. As they say (paper 4.6), a person detector looks at every frame, and the video
+    is cropped to the smallest box that holds all persons of all its frames, with even sides of at least 32 px, as far
+    as the picture goes. Theirs was Faster R-CNN; Mask R-CNN is that with outlines. Use it as dataset=actor_hmdb51, with
+    HMDB51's lists and names. A video in which no person was seen is kept whole. Of one that cannot be read there is no
+    copy, and a test counts it as wrong, here as in HMDB51. After a crash the same command goes on where it stopped.
+    Under `accelerate launch` each process takes its share.
     """
-    accelerator, detector = patient_accelerator(), masks or detector
-    hmdb51, target = datasets.DATASETS["hmdb51"], Path(data) / "actor_hmdb51"
-    samples, lists = all_videos(hmdb51, data), target / hmdb51.folders[0]
-    locate = locator(detector, weights, score, accelerator.device, samples)
-    how = {"detector": detector, "weights": weights, "score": score}
+    accelerator, samples = patient_accelerator(), all_videos("hmdb51", data)
+    folder, target = Path(data) / "masks/hmdb51", Path(data) / "actor_hmdb51"
+    counted, note, hmdb51 = folder / "masks.json", target / "actors-how.json", datasets.DATASETS["hmdb51"]
+    if not counted.exists():
+        raise RunError(f"{counted} does not exist: run.py masks --cfg hmdb51 data={data} finds the persons and writes "
+                       f"it, with source=none of the masks that are there")
+    how = counted.read_text()
+    if note.exists() and note.read_text() != how:
+        raise RunError(f"{target} was made of other masks than {folder}, those of {note}: remove {target}")
+    accelerator.wait_for_everyone()
     if accelerator.is_main_process:
+        lists = target / hmdb51.folders[0]
         lists.mkdir(parents=True, exist_ok=True)
         for file in hmdb51.list_files(hmdb51.find(data)[1]):
             shutil.copy(file, lists)
-        note = target / "actors-how.json"
-        if note.exists() and (held := json.loads(note.read_text())) != how:
-            raise RunError(f"{target} was made with {held}, not {how}: ask for the same, or remove it")
-        write_text(note, json.dumps(how))
-    accelerator.wait_for_everyone()
+        write_text(note, how)
+    read = bias.stored_masks(samples, folder)
     copies = [Path(target, "actor-hmdb51", *os.fsdecode(path).split("/")[-2:]) for path in samples.paths]  # CLASS/NAME
-    for i in part_of(accelerator, range(len(samples)), "cropping"):
-        if not (log := copies[i].with_suffix(".json")).exists():
-            write_text(log, json.dumps(crop_video(samples.path(i), copies[i], partial(locate, i))))
-    accelerator.wait_for_everyone()
+    make_missing(copies, lambda i, copy: crop_video(samples.path(i), copy, read(i).mask), accelerator, "cropping")
     if accelerator.is_main_process:
-        lines = [json.loads(copy.with_suffix(".json").read_text()) for copy in copies]
-        summary = {**how, "videos": len(lines), **Counter(line["done"] for line in lines)}
-        write_text(target / "actors.json", json.dumps(summary, indent=1) + "\n")
-        print(", ".join(f"{key} {value}" for key, value in summary.items()) + f"; logs beside the videos in {target}")
+        unreadable = sum(not copy.exists() for copy in copies)
+        tell(target / "actors.json", {**json.loads(how), "unreadable": unreadable})
 
 
-def crop_video(source, copy: Path, locate) -> dict:
-    """Makes the copy of one video. -> its log. Raises RunError if the copy cannot be written."""
-    copy.parent.mkdir(parents=True, exist_ok=True)
+def crop_video(source, copy: Path, mask):
+    """Makes the copy of a video, whose persons are at mask, bool (T, h, w), if it can be read. Raises RunError if the
+    copy cannot be written."""
     try:
-        mask, _ = locate()
-        with Reader(source) as video:
-            info = video.info
-            line = {"done": "kept whole", "width": info.width, "height": info.height, "frames": video.frames,
-                    "frames_with_persons": int(mask.any((1, 2)).sum())}
-            if mask.any():
-                left, top, right, bottom = box = smallest_box(mask.any(0), (info.width, info.height))
-                line |= {"done": "cropped", "box": box,
-                         "area_kept": 100 * (right - left) * (bottom - top) / (info.width * info.height)}
-                pictures = np.concatenate([frames[:, top:bottom, left:right] for frames in batches(video)])
+        frames, fps = all_frames(source)
     except VideoError as error:
-        return {"done": "unreadable", "problem": str(error)}
+        print(f"no copy: {error}", file=sys.stderr)
+        return
     aside = copy.with_name(f".{copy.name}")
-    try:
-        if line["done"] == "cropped":
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    with writing(copy, aside):
+        if mask.any():
+            left, top, right, bottom = smallest_box(mask.any(0), *frames.shape[1:3])
             # The codec of HMDB51 at a fixed fine quantiser: what it loses once more cannot be seen
-            encode(aside, pictures, info.fps, codec="mpeg4", options={"qmin": "2", "qmax": "2"})
+            fine = {"qmin": "2", "qmax": "2"}
+            encode(aside, frames[:, top:bottom, left:right], fps, codec="mpeg4", options=fine)
         else:
             shutil.copyfile(source, aside)
         aside.replace(copy)
-    except (VideoError, OSError) as error:
-        aside.unlink(missing_ok=True)
-        raise RunError(f"{copy} could not be written ({error}); make room and give the same command again") from None
-    return line
 
 
-def batches(video: Reader):
-    """All frames of a video, BATCH at a time: an iterator of uint8 (N, H, W, 3)."""
-    return map(video.decode, np.split(np.arange(video.frames), range(BATCH, video.frames, BATCH)))
-
-
-def smallest_box(mask, size: tuple[int, int]) -> list[int]:
-    """The smallest box of whole pixels that holds all of `mask`, bool (h, w), then made even: [left, top, right,
-    bottom] in px of a picture of `size` (width, height). No side is less than SMALLEST, where the picture has that."""
-    size, per_pixel = np.array(size), np.array(size) / mask.shape[::-1]
-    along = [np.flatnonzero(mask.any(axis)) for axis in (0, 1)]
-    low = np.floor(per_pixel * [found[0] for found in along]).astype(int)
-    high = np.ceil(per_pixel * [found[-1] + 1 for found in along]).astype(int)
-    side = ((high - low + 1) // 2 * 2).clip(SMALLEST).clip(max=size // 2 * 2)
-    low = ((low + high - side + 1) // 2).clip(0, size - side)
+def smallest_box(mask, height: int, width: int) -> list[int]:
+    """The smallest box with even sides that holds all of mask, bool (h, w), in a picture of height x width px: [left,
+    top, right, bottom] in px. No side is less than SMALLEST, where the picture has that."""
+    touched = F.adaptive_max_pool2d(torch.from_numpy(mask)[None].float(), (height, width))  # by pixels of the mask
+    first, last = masks_to_boxes(touched)[0].int().numpy().reshape(2, 2)  # (x, y)
+    size = np.array([width, height])
+    side = ((last - first) // 2 * 2 + 2).clip(SMALLEST).clip(max=size // 2 * 2)
+    low = ((first + last + 2 - side) // 2).clip(0, size - side)
     return [*low.tolist(), *(low + side).tolist()]

@@ -14,7 +14,6 @@ clip: its scene is told from SPREAD frames of it. So `biasset` writes what `robu
 """
 
 import json
-import math
 import os
 import pickle
 import sys
@@ -29,7 +28,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.io import loadmat
 from torch import Tensor
 
 from be import datasets, synthetic
@@ -58,38 +56,28 @@ NO_MASK = Mask(np.zeros((0, 1, 1), bool), "none")
 
 
 def stored_masks(samples, folder):
-    """The masks or boxes in a folder, see `masks`. -> read(i), the Mask of video i of the list, NO_MASK where there is
-    none; and where it is broken or does not fit the video, which stderr is told. Raises ConfigError without folder."""
-    if not os.path.isdir(folder):
-        raise ConfigError(f"masks={folder}: there is no such folder; `run.py masks` makes one")
+    """The masks in a folder, as `run.py masks` writes them. -> read(i), the Mask of video i of the list, NO_MASK where
+    there is none; and where it is broken or does not fit the video, which stderr is told. Raises ConfigError for a
+    folder without masks."""
+    if not any(Path(folder).glob("*/*.npz")):
+        raise ConfigError(f"masks={folder} has no CLASS/NAME.npz: `run.py masks` finds persons; of pictures, boxes or "
+                          f"puppets that you have, `python benchmarks/masks.py convert` makes such files")
 
     def read(i):
-        file, source = mask_file(folder, samples.paths[i]), "file"
-        stem, mask = file.with_suffix(""), None
+        file = mask_file(folder, samples.paths[i])
+        if not file.exists():
+            return NO_MASK
         try:
+            with np.load(file, allow_pickle=False) as held:
+                mask, source = held["mask"], str(held.get("source", "file"))
+                mask = np.unpackbits(mask, axis=2, count=held["shape"][2]).astype(bool)
             with Reader(samples.path(i), samples.index(i)) as video:
-                frames = video.frames
-                if (table := stem.with_suffix(".csv")).exists():
-                    mask = np.zeros((frames, video.info.height, video.info.width), bool)
-            if file.exists():
-                with np.load(file, allow_pickle=False) as held:
-                    mask, source = held["mask"], str(held.get("source", source))
-                    if mask.dtype != bool:
-                        mask = np.unpackbits(mask, axis=2, count=held["shape"][2]).astype(bool)
-            elif (file := table).exists():
-                for frame, *box in np.loadtxt(file, delimiter=",", skiprows=1, ndmin=2):
-                    paint(mask[int(frame)], [box])
-            elif (file := stem / "puppet_mask.mat").exists():
-                mask = loadmat(file)["part_mask"].transpose(2, 0, 1) > 0
-            elif (file := stem).is_dir():
-                with Reader(file) as pictures:
-                    mask = pictures.decode(np.arange(pictures.frames)).any(3)
-            if mask is not None and (mask.ndim != 3 or len(mask) != frames):
-                raise ValueError(f"{mask.shape} is not (T, h, w) of a video of {frames} frames")
-        except Exception as error:  # of what is not the format that its name says, readers raise nearly anything
+                if len(mask) != video.frames:
+                    raise ValueError(f"{mask.shape} is not (T, h, w) of a video of {video.frames} frames")
+        except Exception as error:  # of what is no such file, numpy raises nearly anything
             print(f"no mask of {samples.path(i)}: {file}: {error}", file=sys.stderr)
             return NO_MASK
-        return NO_MASK if mask is None else Mask(mask, source)
+        return Mask(mask, source)
 
     return read
 
@@ -97,12 +85,6 @@ def stored_masks(samples, folder):
 def mask_file(folder, path: bytes) -> Path:
     """Where the mask of a video is stored, of whose path the last two parts are its class and its name."""
     return Path(folder, *os.fsdecode(path).split("/")[-2:]).with_suffix(".npz")
-
-
-def paint(mask, boxes):
-    """Sets in mask, bool (h, w), the pixels that boxes (n, 4) touch: left, top, right, bottom in px."""
-    for left, top, right, bottom in np.maximum(boxes, 0):
-        mask[math.floor(top) : math.ceil(bottom), math.floor(left) : math.ceil(right)] = True
 
 
 def masks_of(samples, cfg: Config):
@@ -180,7 +162,7 @@ class Shot:
 
 class Takes(datasets.Clips):
     """What the loader decodes for a Shot. Key (i, j, ...): video i, then videos j, ... at the same moments of theirs.
-    -> of each: can it be read; which frames, int64 (n,), of which the last are the SPREAD ones; uint8 (n, H, W, 3)"""
+    -> of each an Item, with frames (n, H, W, 3) for clips, of which the last are the SPREAD ones, and their numbers"""
 
     def __getitem__(self, key):
         numbers, takes = [], []
@@ -192,7 +174,7 @@ class Takes(datasets.Clips):
 
         for j in key:
             item = super(Takes, replace(self, sampler=sampler)).__getitem__((0, j))
-            takes.append((item.ok, torch.from_numpy(numbers[-1]), torch.from_numpy(item.clips)))
+            takes.append((item._replace(clips=torch.from_numpy(item.clips)), torch.from_numpy(numbers[-1])))
         return takes
 
 
@@ -203,21 +185,22 @@ def shots(samples, sampler, cfg: Config, accelerator, what: str, mine=None, lend
     lenders = np.empty((0, len(samples)), int) if lenders is None else lenders
     keys = [(i, *lenders[lenders[:, i] >= 0, i].tolist()) for i in mine]
     actor_in, still = masks_of(samples, cfg), backgrounds(cfg.backgrounds)
-    loader = datasets.loader(Takes(samples, sampler, cfg.short_side, cfg.seed, False, cfg.cache_gb),
-                             [[key] for key in keys], cfg.workers, accelerator.device, itemgetter(0))
+    videos = Takes(samples, sampler, cfg.short_side, cfg.seed, False, cfg.cache_gb, cfg.strict)
+    loader = datasets.loader(videos, [[key] for key in keys], cfg.workers, accelerator.device, itemgetter(0))
 
-    def shot(j, _, numbers, frames):
-        numbers, frames = numbers.to(accelerator.device), frames.to(accelerator.device)
-        actor, n = actor_in(j, numbers, frames), len(frames) - SPREAD
-        key = cfg.seed, zlib.crc32(samples.paths[j])
+    def shot(item, numbers):
+        numbers, frames = numbers.to(accelerator.device), item.clips.to(accelerator.device)
+        actor, n = actor_in(item.index, numbers, frames), len(frames) - SPREAD
+        key = cfg.seed, zlib.crc32(samples.paths[item.index])
         return Shot(frames[:n], actor[:n], numbers[:n], frames[n:], actor[n:], cfg, key)
 
     takes = progress(loader, len(keys), what) if accelerator.is_main_process else loader
     for key, found in zip(keys, takes, strict=True):
-        if not all(ok for ok, *_ in found):
+        samples.damaged.update(item.index for item, _ in found if item.damaged)
+        if not all(item.ok for item, _ in found):
             yield key[0], None
             continue
-        one, *others = (shot(j, *take) for j, take in zip(key, found, strict=True))
+        one, *others = (shot(*take) for take in found)
         yield key[0], replace(
             one, lent=dict(zip(np.flatnonzero(lenders[:, key[0]] >= 0).tolist(), others, strict=True)),
             still=tuple(still(np.random.default_rng((*one.key, draw)), *one.frames.shape[1:3])
@@ -459,8 +442,9 @@ def compare(verb: str, runs, one):
             name += ", frozen" * path.name.startswith("linear-")
             rows.append({"experiment": name, "run": str(path), "split": cfg.split, "seed": cfg.seed, **numbers})
         if accelerator.is_main_process:
-            about = {"dataset": first.dataset, "subset": subset, "test_clips": first.test_clips, "scene": first.scene,
-                     "classes": len(classes), **provenance(samples, accelerator)}
+            keys = ("dataset", "test_clips", "scene", "masks", "pairs", "backgrounds")
+            about = {"subset": subset, "classes": len(classes), **provenance(samples, accelerator)}
+            about |= {key: getattr(first, key) for key in keys}
             about |= {key: sum(row[key] for row in rows) for key in ("n_scored", "n_expected")}
             yield Path(first.out) / f"{verb}-{first.dataset}-{subset}", about, rows
 
@@ -500,7 +484,8 @@ def measure(model, samples, cfg: Config, accelerator, *_) -> dict:
     probabilities, ok = over_videos(compute, samples, spread_clips(cfg, cfg.test_clips), cfg, accelerator, "robustness",
                                     look=partial(shots, lenders=lenders))  # (N, tests, classes)
     answers = dict(zip(asked, probabilities.argmax(2).masked_fill(~ok[:, None], -1).numpy().T, strict=True))
-    numbers = {"n_scored": int(ok.sum()), "n_expected": len(samples), "n_masked": int(masked.sum())}
+    numbers = {"n_scored": int(ok.sum()), "n_expected": len(samples), "n_masked": int(masked.sum()),
+               "n_damaged": len(samples.damaged)}
     for name, draws in judge(answers, asked, samples, lenders, masked).items():
         percent = [100 * float(hit[videos].mean()) if videos.any() else np.nan for hit, videos in draws]
         numbers |= {name: float(np.mean(percent)), f"{name}, videos": [int(videos.sum()) for _, videos in draws]}

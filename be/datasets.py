@@ -149,7 +149,7 @@ class Source:
     name: str
     parse: Callable
     lists: str  # a pattern for the names of its lists, that tells their subset and split where the name does
-    folders: tuple[str, ...] = ()  # of the lists, besides `annotations` and the data set's own
+    folders: tuple[str, ...] = ("",)  # of the lists, the official one first; "": its own, where they may always be
     videos: tuple[str, ...] = ("",)  # of the videos, the official one first; "": its own; ("",): lists tell the folders
     group: Callable[[str], str] = str  # a listed path -> the source video it was cut from
     classes: int = 0  # of the official lists; then the number of videos of each (subset, split)
@@ -256,8 +256,9 @@ class Source:
             for folder in dict.fromkeys(map(os.path.dirname, listed)):
                 yield from walk(root, folder, found, 0)
             return
-        names = [REPLACED, *(name.format(subset=subset) for name in self.videos)]
-        for top in chain(pick(names, root), pick(names, root, "*/*"), [root] if "" in names else ()):
+        names = [name.format(subset=subset) for name in self.videos]
+        near, own = chain(pick([REPLACED], root), pick(names, root)), [root] if "" in names else []
+        for top in chain(near, pick(names, root, "*/*"), own):
             yield from walk(root, str(top.relative_to(root)), found, 2 if top == root else 99)
             if any(found.values()) and top.name != REPLACED:
                 return
@@ -268,10 +269,11 @@ class Source:
         data, videos, lists = (one and Path(os.path.abspath(Path(one).expanduser())) for one in (data, videos, lists))
         for home in chain(pick([self.name], data), [data], pick([self.name], data, "*/*")):
             top = lists or home
-            for folder in chain(pick([*self.folders, "annotations"], top), [top], pick(self.folders, top, "*/*")):
+            deep = pick({*self.folders} - {"annotations"}, top, "*/*")  # that is a name others use, too
+            for folder in chain(pick(self.folders, top), [top], deep):
                 if any(match["subset"] for match in self.list_files(folder).values()):
                     return videos or home, folder
-        return videos or data / self.name, lists or data.joinpath(self.name, *self.folders)
+        return videos or data / self.name, lists or data / self.name / self.folders[0]
 
     def other_length(self, subset: str, split: int, samples: Samples) -> str:
         """What is odd about a list that has all the official classes, but not as many videos; else ""."""
@@ -374,7 +376,7 @@ def pick(names, top: Path, pattern="*") -> Iterator[Path]:
 
 @register(
     lists=r"classInd\.txt|(?:ucf101_)?(?P<subset>.+?)(?:list0?|_split_)(?P<split>\d+)(?:_videos|_rawframes)?\.txt",
-    folders=("ucfTrainTestlist",),
+    folders=("ucfTrainTestlist", "annotations"),
     videos=("UCF-101", "videos", ""),
     group=lambda path: path.rpartition("_c")[0] or path,  # gNN: the clips cNN of one source video
     classes=101,
@@ -390,7 +392,7 @@ def ucf101(folder, subset, split):
 
 @register(
     lists=r".+_(?P<subset>[^_]+)_split_?(?P<split>\d)(?:_videos|_rawframes)?\.txt",
-    folders=("testTrainMulti_7030_splits",),
+    folders=("testTrainMulti_7030_splits", "annotations"),
     videos=("hmdb51", "hmdb51_org", "videos", ""),
     # The name up to its action. A film may lend clips to several actions, so without the class folder.
     group=lambda path: re.sub(r"(?:.*/)?([^/]+)/([^/]+)_\1_[^/]*", r"\2", path),
@@ -416,6 +418,7 @@ DATASETS["actor_hmdb51"] = replace(  # every clip cropped to its persons (the pa
 
 @register(
     lists=r"Diving48_(?:vocab|V2_(?P<subset>.+))\.json",
+    folders=("", "annotations"),
     videos=("rgb", "videos", ""),
     group=lambda path: path.rpartition("_")[0] or path,  # the broadcast a dive was cut from
     classes=48,  # declared; 47 occur
@@ -443,6 +446,7 @@ def diving48(folder, subset, split):
 
 @register(
     lists=r"(?:kinetics[^_]*_)?(?P<subset>.+?)(?:idate)?(?:\.csv|_list_(?:videos|rawframes)\.txt)",
+    folders=("annotations",),
     videos=("{subset}", "videos_{subset}", "{subset}idate", "videos", ""),
     classes=400,
     expected={("train", 1): 246534, ("val", 1): 19906},

@@ -198,8 +198,8 @@ class Puzzles(Task):
 class ClipOrder(Task):
     """Video Clip Order Prediction (Xu et al. 2019): three clips, `INTERVAL` frames apart, are shuffled: which 3! order?
 
-    A tuple of 16 frames of stride 1 spans 3 x 16 + 2 x 8 = 64; in a shorter video it wraps around. Each clip has a view
-    of its own. The head is theirs: pairs of clips, concatenated, 2 dim -> 512, ReLU; then the three pairs, dropout 0.5.
+    A tuple of 16 frames of stride 1 spans 3 x 16 + 2 x 8 = 64. Each clip has a view of its own. The head is theirs:
+    pairs of clips, concatenated, 2 dim -> 512, ReLU; then the three pairs, dropout 0.5.
     """
 
     views, shuffled = ((0, 0), (1, 1), (2, 2)), 3
@@ -226,7 +226,7 @@ class ClipOrder(Task):
 class Pace(Task):
     """Pace prediction (Wang et al. 2020): is the clip played at 1, 2, 3 or 4 times the speed? All four are asked.
 
-    A clip of pace p has a stride of p * `stride`. Wang et al. have stride 1.
+    A clip of pace p has a stride of p * `stride`; theirs is 1.
     """
 
     views, classes = ((0, 0), (1, 0), (2, 0), (3, 0)), 4
@@ -510,9 +510,9 @@ class Triplet(Contrastive):
 class SimCLR(Contrastive):
     """SimCLR (Chen et al. 2020) with BE plugged in: Eq. 7 with the batch in place of the queue.
 
-    Each side is the query once, the other its key, so `erase_side` query and key are one method. Negatives are all
-    clips of other videos in the global batch (NT-Xent) and, with `hard_negative`, another clip of the same video. The
-    head is theirs: two layers. stats, too: negative: mean similarity to other videos.
+    Each side is the query once, so `erase_side` query and key are one method. Negatives are all clips of other videos
+    in the global batch (NT-Xent) and, with `hard_negative`, another clip of the same video. stats, too: negative: mean
+    similarity to other videos.
     """
 
     def __init__(self, backbone, *, dim=128, temperature=0.07, pool="max", **base):

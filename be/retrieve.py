@@ -25,7 +25,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 
 from be import datasets, evaluate, objectives, weights
 from be.config import Config, ConfigError, as_text
-from be.evaluate import about_result, clip_features, each_video, fit, hash_inputs, knn, load_backbone, write_result
+from be.evaluate import about_result, clip_features, each_video, hash_inputs, load_backbone
 from be.objectives import global_pool
 from be.runs import RunError, make_accelerator, place, progress, provenance, run_dir, write_aside, write_text, writing
 from be.video import even_clips, static_clips
@@ -117,13 +117,14 @@ def stored(path: Path, inputs: str) -> Features | None:
         return None
 
 
-def extract(subset: str, backbone, cfg: Config, accelerator: Accelerator) -> tuple[datasets.Samples, Features]:
-    """The list, and features of all its readable videos under `protocol`, in OUT/NAME/retrieve-.../PROTOCOL-SUBSET.f16
-    or .f32; PROTOCOL-SUBSET.json says what each row is of.
+def extract(subset: str, backbone, cfg: Config, accelerator: Accelerator, classes=None):
+    """The list, Samples, and Features of all its readable videos under `protocol`, in OUT/NAME/retrieve-.../, file
+    PROTOCOL-SUBSET.f16 or .f32; PROTOCOL-SUBSET.json says what each row is of. classes: of the train list, for others.
 
-    Those of the same weights, videos and settings are used again. RunError where a feature is not finite.
+    Those of the same weights, videos and settings are used again. RunError where a feature is not finite, or there is
+    none; ConfigError where the list has other classes.
     """
-    samples = datasets.load_for(cfg, subset, None if subset == "train" else cfg.test_data)
+    samples = evaluate.load_list(cfg, subset, classes) if classes else datasets.load_for(cfg, subset)
     protocol = PROTOCOLS[cfg.protocol](cfg)
     file = run_dir(cfg, "retrieve") / f"{cfg.protocol}-{subset}.f{protocol.bits}"
     state = b"".join(tensor.cpu().numpy().tobytes() for tensor in backbone.state_dict().values())
@@ -223,7 +224,7 @@ def retrieve(cfg: Config):
     backbone = place(load_backbone(cfg), accelerator.device, cfg.precision).eval()
     shown, gallery = extract("train", backbone, cfg, accelerator)
     for subset in cfg.subset.split(","):
-        asked, queries = extract(subset, backbone, cfg, accelerator)
+        asked, queries = extract(subset, backbone, cfg, accelerator, shown.classes)
         began = time.perf_counter()
         rows = torch.cat(gather_object([search(queries, gallery, max(KS), cfg.memory_gb, accelerator.device,
                                                accelerator.process_index, accelerator.num_processes)[1]]))
@@ -254,7 +255,8 @@ def linear(cfg: Config):
     accelerator, path, began = make_accelerator(cfg), run_dir(cfg, "linear"), time.perf_counter()
     cfg, device = dataclasses.replace(cfg, protocol="clips"), accelerator.device
     backbone = place(load_backbone(cfg), device, cfg.precision).eval()
-    (samples, known), *lists = [extract(name, backbone, cfg, accelerator) for name in ("train", *cfg.subset.split(","))]
+    samples, known = extract("train", backbone, cfg, accelerator)
+    lists = [extract(subset, backbone, cfg, accelerator, samples.classes) for subset in cfg.subset.split(",")]
     if not accelerator.is_main_process:
         return
     model = objectives.build("classify", backbone, {**dataclasses.asdict(cfg), "classes": len(samples.classes)})
@@ -265,7 +267,7 @@ def linear(cfg: Config):
     held = torch.from_numpy(np.isin(samples.paths[videos], held)).to(device)  # (n,) bool
 
     def learn(x, label, decay):
-        fitted = fit(x.flatten(0, 1), label.repeat_interleave(x.shape[1]), decay, len(samples.classes))
+        fitted = evaluate.fit(x.flatten(0, 1), label.repeat_interleave(x.shape[1]), decay, len(samples.classes))
         head.weight.data, head.bias.data = fitted
 
     def right(decay):
@@ -281,9 +283,9 @@ def linear(cfg: Config):
         videos, y = found.clips(device)
         probabilities, ok = torch.zeros(len(asked), len(samples.classes)), torch.zeros(len(asked), dtype=torch.bool)
         probabilities[videos], ok[videos] = head(y).softmax(2).mean(1).cpu(), True
-        near = torch.cat([knn(x.mean(1), label, part) for part in y.mean(1).split(1024)]).cpu().numpy()
+        near = torch.cat([evaluate.knn(x.mean(1), label, part) for part in y.mean(1).split(1024)]).cpu().numpy()
         told = {"knn": 100 * (near == asked.labels[videos]).sum().item() / len(asked), "decay": decay,
                 "test_clips": cfg.test_clips, **about_result(cfg, subset, asked, accelerator, began)}
-        result = write_result(path, "linear", probabilities, ok, asked, **told)
+        result = evaluate.write_result(path, "linear", probabilities, ok, asked, **told)
         print(("{experiment} on {dataset} {subset}, split {split}, frozen: linear {top1:.1f}, kNN {knn:.1f}; "
                "{n_scored} of {n_expected} videos, {n_damaged} damaged").format(**result))

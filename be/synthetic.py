@@ -10,8 +10,7 @@ class. Three lists measure what was learned:
              A network that sees only scenes is right once in len(MOTIONS) times, which is chance
 
 Left and right are different classes: train without horizontal flips. No single frame shows the motion: all that can
-move (STATE) is a point on a torus, uniform at random, and stays so when it is shifted. The price: an actor who leaves
-on one side re-enters on the other.
+move (STATE) is a point on a torus, uniform at random. So an actor who leaves on one side re-enters on the other.
 """
 
 import colorsys
@@ -52,7 +51,7 @@ SWELL = 0.3  # the part of its size that a pulse adds and takes away
 REACH = 2  # the camera shakes by at most so many standard deviations
 
 # Families of scenes: texture, its period in short sides, and the hues of its dark and bright parts, in [0, 1). The i-th
-# motion, in alphabetical order, has the i-th family for its own: a new motion is a line in MOTIONS and one here.
+# motion, in alphabetical order, has the i-th for its own.
 SCENES = {
     "red stripes": ("stripes", 0.40, 0.98, 0.08),
     "green checks": ("checks", 0.50, 0.40, 0.28),
@@ -337,8 +336,7 @@ def synth(root: str, layout: str = "ucf101", train: Count = 96, test: Natural = 
     workers                 processes, by default one per core; a script needs `if __name__ == "__main__":` or 1
     look                    other fields of Spec, as {shake: 0.5}
 
-    The same values give the same frames; after a kill it goes on. `synthetic.jsonl`, a line per video, is written last.
-    Raises ConfigError for values that do not go together, and if ROOT holds anything else.
+    The same values give the same frames; after a kill it goes on. Raises ConfigError if ROOT holds anything else.
     """
     choose(LAYOUTS, layout, "layout")
     if stills and layout != "ucf101":

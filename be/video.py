@@ -4,8 +4,8 @@
         indices = random_clips(video.frames, rng, K=2, T=16, stride=4)
         clips = video.decode(indices, short_side=128)        # ... and one pass: uint8 (2, 16, 128, W, 3)
 
-Frame i is the i-th picture that decoding the whole file gives, to the last bit; headers are not believed. A sample
-needs some tens of a video's hundreds of frames. What is saved on the others:
+Frame i is the i-th picture that decoding the whole file gives, to the last bit; headers are not believed. Of a video's
+hundreds of frames a sample needs some tens. What is saved on the others:
   * decoding starts at the key frame before each run of needed frames, wherever that skips something;
   * pictures from which no other is predicted (most B-pictures) are decoded only if they are needed themselves;
   * a run ends with its last needed packet: the decoder is then drained, not fed until the frame falls out.
@@ -495,9 +495,7 @@ def encode(path, frames, fps, codec="libx264", options=None, pix_fmt="yuv420p"):
 
 
 # Which frames make a clip. All return int64 (K, T): K clips of T frames, `stride` apart, of a video of n >= 1 frames.
-# A clip spans (T - 1) * stride + 1 frames; in a shorter video it wraps around, index modulo n:
-#
-#     n = 5, T = 4, stride = 2, start = 1:      . o . o .|. o . o        1 3 0 2
+# A clip spans (T - 1) * stride + 1 frames; in a shorter video it wraps around: T = 4, n = 5 gives 1 3 0 2.
 
 
 def _clips(n, starts, T, stride):
@@ -505,22 +503,14 @@ def _clips(n, starts, T, stride):
 
 
 def random_clips(n, rng, *, K, T, stride):
-    """K clips from random starts, distinct as long as there are K different ones.
-
-        n = 12, K = 2, T = 3, stride = 2      . . o . o . o . . . . .       2 4 6
-                                              . . . . . . . o . o . o       7 9 11
-
-    In a video shorter than a clip they start anywhere and wrap around.
-    """
+    """K clips from random starts, distinct as long as there are K different ones. In a video shorter than a clip they
+    start anywhere and wrap around."""
     places = n - (T - 1) * stride
     return _clips(n, np.resize(rng.permutation(places if places > 0 else n), K), T, stride)
 
 
 def distant_clips(n, rng, *, T, stride, gap):
     """Two clips in random order whose starts lie at least `gap` clip spans apart, or as far as the video allows.
-
-        n = 12, T = 3, stride = 2, gap = 0.8      o . o . o . . . . . . .       0 2 4
-                                                  . . . . . o . o . o . .       5 7 9
 
     The distance is rounded up to frames, at least one. All pairs of starts that keep it are equally likely. A video
     without room for it is a circle, if that brings the clips farther apart: they wrap around, at most n // 2 apart.
@@ -539,12 +529,8 @@ def distant_clips(n, rng, *, T, stride, gap):
 
 
 def ordered_clips(n, rng, *, K, T, stride, interval):
-    """K clips in temporal order that do not overlap, `interval` frames from the end of one to the next.
-
-        n = 12, K = 2, T = 3, stride = 2, interval = 1      . o . o . o - x . x . x       1 3 5   7 9 11
-
-    Where they start is random. In a video too short for all of them they start at 0 and wrap around.
-    """
+    """K clips in temporal order that do not overlap, `interval` frames from the end of one to the next. They start
+    anywhere; in a video too short for all of them at 0, and wrap around."""
     step = (T - 1) * stride + 1 + interval
     places = n - (K * step - interval) + 1
     return _clips(n, (rng.integers(places) if places > 1 else 0) + step * np.arange(K), T, stride)

@@ -93,7 +93,7 @@ def load(path: Path, module: nn.Module, strict: bool = False) -> dict:
     """Loads a file, or that of a folder (FILES), into `module`, and prints what came of it.
 
     strict: names and shapes must all be the same. -> {"naming": key of NAMINGS, "prefix": what stood before the names,
-    "missing", "left_out": names}. Raises WeightsError if the file cannot be read safely or does not fit.
+    "missing", "left_out": names}. Raises WeightsError.
     """
     own = module.state_dict()
     wanted = {name: tensor for name, tensor in own.items() if not name.endswith("num_batches_tracked")}
@@ -358,7 +358,7 @@ def export(run: str, to: str, private: bool = True):
 def from_pretrained(source) -> nn.Module:
     """The backbone of a folder, of a run or of `export`, or of a repository `USER/REPO` on the Hub.
 
-    It is in eval mode; `.config` is what the file says about it. Raises WeightsError if there is no such thing.
+    It is in eval mode; `.config` is what the file says about it. Raises WeightsError.
     """
     folder = Path(source) if Path(source).is_dir() else find(f"hf:{str(source).removeprefix('hf:')}")
     about = read_about(folder / "backbone.safetensors")

@@ -1,14 +1,24 @@
 """Masks of persons from elsewhere, for `run.py masks`; and what the median is worth beside them.
 
-    python benchmarks/masks.py boxes UCF101v2-GT.pkl TO     or pyannot.pkl: UCF101-24's boxes as TO/CLASS/NAME.csv
+    python benchmarks/masks.py convert FROM VIDEOS TO       what you have, of VIDEOS/CLASS/NAME.*, as TO/CLASS/NAME.npz
+    python benchmarks/masks.py boxes UCF101v2-GT.pkl FROM   or pyannot.pkl: UCF101-24's boxes as FROM/CLASS/NAME.csv
     python benchmarks/masks.py mediapipe VIDEOS TO          of VIDEOS/CLASS/NAME.avi: TO/CLASS/NAME.npz
     python benchmarks/masks.py measure DATA OUT.json        DATA/hmdb51 beside DATA/masks/hmdb51
+
+`convert` reads for each video the first that there is of
+    FROM/CLASS/NAME.npz               mask (T, h, w), bool
+    FROM/CLASS/NAME.csv               boxes: a line of titles, then frame (from 0), left, top, right, bottom in px
+    FROM/CLASS/NAME/puppet_mask.mat   of JHMDB, whose videos are parts of HMDB51's
+    FROM/CLASS/NAME/00001.png ...     a picture for each frame, black where there is nobody
+TO is DATA/masks/DATASET. Then `run.py masks --cfg DATASET data=DATA` finds the persons in the other videos, or with
+source=none in none.
 
 `mediapipe` wants an environment of its own, which needs nothing else, and no download of models:
 python3.11 -m venv mp && mp/bin/pip install mediapipe==0.10.21 av pyyaml. Later versions come without models.
 """
 
 import json
+import math
 import os
 import pickle
 import sys
@@ -23,11 +33,62 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from be.config import ConfigError, UserError, cores
 from be.video import Reader, VideoError
 
-# ---- boxes
+# ---- what others have
+
+
+def convert(source: str, videos: str, to: str):
+    """Masks and boxes in the usual formats, packed. What does not fit its video is named, and left out."""
+    made = 0
+    for path in sorted(Path(videos).glob("*/*")):
+        stem = Path(source, path.parent.name, path.stem)
+        known = (Path(f"{stem}.npz"), Path(f"{stem}.csv"), stem / "puppet_mask.mat", stem)
+        if file := next((file for file in known if file.exists()), None):
+            try:
+                with Reader(path) as video:
+                    mask = read_mask(file, video)
+                    if mask.ndim != 3 or len(mask) != video.frames:
+                        raise ValueError(f"{mask.shape} is not (T, h, w) of a video of {video.frames} frames")
+                store(Path(to, path.parent.name, f"{path.stem}.npz"), mask, source="file")
+                made += 1
+            except Exception as error:  # of what is not the format that its name says, readers raise nearly anything
+                print(f"no mask of {path}: {file}: {error}", file=sys.stderr)
+    print(f"masks of {made} videos in {to}")
+    if not made:
+        sys.exit(f"{source} has no mask of a video in {videos}: both are folders of classes\n{__doc__}")
+
+
+def read_mask(file: Path, video: Reader) -> np.ndarray:
+    """The mask of a video, bool (T, h, w). file: in one of the formats of `convert`."""
+    if file.is_dir():
+        with Reader(file) as pictures:
+            return pictures.decode(np.arange(pictures.frames)).any(3)
+    if file.suffix == ".mat":
+        from scipy.io import loadmat
+        return loadmat(file)["part_mask"].transpose(2, 0, 1) > 0
+    if file.suffix == ".npz":
+        with np.load(file, allow_pickle=False) as held:
+            return held["mask"] if held["mask"].dtype == bool else unpacked(held)
+    mask = np.zeros((video.frames, video.info.height, video.info.width), bool)
+    for frame, *box in np.loadtxt(file, delimiter=",", skiprows=1, ndmin=2):
+        left, top, right, bottom = np.maximum(box, 0)
+        mask[int(frame), math.floor(top) : math.ceil(bottom), math.floor(left) : math.ceil(right)] = True
+    return mask
+
+
+def unpacked(held) -> np.ndarray:
+    return np.unpackbits(held["mask"], axis=2, count=held["shape"][2]).astype(bool)
+
+
+def store(file: Path, mask, **about):
+    """As `run.py masks` has it: the bits packed along the width."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    aside = file.with_suffix(f".{os.getpid()}.npz")
+    np.savez_compressed(aside, mask=np.packbits(mask, axis=2), shape=mask.shape, **about)
+    aside.replace(file)
 
 
 def boxes(file: str, to: str):
-    """The boxes of UCF101-24, in either of the files that are published, as tables that `run.py masks` reads."""
+    """The boxes of UCF101-24, in either of the files that are published, as tables that `convert` reads."""
     from be.bias import PlainPickle
     try:
         with open(file, "rb") as stream:
@@ -90,11 +151,7 @@ def segment(job) -> str:
                 if share is not None and (share > 0.5).mean() > 0.01:
                     mask[t], found[t] = share > 0.5, by
                     break
-    target.parent.mkdir(parents=True, exist_ok=True)
-    aside = target.with_suffix(f".{os.getpid()}.npz")
-    np.savez_compressed(aside, mask=np.packbits(mask, axis=2), shape=mask.shape, found=found,
-                        source=f"mediapipe {__version__}")
-    aside.replace(target)
+    store(target, mask, found=found, source=f"mediapipe {__version__}")
     return f"{target}: {(found > 0).mean():.0%} of the frames"
 
 
@@ -134,13 +191,19 @@ def peak(surface) -> np.ndarray:
     return np.array(shift)
 
 
+def moving(frames) -> np.ndarray:
+    """uint8 (T, H, W, 3) -> bool (T, H, W): what differs from the median frame, of an even number the lower
+    one, by more than 0.15 of the range in any colour."""
+    middle = np.sort(frames, 0)[(len(frames) - 1) // 2]
+    return np.abs(frames.astype(np.int16) - middle).max(3) > 0.15 * 255
+
+
 def beside(folder: Path, path: Path) -> dict | None:
     """Of one video: how well the median finds its persons, in the frames that show some, and how the camera moves."""
-    from be.analysis import moving
     with Reader(path) as video:
         frames = video.decode(np.arange(video.frames))
     with np.load((folder / path.parent.name / path.name).with_suffix(".npz")) as held:
-        true = np.unpackbits(held["mask"], axis=2, count=held["shape"][2]).astype(bool)
+        true = unpacked(held)
     seen, found = true.any((1, 2)), moving(frames)
     if not seen.any():
         return None
@@ -180,10 +243,11 @@ def told(column, chosen) -> dict:
 
 
 if __name__ == "__main__":
-    verbs = {"boxes": boxes, "mediapipe": mediapipe, "measure": measure}
-    if len(sys.argv) != 4 or sys.argv[1] not in verbs:
+    verbs = {"convert": convert, "boxes": boxes, "mediapipe": mediapipe, "measure": measure}
+    verb, *words = sys.argv[1:] or [""]
+    if verb not in verbs or len(words) != (3 if verb == "convert" else 2):
         sys.exit(__doc__)
     try:
-        verbs[sys.argv[1]](*sys.argv[2:])
+        verbs[verb](*words)
     except UserError as error:
         sys.exit(f"masks.py: {error}")

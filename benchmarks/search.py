@@ -27,7 +27,7 @@ def random_features(path: Path, rows: int, D: int, seed: int) -> Features:
         for _ in range(rows):
             z = rng.standard_normal(D, np.float32)
             file.write((z / np.linalg.norm(z)).astype(np.float16).tobytes())
-    return Features(path, D, np.arange(rows), np.zeros(rows, int))
+    return Features(path, D, np.arange(rows), np.zeros(rows, int), np.ones(rows), np.empty(0, int))
 
 
 def measure(queries: int = 850, gallery: int = 2000, numbers: int = 100352, memory_gb: float = 2.0, rounds: int = 3,

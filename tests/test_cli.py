@@ -15,7 +15,7 @@ from be.config import STAGES, experiments
 sys.path.insert(0, str(ROOT))
 VERBS, MAIN = importlib.import_module("run").VERBS, importlib.import_module("run").main
 NAMES = ["list", "steps", "synth", "prepare", "masks", "actors", "plan", "pretrain", "finetune", "evaluate",
-         "retrieve", "robustness", "errors", "inspect", "figure4", "gain", "figure5", "bars", "cam", "show-batch",
+         "retrieve", "robustness", "figure4", "gain", "figure5", "bars", "cam", "show-batch",
          "strip", "status", "export", "report", "scenebias", "biasset"]  # fmt: skip
 
 

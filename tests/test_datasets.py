@@ -381,6 +381,7 @@ def test_of_two_files_of_one_name_the_readable_one(tmp_path, videos, capsys, goo
 
 def test_people_s_own_lists(tmp_path, capsys):
     """Whatever wrote them: Windows, pandas, VideoMAE, TSN."""
+    write(tmp_path / "annotations/train.txt", "somebody else's")
     for text, want in [
         ("\ufeffx/a b.mp4 1\r\ny/c.mkv 0\r\n", [1, 0]),
         ('"x/a b.mp4",1\ny/c.mkv,0\n', [1, 0]),

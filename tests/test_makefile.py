@@ -157,7 +157,7 @@ def test_a_row_that_was_interrupted_goes_on_and_what_is_done_is_left(stand_ins, 
 
 
 @pytest.mark.parametrize("target, then, adds", [("table2-moco", "table2-moco", []), ("figure5", "figure5", []),
-                                                ("figure4", "analyses", ["robustness", "errors"]),
+                                                ("figure4", "analyses", ["robustness"]),
                                                 ("figure6", "figure7", ["pretrain"] * 3 + ["cam"])])
 def test_rehearsals(target, then, adds, stand_ins, tmp_path, monkeypatch):
     """A contrastive row whose pre-training is another's, the figures and the analyses; of two, the shared runs once."""

@@ -234,7 +234,7 @@ def test_features_that_are_not_finite_stop_it(tiny, tmp_path, monkeypatch):
     broken = partial(torch.full, (1, 4, 1, 1, 1), torch.nan)
     backbone = type("Broken", (torch.nn.Module,), {"forward": lambda self, x: broken()})()
     with pytest.raises(RunError, match="not finite"):
-        retrieve.extract("test", backbone, cfg, make_accelerator(cfg))
+        retrieve.extract("train", backbone, cfg, make_accelerator(cfg))
 
 
 # ---- the linear classifier
@@ -347,3 +347,13 @@ def test_linear_says_what_it_cannot_read(tiny, tmp_path, monkeypatch):
     same = [i for i in range(16) if i != 3]
     torch.testing.assert_close(kept["probabilities"][same], p[same], atol=1e-5, rtol=0)
     assert (p - q).abs().max() > 1e-4  # that video counts
+
+
+def test_a_test_list_of_other_classes_is_refused(tiny, tmp_path):
+    """Or its labels would be taken for other classes of the train list."""
+    shutil.copytree(tiny, tmp_path / "other")
+    with open(tmp_path / "other/ucf101/ucfTrainTestlist/classInd.txt", "a") as file:
+        file.write("9 Another\n")
+    for call in (probed, verb):
+        with pytest.raises(ConfigError, match="other classes"):
+            call(tiny, tmp_path / "out", f"test_data={tmp_path / 'other'}")
