@@ -566,7 +566,10 @@ def pictures(target: str, typed: list[str], splits, synth) -> Iterator[Step]:
     said = dict(target=target, data=cfg.data, out=cfg.out, runs=",".join(runs))
     for words, end in PICTURES.get(target, ()):
         words = [word.format(**said) for word in words.split()]
-        words += RENDERED.get(words[0], ()) if synth else ()
+        if synth:
+            words += RENDERED.get(words[0], ())
+        elif words[0] in RENDERED and (stored := Path(cfg.data, "masks/hmdb51")).is_dir():
+            words += ["scene=masks", f"masks={stored}"]
         yield Step(tuple(words), Path(cfg.out, end.format(**said)), picture=True)
 
 
