@@ -224,7 +224,7 @@ def each_video(gpu, monkeypatch):
     """What a verb computes of each video, it computes of clips on that GPU; what it gets are zeros. -> their shapes"""
     shapes = {}
 
-    def each_video(compute, samples, sampler, cfg, accelerator, what):
+    def each_video(compute, samples, sampler, cfg, accelerator, what, look=None):
         K = len(sampler(24, np.random.default_rng(0)))
         with gpu.fake, Watch(waits=True), accelerator.autocast():
             row = compute(torch.randn(K, 3, cfg.frames, cfg.size, cfg.size, device=GPU), 0)
