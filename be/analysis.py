@@ -95,7 +95,7 @@ def draw(path, rows, title: str):
     for axis, (name, clip) in zip(axes, rows, strict=True):
         shown = np.linspace(0, len(clip) - 1, min(COLUMNS, len(clip))).round().astype(int)
         axis.imshow(torch.cat([*clip[shown]], dim=1).numpy())  # (S, COLUMNS * S, 3)
-        axis.set(xticks=[], yticks=[])
+        axis.set(xticks=[], yticks=[], anchor="E")
         axis.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
     save(figure, path)
 
@@ -117,7 +117,8 @@ def moving_pixels(x):
     """Where any colour, in [0, 1], differs from the frame before or after by more than bias.THRESHOLD: normalised
     clips (K, 3, T, S, S) -> bool (K, T, S, S)."""
     step = denormalise(x).diff(dim=2).abs().amax(1) > bias.THRESHOLD  # (K, T - 1, S, S)
-    return F.pad(step, (0, 0, 0, 0, 1, 0)) | F.pad(step, (0, 0, 0, 0, 0, 1))
+    step = F.pad(step, (0, 0, 0, 0, 1, 1))
+    return step[:, 1:] | step[:, :-1]
 
 
 def share(heat, mask):
@@ -188,11 +189,11 @@ def draw_maps(path, networks, samples, shown):
     """Videos as they are and manipulated; below each the maps of the networks. shown: as `bias.shots` yields them."""
     rows = []
     for (i, shot), name in product(shown, INPUTS):
-        x, y = shot.x[:1], bias.MANIPULATIONS[name](shot)[:1]
-        clip = pixels(y[0])
+        first = torch.stack([shot.x[0], bias.MANIPULATIONS[name](shot)[0]])
+        clip = pixels(first[1])
         rows.append((f"{samples.classes[samples.labels[i]]}\n{name}", clip))
         for label, network in networks.items():
-            usual, heat = (activation(network(of), *of.shape[2:4])[0].cpu() for of in (x, y))
+            usual, heat = activation(network(first), *first.shape[2:4]).cpu()
             rows.append((label, overlay(clip, heat, usual.min(), usual.max())))
     draw(path, rows, "Where networks look: from the least (black) to the most (yellow) of the unchanged clip")
 
