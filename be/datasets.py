@@ -483,10 +483,8 @@ def plain(folder, subset, split, forms=("{}.txt", "{}.csv")):
     is called as the folder of its videos, if each has one, or else by its number."""
     def listed(part):
         files = [folder / form.format(part) for form in forms]
-        words = r"[^\s,]*(?:[\s,]+(?!\d+(?:[\s,]|$))[^\s,]+)*?"  # of which the first alone may be a number
-        line = rf'"?({words})(?<!")"?(?:[\s,]+(\d+)){{1,2}}'
-        rows = lines(next(filter(Path.exists, files), files[0]), line, "PATH LABEL")
-        return ((where, path, int(label)) for where, path, label in rows)
+        rows = lines(next(filter(Path.exists, files), files[0]), r'"?(.*[^\s,"])"?[\s,]+(\d+)', "PATH LABEL")
+        return ((where, re.sub(r"[\s,]+\d+$", "", path), int(label)) for where, path, label in rows)
 
     if (folder / "classes.txt").exists():
         return [name for _, name in lines(folder / "classes.txt", "(.+)", "CLASS")], listed(subset)
