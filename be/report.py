@@ -22,10 +22,9 @@ from statistics import mean, stdev
 import jinja2
 import numpy as np
 import torch
-import torch.nn.functional as F
 import yaml
 from matplotlib import pyplot as plt
-from safetensors.torch import load_file
+from safetensors.numpy import load_file
 from scipy import stats
 
 from be.config import FREE_KEYS, STAGES, experiments, load, paper_numbers
@@ -311,12 +310,16 @@ def differences(names: list[str], tests: dict) -> list[dict]:
                  for other in ([others] if isinstance(others, str) else others)]
         for difference, a, b in (*pairs, (f"{name}: test - swapped", whole, here)):
             x, y = tests.get(a, {}), tests.get(b, {})
-            both = sorted(key for key in x.keys() & y.keys() if protocol(x[key]) == protocol(y[key]))
-            if a != b and both:
+            if a != b and (both := common(x, y)):
                 x, y = (np.array([found[key]["top1"] for key in both]) for found in (x, y))
                 rows.append({"difference": difference, "on": what, "first": x.mean(), "second": y.mean(),
                              **paired(x - y), "n": len(both), "seeds": sorted({seed for _, seed in both})})
     return [{**SECTIONS["differences"], "rows": rows}] if rows else []
+
+
+def common(x: dict[tuple, dict], y: dict[tuple, dict]) -> list[tuple]:
+    """The splits and seeds of which both have a result by the same protocol."""
+    return sorted(key for key in x.keys() & y.keys() if protocol(x[key]) == protocol(y[key]))
 
 
 # ---- pictures
@@ -379,35 +382,6 @@ def pictures(out: Path, paths: list[Path]) -> list[dict]:
             for path in [*sorted(out.glob("*.png")), *inside]]
 
 
-def answers(results: list[dict]) -> dict[str, torch.Tensor]:
-    """What `evaluate` kept of all tests: probabilities (N, C), label (N,), ok (N,) bool. RunError where it is gone."""
-    kept = []
-    for r in results:
-        path = Path(r["path"]) / f"probabilities-{r['subset']}.safetensors"
-        if not path.exists():
-            raise RunError(f"{path} does not exist: evaluate this run on {r['subset']} first")
-        kept.append(load_file(path))
-    return {key: torch.cat([part[key] for part in kept]) for key in kept[0]}
-
-
-def confusion(results: list[dict], soft: bool = False) -> tuple[torch.Tensor, list[str]]:
-    """How many videos of a class (row) were taken for which (column), over all tests. `soft`: with which probability.
-
-    Returns ((C, C + 1), names of the classes); the last column counts the unreadable.
-    """
-    kept = answers(results)
-    p, label, ok = (kept[key] for key in ("probabilities", "label", "ok"))
-    answer = p if soft else F.one_hot(p.argmax(1), p.shape[1])
-    answer = torch.cat([answer * ok[:, None], ~ok[:, None]], 1)  # (N, C + 1)
-    matrix = answer.new_zeros(p.shape[1], answer.shape[1]).index_add(0, label, answer)
-    return matrix, read_about(Path(results[0]["path"]) / "model.safetensors")["classes"]
-
-
-def per_class(matrix: torch.Tensor) -> torch.Tensor:
-    """Accuracy of each class in %, unreadable videos being wrong; NaN of a class without videos. (C, C + 1) -> (C,)"""
-    return 100 * matrix.diagonal() / matrix.sum(1)
-
-
 # ---- Figure 4
 
 
@@ -423,26 +397,25 @@ def figure4(out: str = "runs", dataset: str = "hmdb51", static: str = "figure4-s
     The gain in points of top-1 is correlated with two measures of `static`: its top-1, and its mean probability of the
     right class. These, all classes and a plot of each go to OUT/gain-DATASET-SUBSET.json, .md and .png.
     """
-    path, names = Path(out) / f"gain-{dataset}-{subset}", {"static": static, "base": base, "better": better}
-    results = compared(Path(out), f"{dataset} {subset}", *names.values())
-    known, before, after = (per_class(confusion(of)[0]) for of in results)
-    soft, classes = confusion(results[0], soft=True)
-    columns = {"static top-1": known, "static probability": per_class(soft), base: before, better: after,
-               "gain": after - before}
-    splits, synthetic = sorted({r["split"] for r in results[0]}), any(r.get("synthetic") for of in results for r in of)
+    path, names = Path(out) / f"gain-{dataset}-{subset}", (static, base, better)
+    results = compared(Path(out), f"{dataset} {subset}", names)
+    known, before, after = map(per_class, results)
+    columns = {"static top-1": known, "static probability": per_class(results[0], soft=True), base: before,
+               better: after, "gain": after - before}
+    classes = read_about(Path(results[0][0]["path"]) / "model.safetensors")["classes"]
+    rows = [dict(zip(("class", *columns), row, strict=True)) for row in zip(classes, *columns.values(), strict=True)]
+    rows = sorted((row for row in rows if row["gain"] == row["gain"]), key=lambda row: -row["gain"])
+    fits = [{"y": "gain", "x": x, **correlation(rows, x, "gain")} for x in list(columns)[:2]]
+    splits, synthetic = sorted({r["split"] for r in results[0]}), any(r.get("synthetic") for r in sum(results, []))
     title = f"{better} - {base}, {dataset} {subset}, splits {readable(splits)}{', synthetic videos' * synthetic}"
     figure, axes = panels(1, 2, 5, 3.6, title)
-    fits = [{"y": "gain", "x": x, **correlation(columns[x], columns["gain"])} for x in list(columns)[:2]]
     for axis, fit in zip(axes, fits, strict=True):
-        axis.plot(columns[fit["x"]], columns["gain"], ".", color=COLOURS["blue"])
+        axis.plot(columns[fit["x"]], columns["gain"], ".")
         axis.set(xlabel=fit["x"], ylabel="gain", title="r = {r}, p = {p}".format(**fit))
     save(figure, path.with_suffix(".png"))
-    rows = [{"class": name} | {key: of[c].item() if of[c].isfinite() else None for key, of in columns.items()}
-            for c, name in enumerate(classes)]
-    about = {**names, "dataset": dataset, "subset": subset, "splits": splits, "git_sha": git_sha()}
-    text = json.dumps({**about, "correlations": fits, "per_class": rows}, indent=1)
-    write_text(path.with_suffix(".json"), text + "\n")
-    rows.sort(key=lambda row: -(row["gain"] or 0))
+    about = {"static": static, "base": base, "better": better, "dataset": dataset, "subset": subset, "splits": splits,
+             "git_sha": git_sha(), "correlations": fits, "per_class": rows}
+    write_text(path.with_suffix(".json"), json.dumps(about, indent=1) + "\n")
     paper = paper_numbers(static)
     theirs = SECTIONS["figure4"]["paper"].format(**paper) if dataset in paper and not synthetic else ""
     first = {"title": title, "about": "In %, gain in points.", "rows": fits}
@@ -451,12 +424,12 @@ def figure4(out: str = "runs", dataset: str = "hmdb51", static: str = "figure4-s
     print(f"{text}\nwritten to {path}.json, .md, .png")
 
 
-def compared(out: Path, on: str, *names: str) -> list[list[dict]]:
+def compared(out: Path, on: str, names) -> list[list[dict]]:
     """Results of three experiments on a list, of the splits that all have and seeds that the last two have; RunError
     where there are none."""
     tests = index(read_results(out))
     static, base, better = (tests.get((runs_of(name), on, "top1"), {}) for name in names)
-    both = sorted(key for key in base.keys() & better.keys() if protocol(base[key]) == protocol(better[key]))
+    both = common(base, better)
     splits = {split for split, _ in static} & {split for split, _ in both}
     if not splits:
         there = ", ".join(sorted({f"{name} on {what}" for name, what, _ in tests})) or "nothing"
@@ -466,9 +439,26 @@ def compared(out: Path, on: str, *names: str) -> list[list[dict]]:
             for found, keys in ((static, static), (base, both), (better, both))]
 
 
-def correlation(x: torch.Tensor, y: torch.Tensor) -> dict:
-    """Pearson's r and its two-sided p, of the classes (C,) that have both; None of fewer than 3, or of a constant."""
-    kept = (x + y).isfinite()
-    a, b = x[kept].numpy(), y[kept].numpy()
-    r, p = map(float, stats.pearsonr(a, b)) if len(a) > 2 and np.ptp(a) and np.ptp(b) else (None, None)
-    return {"r": r, "p": p, "classes": len(a)}
+def per_class(results: list[dict], soft: bool = False) -> np.ndarray:
+    """Accuracy in % of each class (C,), over all tests, unreadable videos being wrong; NaN of a class without videos.
+
+    soft: the mean probability of the right class in its place. RunError where `evaluate` has not kept its answers.
+    """
+    right = videos = 0
+    for r in results:
+        path = Path(r["path"]) / f"probabilities-{r['subset']}.safetensors"
+        if not path.exists():
+            raise RunError(f"{path} does not exist: evaluate this run on {r['subset']} first")
+        kept = load_file(path)
+        label, p = kept["label"], kept["probabilities"]  # (N,), (N, C)
+        hit = p[np.arange(len(label)), label] if soft else p.argmax(1) == label
+        right += np.bincount(label, hit * kept["ok"], p.shape[1])
+        videos += np.bincount(label, minlength=p.shape[1])
+    return 100 * right / np.where(videos, videos, np.nan)
+
+
+def correlation(rows: list[dict], *names: str) -> dict:
+    """Pearson's r of two columns and its two-sided p; None of fewer than 3 rows, or of a constant."""
+    x, y = ([row[name] for row in rows] for name in names)
+    r, p = stats.pearsonr(x, y) if len(rows) > 2 and np.ptp(x) and np.ptp(y) else (None, None)
+    return {"r": r, "p": p, "classes": len(rows)}

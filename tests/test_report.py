@@ -262,15 +262,18 @@ def finished(out, name, answers, labels, ok=None, seed=0, split=1, dataset="ucf1
     (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
-def test_confusion_by_hand(tmp_path):
-    finished(tmp_path, "demo-moco", [0, 1, 1, 2, 0], [0, 0, 1, 2, 2], [True, True, True, True, False])
-    finished(tmp_path, "demo-moco", [0, 0, 0, 0, 0], [0, 0, 1, 2, 2], seed=1)
-    matrix, classes = report.confusion(read_results(tmp_path))
-    assert matrix.tolist() == [[3, 1, 0, 0], [1, 1, 0, 0], [2, 0, 1, 1]] and classes == ["jump", "run", "walk"]
-    assert report.per_class(matrix).tolist() == pytest.approx([75, 50, 25])
+def test_accuracy_of_each_class_by_hand(tmp_path):
+    """Over two tests; an unreadable video is wrong, and a class without videos has none."""
+    four = ("jump", "run", "walk", "wave")
+    finished(tmp_path, "demo-moco", [0, 1, 1, 2, 0], [0, 0, 1, 2, 2], [True, True, True, True, False], classes=four)
+    finished(tmp_path, "demo-moco", [0, 0, 0, 0, 0], [0, 0, 1, 2, 2], seed=1, classes=four, p=0.6)
+    results = read_results(tmp_path)
+    assert report.per_class(results).tolist() == pytest.approx([75, 50, 25, math.nan], nan_ok=True)
+    soft = report.per_class(results, soft=True).tolist()  # 0.7 for what is answered, 0.1 for all others in the second
+    assert soft == pytest.approx([100 * 2.4 / 4, 100 * 1.1 / 2, 100 * 1.2 / 4, math.nan], nan_ok=True)
     (tmp_path / "demo-moco/finetune-ucf101-split1-seed1/probabilities-test.safetensors").unlink()
     with pytest.raises(RunError, match="seed1/probabilities-test.safetensors does not exist: evaluate this"):
-        report.confusion(read_results(tmp_path))
+        report.per_class(results)
 
 
 def test_a_test_without_a_manifest_does_not_show_that_of_training(tmp_path):
@@ -422,7 +425,7 @@ def pearson(x, y):
 
 
 def correlate(x, y):
-    fit = report.correlation(*torch.tensor(np.array([x, y], float)))
+    fit = report.correlation([{"x": a, "y": b} for a, b in zip(x, y, strict=True)], "x", "y")
     assert fit["classes"] == len(x)
     return fit["r"], fit["p"]
 
