@@ -312,7 +312,7 @@ def test_markdown(written, capsys):
     parts = ["# Results in ", "demo-moco-be - demo-moco, on ucf101 test: +25.0 ± ", "## The demo", "91.7 ± 11.8",
              "## Paired differences", "## How to read", "## What was run", "## Curves of finetune"]
     assert [text.index(part) for part in parts] == sorted(text.index(part) for part in parts)  # the result comes first
-    assert "demo-moco: blue, demo-moco-be: red, seed0: solid, seed1: dashed" in text
+    assert "demo-moco: royalblue, demo-moco-be: orangered, seed0: solid, seed1: dashed" in text
     assert re.search(r"\| probe_knn +\| right classes by nearest neighbours", text) and "loss" in text
 
 
@@ -511,7 +511,7 @@ def test_figure5_of_rows_that_are_other_rows_runs(tmp_path, capsys):
 def test_what_all_rows_say_is_said_once(tmp_path):
     rows = [{"a": n, "b": 0.5, "c": None, "d": "x"} for n in range(3)]
     section = report.said_once(rows, "abcd")
-    assert section["columns"] == ["a"] and section["about"] == "In all rows: b 0.5, d x."
+    assert section["columns"] == ["a"] and section["same"] == "b 0.5, d x"
     assert report.said_once(rows[:1], "abcd")["columns"] == ["a", "b", "d"]  # of one row, only what is empty goes
     for name, seed, lr in ("demo-moco", 0, 0.003), ("demo-moco", 1, 0.003), ("demo-moco-be", 0, 0.01):
         path = tmp_path / name / f"pretrain-seed{seed}"
@@ -520,8 +520,8 @@ def test_what_all_rows_say_is_said_once(tmp_path):
     (section,) = report.settings([*sorted(tmp_path.glob("*/*"))])
     assert section["columns"] == ["experiment", "erase", "hard_negative", "lr"] and len(section["rows"]) == 2
     assert section["rows"][0]["lr"] == "0.003"
-    assert "c3d, width 6" in section["about"] and "lr_steps [8.0]" in section["about"]
-    assert " out " not in section["about"]  # where it ran is no setting
+    assert "c3d, width 6" in section["same"] and "lr_steps [8.0]" in section["same"]
+    assert " out " not in section["same"]  # where it ran is no setting
 
 
 def test_the_sentence_at_the_top(tmp_path):
