@@ -262,15 +262,18 @@ def finished(out, name, answers, labels, ok=None, seed=0, split=1, dataset="ucf1
     (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
-def test_confusion_by_hand(tmp_path):
-    finished(tmp_path, "demo-moco", [0, 1, 1, 2, 0], [0, 0, 1, 2, 2], [True, True, True, True, False])
-    finished(tmp_path, "demo-moco", [0, 0, 0, 0, 0], [0, 0, 1, 2, 2], seed=1)
-    matrix, classes = report.confusion(read_results(tmp_path))
-    assert matrix.tolist() == [[3, 1, 0, 0], [1, 1, 0, 0], [2, 0, 1, 1]] and classes == ["jump", "run", "walk"]
-    assert report.per_class(matrix).tolist() == pytest.approx([75, 50, 25])
+def test_accuracy_of_each_class_by_hand(tmp_path):
+    """Over two tests; an unreadable video is wrong, and a class without videos has none."""
+    four = ("jump", "run", "walk", "wave")
+    finished(tmp_path, "demo-moco", [0, 1, 1, 2, 0], [0, 0, 1, 2, 2], [True, True, True, True, False], classes=four)
+    finished(tmp_path, "demo-moco", [0, 0, 0, 0, 0], [0, 0, 1, 2, 2], seed=1, classes=four, p=0.6)
+    results = read_results(tmp_path)
+    assert report.per_class(results).tolist() == pytest.approx([75, 50, 25, math.nan], nan_ok=True)
+    soft = report.per_class(results, soft=True).tolist()  # 0.7 for what is answered, 0.1 for all others in the second
+    assert soft == pytest.approx([100 * 2.4 / 4, 100 * 1.1 / 2, 100 * 1.2 / 4, math.nan], nan_ok=True)
     (tmp_path / "demo-moco/finetune-ucf101-split1-seed1/probabilities-test.safetensors").unlink()
     with pytest.raises(RunError, match="seed1/probabilities-test.safetensors does not exist: evaluate this"):
-        report.confusion(read_results(tmp_path))
+        report.per_class(results)
 
 
 def test_a_test_without_a_manifest_does_not_show_that_of_training(tmp_path):
@@ -309,7 +312,7 @@ def test_markdown(written, capsys):
     parts = ["# Results in ", "demo-moco-be - demo-moco, on ucf101 test: +25.0 ± ", "## The demo", "91.7 ± 11.8",
              "## Paired differences", "## How to read", "## What was run", "## Curves of finetune"]
     assert [text.index(part) for part in parts] == sorted(text.index(part) for part in parts)  # the result comes first
-    assert "demo-moco: blue, demo-moco-be: red, seed0: solid, seed1: dashed" in text
+    assert "demo-moco: royalblue, demo-moco-be: orangered, seed0: solid, seed1: dashed" in text
     assert re.search(r"\| probe_knn +\| right classes by nearest neighbours", text) and "loss" in text
 
 
@@ -422,7 +425,7 @@ def pearson(x, y):
 
 
 def correlate(x, y):
-    fit = report.correlation(*torch.tensor(np.array([x, y], float)))
+    fit = report.correlation([{"x": a, "y": b} for a, b in zip(x, y, strict=True)], "x", "y")
     assert fit["classes"] == len(x)
     return fit["r"], fit["p"]
 
@@ -508,7 +511,7 @@ def test_figure5_of_rows_that_are_other_rows_runs(tmp_path, capsys):
 def test_what_all_rows_say_is_said_once(tmp_path):
     rows = [{"a": n, "b": 0.5, "c": None, "d": "x"} for n in range(3)]
     section = report.said_once(rows, "abcd")
-    assert section["columns"] == ["a"] and section["about"] == "In all rows: b 0.5, d x."
+    assert section["columns"] == ["a"] and section["same"] == "b 0.5, d x"
     assert report.said_once(rows[:1], "abcd")["columns"] == ["a", "b", "d"]  # of one row, only what is empty goes
     for name, seed, lr in ("demo-moco", 0, 0.003), ("demo-moco", 1, 0.003), ("demo-moco-be", 0, 0.01):
         path = tmp_path / name / f"pretrain-seed{seed}"
@@ -517,8 +520,8 @@ def test_what_all_rows_say_is_said_once(tmp_path):
     (section,) = report.settings([*sorted(tmp_path.glob("*/*"))])
     assert section["columns"] == ["experiment", "erase", "hard_negative", "lr"] and len(section["rows"]) == 2
     assert section["rows"][0]["lr"] == "0.003"
-    assert "c3d, width 6" in section["about"] and "lr_steps [8.0]" in section["about"]
-    assert " out " not in section["about"]  # where it ran is no setting
+    assert "c3d, width 6" in section["same"] and "lr_steps [8.0]" in section["same"]
+    assert " out " not in section["same"]  # where it ran is no setting
 
 
 def test_the_sentence_at_the_top(tmp_path):
