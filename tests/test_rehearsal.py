@@ -3,7 +3,6 @@
 import json
 import math
 from dataclasses import asdict, replace
-from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,10 +16,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from be import analysis, backbones, bias, config, datasets, evaluate, objectives, retrieve, runs, train
+from be import backbones, bias, config, datasets, evaluate, objectives, retrieve, runs, train
 from be.augment import Draws, apply_view, draw_view, eval_view
 from be.runs import read_metrics
-from be.video import even_clips
 
 METHODS = {
     "moco": "demo-moco-be",
@@ -239,7 +237,7 @@ def each_video(gpu, monkeypatch):
 
 def test_tests_and_analyses_are_computed_on_the_gpu(gpu, each_video, tiny, tmp_path):
     cfg = config.load("demo-moco-be", [*TINY, f"data={tiny}", f"out={tmp_path}", "precision=bf16"], "finetune")
-    samples, sampler = datasets.load("ucf101", tiny, "test", 1), partial(even_clips, K=3, T=8, stride=2)
+    samples = datasets.load("ucf101", tiny, "test", 1)
     model = objectives.build("classify", backbones.build("c3d", 4), {**asdict(cfg), "classes": 8}).eval()
     with gpu.fake:
         to_gpu(model)
@@ -248,7 +246,6 @@ def test_tests_and_analyses_are_computed_on_the_gpu(gpu, each_video, tiny, tmp_p
     for scene in ("median", "rendered"):
         cfg = replace(cfg, scene=scene)
         bias.measure(model, samples, cfg, gpu)
-        analysis.measure([model.backbone], samples, bias.shots(samples, sampler, cfg, gpu)[0], sampler, cfg, gpu)
     # c3d's map of 8 x 16 x 16: 32 channels, one place
     assert each_video == {"test": (8,), "features": (32,), "other videos": (7, 16, 16), "robustness": (13, 8),
                           "cam": (2, 4, 4)}
