@@ -12,7 +12,6 @@ At the end stands what the Makefile asks for: the commands that are left to do o
 
 import base64
 import errno
-import fnmatch
 import json
 import multiprocessing
 import os
@@ -165,8 +164,8 @@ def inspect_file(root, check, record) -> Record:
 
 def transcode(root, copy, short_side, gop, path) -> str | OSError | None:
     """Writes the copy of one file, whole or not at all, in a process of its own. Returns the problem, if any."""
-    target = copy / path
-    aside = unfinished(target)
+    target = copy / path  # beside it, of the same name for every job: written over when the file's turn comes again
+    aside = target.with_name(f".{zlib.crc32(os.fsencode(target.name)):08x}.part.mp4")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         write_copy(root / path, aside, short_side, gop)
@@ -176,11 +175,6 @@ def transcode(root, copy, short_side, gop, path) -> str | OSError | None:
         return OSError(code, os.strerror(code), str(target)) if code in DISK else str(error)
     finally:
         aside.unlink(missing_ok=True)
-
-
-def unfinished(target: Path) -> Path:
-    """Of the same name for every job, so that it is written over when the file's turn comes again."""
-    return target.with_name(f".{zlib.crc32(os.fsencode(target.name)):08x}.part.mp4")
 
 
 def write_copy(source, target, short_side, gop):
@@ -311,7 +305,6 @@ def copy_dataset(root, copy, lists, paths, workers=None, *, short_side, gop):
         if isinstance(problem, OSError):
             raise problem
         if problem or crash:
-            unfinished(copy / path).unlink(missing_ok=True)
             print(f"not copied: {path}: {problem or crash}")
 
 
@@ -455,7 +448,7 @@ def steps(target: str, words: str = "", splits: list[int] = (1, 2, 3), seeds: li
         typed = shlex.split(words)
     except ValueError as error:
         raise ConfigError(f"words={words}: {error}") from None
-    own = {key: value for key, _, value in (word.partition("=") for word in typed)}
+    own = dict(word.partition("=")[::2] for word in typed)
     if len(own) < len(typed):
         raise ConfigError(f"words={words}: a key is given twice")
     for key in own.keys() & {"seed", "split"}:
@@ -470,9 +463,7 @@ def steps(target: str, words: str = "", splits: list[int] = (1, 2, 3), seeds: li
         if step.end.parent in removed or not step.done or (step.picture and again):
             again = True
             print(launch if spreads(step, launch) else run, shlex.join(step.words))
-    names = own.get("name", target if target in experiments() else f"{target}-*")
-    every = "name" not in own and not fnmatch.filter(experiments(), names)  # a group without rows of its own
-    print(run, shlex.join(["report", *([] if every else [f"names={names}"]), f"out={own.get('out', 'runs')}"]))
+    print(run, shlex.join(["report", f"out={own.get('out', 'runs')}"]))
 
 
 def spreads(step: Step, launch: str) -> bool:
