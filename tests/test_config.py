@@ -207,7 +207,7 @@ def test_mistakes_in_a_file(tmp_path):
                           ("[1, 2]", "expected keys and values"), ("a: [", "is not YAML"),
                           ("from: nothing", "unknown experiment 'nothing'"), ("from: [a]", "unknown experiment"),
                           ("pretrain: 3", "bad.yaml, pretrain holds 3, expected keys and values"),
-                          ("for: [ucf101]", "bad.yaml, for holds .'ucf101'."),
+                          ("for: [ucf101]", "bad.yaml: for cannot be .'ucf101'."),
                           ("for: {ucf101: }", "for ucf101 holds None"),
                           ("pretrain: {from: a}", "unknown key in .*: 'from'"),
                           ("pretrained: {a: 1}", "is keys and values, expected"),
