@@ -183,17 +183,18 @@ def cores() -> int:
     return count
 
 
-def changes(saved: Path, cfg: Config) -> str:
+def changes(saved: Path, cfg: Config, keys=None) -> str:
     """In what `cfg` would compute something else than the run whose config.yaml is `saved`; "" in nothing.
 
-    A key that the code gained after that run was made stands for its default.
+    A key that the code gained after that run was made stands for its default. keys: to look at these alone.
     """
-    before, now = dataclasses.asdict(load(str(saved))), dataclasses.asdict(cfg)
+    before, now = vars(load(str(saved))), vars(cfg)
     free = FREE_KEYS - ({"test_clips"} if cfg.select == "holdout" else set())  # they choose the epoch there
     for key, value, idle in (("erase", "none", ("erase_side", "gamma")), ("hard_negative", False, HARD_NEGATIVE)):
         if before[key] == now[key] == value:
             free = free.union(idle)  # they mean nothing then
-    return ", ".join(f"{k}: {before[k]} -> {now[k]}" for k in now if k not in free and before[k] != now[k])
+    return ", ".join(f"{k}: {before[k]} -> {now[k]}" for k in keys or now
+                     if (keys or k not in free) and before[k] != now[k])
 
 
 def choose(table, name, what: str):
@@ -272,7 +273,7 @@ def show_list(names: str = "*"):
     width = 100 if sys.stdout.isatty() else sys.maxsize  # in a pipe, a line is an experiment
     for _, group in itertools.groupby(found, lambda name: name.split("-")[0]):
         names = list(group)
-        print("" if names[0] == found[0] else "\n", end="")
+        print(end="" if names[0] == found[0] else "\n")
         for name in names:
             paper = ", ".join(f"{key}\xa0{value}" for key, value in paper_numbers(name).items() if value is not None)
             text = f"{experiments()[name].get('about', '')}{f'  [{paper}]' if paper else ''}"
