@@ -139,8 +139,7 @@ class Config:
 
     # test: mean softmax of so many clips spread over the video (paper 4.1)
     test_clips: Count = 10  # of a video
-    select: Literal["last", "holdout"] = "last"  # holdout: the best epoch on a tenth of the training list, which is not
-    #                                              trained on; never chosen on the test list
+    select: Literal["last", "holdout"] = "last"  # holdout: the best epoch on a held-out tenth of the training list
 
     # analyses and retrieval
     scene: Literal["median", "masks", "rendered"] = "median"  # tells scene from actor: the video's median, for a still

@@ -31,6 +31,7 @@ TEST_SETTINGS = ("test_clips", "frames", "stride", "static", "short_side", "size
                  "strict")
 # Keys in which a test follows the training: what the network is, what of a video it sees, what a result says of both
 AS_TRAINED = ("backbone", "width", "pool", "frames", "stride", "static", "short_side", "size", "select", "synthetic")
+PROBED = 10_000  # of a longer list, `make_probe` takes so many videos at random
 # What a line about a result says of it, in %
 SCORES = {"top1": "top-1", "top5": "top-5", "mean_class": "mean class", "knn": "kNN", "R@1": "R@1", "R@10": "R@10",
           "R@50": "R@50"}
@@ -171,28 +172,23 @@ def holdout(samples: datasets.Samples, fraction: float, seed: int) -> tuple[data
     return samples.take(~out), samples.take(out)
 
 
-class Probe:
-    """What can be read off the features after an epoch of pre-training, which is the same without.
+def make_probe(objective: Objective, samples: datasets.Samples, cfg: Config, accelerator: Accelerator):
+    """A function of the epoch: what can be read off the features after it. Pre-training is the same without.
 
     A fifth of the training list is held out, by whole source videos; kNN and a linear layer learn from the rest.
     -> probe_knn, probe_linear, in % of the held-out videos; of drawn videos also ..._scene: the family of the scene.
     A held-out video that cannot be read is wrong.
     """
+    some = np.random.default_rng((cfg.seed, len(samples))).permutation(len(samples))[:PROBED]
+    lists = holdout(samples.take(np.sort(some)), 0.2, cfg.seed)
 
-    VIDEOS, HELD_OUT = 10_000, 0.2  # of a longer list, so many drawn at random are used
-
-    def __init__(self, objective: Objective, samples: datasets.Samples, cfg: Config, accelerator: Accelerator):
-        self.backbone, self.cfg, self.accelerator = objective.backbone, cfg, accelerator
-        some = np.random.default_rng((cfg.seed, len(samples))).permutation(len(samples))[:self.VIDEOS]
-        self.lists = holdout(samples.take(np.sort(some)), self.HELD_OUT, cfg.seed)
-
-    def __call__(self, epoch: int) -> dict[str, float]:
-        if epoch % self.cfg.probe_every:
+    def probe(epoch: int) -> dict[str, float]:
+        if epoch % cfg.probe_every:
             return {}
-        (x, known), (y, ok) = (features(self.backbone, part, self.cfg, self.accelerator) for part in self.lists)
-        x, y, found = x[known].to(self.accelerator.device), y.to(self.accelerator.device), {}
+        (x, known), (y, ok) = (features(objective.backbone, part, cfg, accelerator) for part in lists)
+        x, y, found = x[known].to(accelerator.device), y.to(accelerator.device), {}
         for ending, column in (("", "labels"), ("_scene", "scene")):
-            told = [getattr(part, column) for part in self.lists]
+            told = [getattr(part, column) for part in lists]
             if any(one is None or min(one) < 0 for one in told):  # -1: a scene is not known
                 continue
             label, answer = (torch.from_numpy(one).to(y.device) for one in told)
@@ -200,6 +196,8 @@ class Probe:
             for name, guess in ("knn", knn(x, label[known], y)), ("linear", (y @ weight.T + bias).argmax(1)):
                 found[f"probe_{name}{ending}"] = 100 * ((guess == answer).cpu() & ok).float().mean().item()
         return found
+
+    return probe
 
 
 def load_backbone(cfg: Config) -> torch.nn.Module:
@@ -270,9 +268,10 @@ def evaluate(cfg: Config):
 
 
 def write_result(kind, cfg: Config, samples, accelerator, began, path, subset, tested=None, **result):
-    """Leaves KIND-SUBSET.json in the folder `path`, `result` with what any result is of and comes from, and says it in
-    a line. began: `time.perf_counter()` when its computation began. tested: what `classify` returns, of which
-    probabilities-SUBSET.safetensors is left, and the `accuracy` added."""
+    """Writes KIND-SUBSET.json into the folder `path`, and says it in a line: `result`, what it is of and comes from.
+
+    began: `time.perf_counter()` when its computation began. tested: what `classify` returns; its `accuracy` is added,
+    and probabilities-SUBSET.safetensors written."""
     if tested:
         content = {"probabilities": tested[0], "label": torch.from_numpy(samples.labels), "ok": tested[1]}
         write_aside(path / f"probabilities-{subset}.safetensors", partial(save_file, content))
@@ -286,8 +285,9 @@ def write_result(kind, cfg: Config, samples, accelerator, began, path, subset, t
 
 def format_result(result: dict) -> str:
     scores = ", ".join(f"{name} {result[key]:.1f}" for key, name in SCORES.items() if key in result)
-    return ("{experiment} on {dataset} {subset}, split {split}: {scores}; {n_scored} of {n_expected} videos, "
-            "{n_damaged} damaged").format(**result, scores=scores)
+    what = f"queries of protocol={result['protocol']}" if "protocol" in result else "videos"
+    return ("{experiment} on {dataset} {subset}, split {split}: {scores}; {n_scored} of {n_expected} {what}, "
+            "{n_damaged} damaged").format(**result, scores=scores, what=what)
 
 
 def hash_inputs(cfg: Config, samples, weights: bytes, settings) -> str:

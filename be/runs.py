@@ -267,7 +267,13 @@ def run_state(path: Path, now: float | None = None) -> tuple[str, ...]:
     now = now or time.time()
     config = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
     lines = [line for line in read_metrics(path) if "loss" in line]  # others are of a probe
-    state, step, loss, left, checkpoint = _alive(path, lines, now), "-", "-", "-", "-"
+    state, step, loss, left, checkpoint = "stopped", "-", "-", "-", "-"
+    if (path / END[path.name.split("-")[0]]).exists():
+        state = "done"
+    elif locked(path):
+        written = max(file.stat().st_mtime for file in (path / "lock", path / "metrics.jsonl") if file.exists())
+        usual = lines[-1]["seconds"] - lines[-2]["seconds"] if len(lines) > 1 else 0.0  # < 0: resumed in between
+        state = "stale" if now - written > max(PATIENCE, 10 * usual) else "running"
     if lines:
         last = lines[-1]
         total = config["epochs"] * round(last["step"] / last["epoch"])
@@ -279,20 +285,14 @@ def run_state(path: Path, now: float | None = None) -> tuple[str, ...]:
     return path.parent.name, path.name, state, step, loss, left, checkpoint
 
 
-def _alive(path: Path, lines: list[dict], now: float) -> str:
-    """`done`, `stopped`, `running` or `stale`; `lines` are those of metrics.jsonl."""
-    if (path / END[path.name.split("-")[0]]).exists():
-        return "done"
+def locked(path: Path) -> bool:
+    """Whether a process holds the run."""
     try:
-        with open(path / "lock") as file:
+        with contextlib.suppress(FileNotFoundError), open(path / "lock") as file:
             lock(file, fcntl.LOCK_SH)  # for some microseconds
-    except FileNotFoundError:
-        pass
     except BlockingIOError:
-        written = max(file.stat().st_mtime for file in (path / "lock", path / "metrics.jsonl") if file.exists())
-        usual = lines[-1]["seconds"] - lines[-2]["seconds"] if len(lines) > 1 else 0.0  # < 0: resumed in between
-        return "stale" if now - written > max(PATIENCE, 10 * usual) else "running"
-    return "stopped"
+        return True
+    return False
 
 
 def duration(seconds: float) -> str:

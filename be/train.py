@@ -33,7 +33,7 @@ from be import backbones, datasets, objectives
 from be.augment import Draws, apply_view, draw_view
 from be.config import Config, ConfigError, choose, experiments
 from be.erase import PARTNERED
-from be.evaluate import Probe, accuracy, classify, holdout, load_backbone
+from be.evaluate import accuracy, classify, holdout, load_backbone, make_probe
 from be.runs import Clock, Run, RunError, duration, make_accelerator, place, provenance, read_metrics, run_dir, tracking
 from be.video import Reader, VideoError, static_clips
 from be.weights import load_weights
@@ -422,7 +422,7 @@ def pretrain(cfg: Config):
         accelerator.print(f"{run.path}: done already; remove the folder to run it again")
         return
     accelerator.print(describe("pretrain", cfg, len(samples), accelerator, samples))
-    probe = Probe(objective, samples, cfg, accelerator) if cfg.probe_every else None
+    probe = make_probe(objective, samples, cfg, accelerator) if cfg.probe_every else None
     fit(objective, samples, cfg, run, accelerator, probe)
     run.save_weights("backbone", objective.backbone, backbone=cfg.backbone, width=cfg.width, experiment=cfg.name,
                      **provenance(samples, accelerator))

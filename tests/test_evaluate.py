@@ -268,37 +268,43 @@ def probe(tiny, samples=None):
     """A probe of a random backbone on 32 synthetic videos."""
     cfg = config.load("demo-moco", [*TINY, f"data={tiny}", "probe_every=2"])
     objective = Objective(build("c3d", 4), frames=8, stride=2)
-    return evaluate.Probe(objective, samples or datasets.load("ucf101", tiny, "train"), cfg, runs.make_accelerator(cfg))
+    samples = samples or datasets.load("ucf101", tiny, "train")
+    return evaluate.make_probe(objective, samples, cfg, runs.make_accelerator(cfg))
 
 
-def test_what_is_held_out_is_not_learned_from(tiny):
+def tell(monkeypatch, what, wrong=0):
+    """Features that tell the column `what`; the first `wrong` videos cannot be read. -> the lists asked for"""
+    asked = []
+    monkeypatch.setattr(evaluate, "features", lambda backbone, part, *_: asked.append(part) or (
+        torch.eye(8)[getattr(part, what)], torch.arange(len(part)) >= wrong))
+    return asked
+
+
+def test_what_is_held_out_is_not_learned_from(tiny, monkeypatch):
     samples = datasets.load("ucf101", tiny, "train")
-    rest, held = probe(tiny).lists
+    asked = tell(monkeypatch, "labels", wrong=1)
+    found = probe(tiny)(2)
+    rest, held = asked
     assert len(held) == pytest.approx(0.2 * len(samples), abs=2) and not {*rest.groups} & {*held.groups}
     assert sorted([*rest.paths, *held.paths]) == sorted(samples.paths)
+    part = pytest.approx(100 - 100 / len(held))
+    assert found["probe_knn"] == found["probe_linear"] == part  # the unreadable one is wrong
 
 
 @pytest.mark.parametrize("column, ending, other", [("labels", "", "_scene"), ("scene", "_scene", "")])
 def test_motion_and_scene(tiny, monkeypatch, column, ending, other):
     """Features that tell one of them perfectly, where the scenes have nothing to do with the motions."""
-    def tell(what, wrong=0):
-        monkeypatch.setattr(evaluate, "features", lambda backbone, part, *_: (
-            torch.eye(8)[getattr(part, what)], torch.arange(len(part)) >= wrong))
-
     samples = datasets.load("ucf101", tiny, "train")
     scenes = np.arange(len(samples)) % 8  # in the list, classes follow each other by fours
     one = probe(tiny, replace(samples, scene=scenes))
-    tell(column)
+    tell(monkeypatch, column)
     found = one(2)
     assert found.keys() == {"probe_knn", "probe_linear", "probe_knn_scene", "probe_linear_scene"} and one(1) == {}
     assert found["probe_knn" + ending] == found["probe_linear" + ending] == 100
     assert max(found["probe_knn" + other], found["probe_linear" + other]) < 60
-    tell("labels")
+    tell(monkeypatch, "labels")
     for unknown in (None, np.where(scenes == 3, -1, scenes)):
         assert probe(tiny, replace(samples, scene=unknown))(2) == {"probe_knn": 100, "probe_linear": 100}
-    tell("labels", wrong=1)  # an unreadable video
-    part = 100 - 100 / len(one.lists[1])
-    assert [found for key, found in one(2).items() if "scene" not in key] == [pytest.approx(part)] * 2
 
 
 def test_pre_training_does_not_notice(tiny, tmp_path):

@@ -142,7 +142,7 @@ def verb(*args):
 def test_the_verb_end_to_end(tiny, tmp_path, protocol, capsys):
     """Its features are what the backbone says of the decoded clips; its recall is brute force on them."""
     verb(tiny, tmp_path, f"protocol={protocol}", "subset=test,swapped")
-    assert capsys.readouterr().out.count(" R@50 ") == 2
+    assert capsys.readouterr().out.count(f"queries of protocol={protocol}, 0 damaged") == 2
     path = tmp_path / "demo-random/retrieve-ucf101-split1-seed0"
     result = json.loads((path / f"recall-{protocol}-test.json").read_text())
     rows = {"train": 32, "test": 16, "swapped": 16}

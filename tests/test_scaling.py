@@ -127,12 +127,12 @@ def test_exactly_the_same_retrieval(tiny, tmp_path):
 
 def watched(cfg):
     """Pre-trains; each process writes down the numbers that it is asked to probe."""
-    def probe(objective, samples, cfg, accelerator):
+    def make_probe(objective, samples, cfg, accelerator):
         def at_epoch(epoch):
             torch.save(objective.state_dict(), f"{cfg.out}/epoch{epoch}-{accelerator.process_index}.pt")
         return at_epoch
 
-    train.Probe = probe
+    train.make_probe = make_probe
     train.pretrain(cfg)
 
 
