@@ -242,29 +242,29 @@ def test_tests_and_analyses_are_computed_on_the_gpu(gpu, each_video, tiny, tmp_p
     with gpu.fake:
         to_gpu(model)
     evaluate.classify(model, samples, cfg, gpu)
-    evaluate.features(model.backbone, "max", samples, cfg, gpu)
+    evaluate.features(model.backbone, samples, cfg, gpu)
     for scene in ("median", "rendered"):
         cfg = replace(cfg, scene=scene)
         bias.measure(model, samples, cfg, gpu)
     # c3d's map of 8 x 16 x 16: 32 channels, one place
-    assert each_video == {"test": (8,), "features": (32,), "other videos": (7, 16, 16), "robustness": (13, 8),
+    assert each_video == {"test": (8,), "probe": (32,), "other videos": (7, 16, 16), "robustness": (13, 8),
                           "cam": (2, 4, 4)}
 
 
 def test_retrieval_and_probe_are_computed_on_the_gpu(gpu, each_video, tiny, tmp_path):
-    cfg = config.load("demo-moco-be", [*latest(*TINY, "stride=1"), "precision=bf16"], "retrieve")
-    samples, found = datasets.load("ucf101", tiny, "test", 1), {}
+    words, found = [*latest(*TINY, "stride=1"), "precision=bf16", f"data={tiny}", f"out={tmp_path}"], {}
+    cfg = config.load("demo-moco-be", words, "retrieve")
     with gpu.fake:
         network = to_gpu(backbones.build("r3d18", 4).eval())
     network.state_dict = dict  # is hashed, which takes numbers
     for protocol in ("paper", "vcop", "gap"):
-        found[protocol] = retrieve.extract(tmp_path / protocol, network, samples, replace(cfg, protocol=protocol), gpu)
-    assert each_video == {"paper": (3, 32), "vcop": (1, 32), "gap": (1, 32)} and len(found["paper"]) == 48
+        found[protocol] = retrieve.extract("test", network, replace(cfg, protocol=protocol), gpu)[1]
+    assert each_video == {"paper-test": (3, 32), "vcop-test": (1, 32), "gap-test": (1, 32)}
+    assert len(found["paper"]) == 48
     with gpu.fake, Watch(waits=True):
-        scores, rows = retrieve.search(found["vcop"], found["gap"], 5, 1e-3, GPU)
-        assert scores.shape == rows.shape == (16, 5)
+        assert retrieve.search(found["vcop"], found["gap"], 5, 1e-3, GPU).shape == (16, 5)
         x, label = torch.randn(16, 32, device=GPU), torch.arange(16, device=GPU)
-        assert on_gpu(evaluate.knn(x, label, x)) and on_gpu(evaluate.linear(x, label, x))
+        assert on_gpu(evaluate.knn(x, label, x)) and on_gpu(evaluate.fit(x, label, 16))
         clips, size = torch.zeros(2, 8, 20, 30, 3, dtype=torch.uint8, device=GPU), torch.ones(2, 2, device=GPU)
         assert on_gpu(eval_view(clips, size, 16))
 
