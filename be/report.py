@@ -411,7 +411,7 @@ def figure4(out: str = "runs", dataset: str = "hmdb51", static: str = "figure4-s
     figure, axes = panels(1, 2, 5, 3.6, title)
     for axis, fit in zip(axes, fits, strict=True):
         axis.plot(columns[fit["x"]], columns["gain"], ".")
-        axis.set(xlabel=fit["x"], ylabel="gain", title="r = {r}, p = {p}".format(**fit))
+        axis.set(xlabel=fit["x"], ylabel="gain", title=f"r = {readable(fit['r'], 'r')}, p = {readable(fit['p'], 'p')}")
     save(figure, path.with_suffix(".png"))
     about = {"static": static, "base": base, "better": better, "dataset": dataset, "subset": subset, "splits": splits,
              "git_sha": git_sha(), "correlations": fits, "per_class": rows}
