@@ -337,8 +337,7 @@ def survey(source, root, folder, check, shortest, workers, shard) -> tuple[list[
     if left:
         print(f"{root}: {shard} done, {left} of {len(paths)} files left to other jobs; the last one writes {MANIFEST}")
         return records, 0
-    write_manifest(root, records)
-    table, content = Manifest.read(root), {r.path: r.digest or r.path for r in records}
+    table, content = write_manifest(root, records), {r.path: r.digest or r.path for r in records}
     for on, (samples, there) in lists.items():
         used = (samples.take(there) if source.partial else samples).with_manifest(table)
         notes.append(f"  {on}: {len(samples)} videos, manifest_hash {used.manifest_hash}")
@@ -357,18 +356,17 @@ def survey(source, root, folder, check, shortest, workers, shard) -> tuple[list[
     return records, sum(map(len, problems.values()))
 
 
-def write_manifest(root, records):
-    """The columns of `Manifest` and, for people, the rest of `Record`."""
-    names, packed = [*Record.__annotations__], [base64.b64decode(r.index) for r in records]
-    names.remove("index")
-    columns = {name: np.array([getattr(r, name) for r in records]) for name in names}
-    for name in ("path", "problem"):
-        columns[name] = np.char.encode(columns[name], "utf-8", "surrogateescape")
-    columns["digest"] = np.array([bytearray.fromhex(r.digest or "00" * 16) for r in records])
-    columns["packed"] = np.frombuffer(b"".join(packed), np.uint8)
-    columns["end"] = np.cumsum([len(part) for part in packed], dtype=np.int64)
+def write_manifest(root, records) -> Manifest:
+    """What training reads of the records; all that is known of a file stands in the journals."""
+    columns = {name: np.array([getattr(r, name) for r in records]) for name in ("size", "mtime", "frames", "deadly")}
+    packed = [base64.b64decode(r.index) for r in records]
+    table = Manifest(
+        path=np.array([os.fsencode(r.path) for r in records]), **columns,
+        digest=np.array([bytearray.fromhex(r.digest or "00" * 16) for r in records]),
+        packed=np.frombuffer(b"".join(packed), np.uint8), end=np.cumsum([*map(len, packed)]))
     with whole_file(root / MANIFEST) as file:
-        np.savez_compressed(file, **columns)
+        np.savez_compressed(file, **vars(table))
+    return table
 
 
 def report(root, records, head, problems):

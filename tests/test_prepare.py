@@ -1,3 +1,4 @@
+import hashlib
 import json
 import multiprocessing
 import os
@@ -80,10 +81,9 @@ def test_all_in_order(data, capsys):
         for i, path in enumerate(paths):
             file = data / "ucf101" / path
             assert table["size"][i] == file.stat().st_size and table["mtime"][i] == file.stat().st_mtime_ns
-            with video.Reader(file) as reader:
-                for name in "frames", "fps", "width", "height", "codec":
-                    assert table[name][i] == getattr(reader.info, name)
-        assert len(np.unique(table["digest"], axis=0)) == 6 and not any(table["problem"])
+            assert table["frames"][i] == info(file).frames and bytes(table["digest"][i]).hex() == hashlib.blake2b(
+                file.read_bytes(), digest_size=16).hexdigest()
+        assert not any(table["deadly"])
         samples = load("ucf101", data, "train")
         assert samples.labels.tolist() == [0, 0, 1, 1]
     assert any(line == f"  train 1: 4 videos, manifest_hash {samples.manifest_hash}" for line in report(data))
