@@ -366,7 +366,8 @@ def curves(out: Path, paths: list[Path]) -> list[dict]:
             figure, (axis,) = panels(1, 1, 4.2, 2.4, key := row["quantity"])
             for name, seed, lines in runs:
                 points = [(line["epoch"], line[key]) for line in lines if key in line]
-                axis.plot(*np.reshape(points, (-1, 2)).T, color=colours[name], ls=styles[seed], marker=".", ms=2)
+                few = "." if len(points) < 3 else ""  # a line of one point would not be seen
+                axis.plot(*np.reshape(points, (-1, 2)).T, color=colours[name], ls=styles[seed], marker=few)
             axis.set_xlabel("epoch")
             save(figure, path)
         if rows:
