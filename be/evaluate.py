@@ -33,8 +33,7 @@ TEST_SETTINGS = ("test_clips", "frames", "stride", "static", "short_side", "size
 AS_TRAINED = ("backbone", "width", "pool", "frames", "stride", "static", "short_side", "size", "select", "synthetic")
 PROBED = 10_000  # of a longer list, `make_probe` takes so many videos at random
 # What a line about a result says of it, in %
-SCORES = {"top1": "top-1", "top5": "top-5", "mean_class": "mean class", "knn": "kNN", "R@1": "R@1", "R@10": "R@10",
-          "R@50": "R@50"}
+SCORES = ("top1", "top5", "mean_class", "knn", "R@1", "R@10", "R@50")
 
 
 def views(samples, sampler, cfg: Config, accelerator, what: str):
@@ -93,11 +92,6 @@ def classify(model: Classify, samples, cfg: Config, accelerator):
     model.eval()
     return over_videos(lambda x, i: model.logits(x).float().softmax(1).mean(0), samples,
                        spread_clips(cfg, cfg.test_clips), cfg, accelerator, "test")
-
-
-def clip_features(backbone, pool, x):
-    """Clips x (K, 3, T, S, S), 8 at a time, -> (K, D) float32. pool: feature map (K, C, T', H', W') -> (K, D)."""
-    return torch.cat([pool(backbone(part)).float() for part in x.split(8)])
 
 
 def features(backbone, samples, cfg: Config, accelerator):
@@ -284,7 +278,7 @@ def write_result(kind, cfg: Config, samples, accelerator, began, path, subset, t
 
 
 def format_result(result: dict) -> str:
-    scores = ", ".join(f"{name} {result[key]:.1f}" for key, name in SCORES.items() if key in result)
+    scores = ", ".join(f"{name} {result[name]:.1f}" for name in SCORES if name in result)
     what = f"queries of protocol={result['protocol']}" if "protocol" in result else "videos"
     return ("{experiment} on {dataset} {subset}, split {split}: {scores}; {n_scored} of {n_expected} {what}, "
             "{n_damaged} damaged").format(**result, scores=scores, what=what)

@@ -23,7 +23,6 @@ from be.retrieve import KS, Features, block_sizes, search
 def random_features(path: Path, rows: int, D: int, seed: int) -> Features:
     """In a file, a row at a time."""
     rng = np.random.default_rng(seed)
-    path = path.with_suffix(".f16")
     with open(path, "wb") as file:
         for _ in range(rows):
             file.write(rng.standard_normal(D, np.float32).tobytes())
