@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from be import backbones, bias, config, datasets, evaluate, objectives, retrieve, runs, train
+from be import analysis, backbones, bias, config, datasets, evaluate, objectives, retrieve, runs, train
 from be.augment import Draws, apply_view, draw_view, eval_view
 from be.runs import read_metrics
 
@@ -258,11 +258,14 @@ def test_tests_and_analyses_are_computed_on_the_gpu(gpu, each_video, tiny, tmp_p
     with gpu.fake:
         to_gpu(model)
     evaluate.classify(model, samples, cfg, gpu)
-    evaluate.features(model.backbone, "max", samples, cfg, gpu)
+    evaluate.features(model.backbone, samples, cfg, gpu)
     bias.measure(model, samples, cfg, gpu)
     tests = each_video.pop("robustness")  # c3d's map of 8 x 16 x 16: 32 channels, one place
-    assert each_video == {"test": (8,), "features": (32,), "masks": ()}
+    assert each_video == {"test": (8,), "probe": (32,), "masks": ()}
     assert tests[0] > 20 and tests[1] == 8
+    with gpu.fake, Watch():
+        heat = analysis.activation(model.backbone(torch.randn(2, 3, 8, 16, 16, device=GPU)), 8, 16)
+        assert on_gpu(heat) and heat.shape == (2, 8, 16, 16)
 
 
 def test_retrieval_and_probe_are_computed_on_the_gpu(gpu, each_video, tiny, tmp_path):
@@ -277,10 +280,9 @@ def test_retrieval_and_probe_are_computed_on_the_gpu(gpu, each_video, tiny, tmp_
     assert each_video == {"paper-test": (3, 32), "vcop-test": (1, 32), "gap-test": (1, 32)}
     assert len(found["paper"]) == 48
     with gpu.fake, Watch(waits=True):
-        scores, rows = retrieve.search(found["vcop"], found["gap"], 5, 1e-3, GPU)
-        assert scores.shape == rows.shape == (16, 5)
+        assert retrieve.search(found["vcop"], found["gap"], 5, 1e-3, GPU).shape == (16, 5)
         x, label = torch.randn(16, 32, device=GPU), torch.arange(16, device=GPU)
-        assert on_gpu(evaluate.knn(x, label, x)) and on_gpu(evaluate.linear(x, label, x))
+        assert on_gpu(evaluate.knn(x, label, x)) and all(map(on_gpu, evaluate.fit(x, label, 16)))
         clips, size = torch.zeros(2, 8, 20, 30, 3, dtype=torch.uint8, device=GPU), torch.ones(2, 2, device=GPU)
         assert on_gpu(eval_view(clips, size, 16))
 
