@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from be import backbones, bias, config, datasets, evaluate, objectives, retrieve, runs, train
+from be import analysis, backbones, bias, config, datasets, evaluate, objectives, retrieve, runs, train
 from be.augment import Draws, apply_view, draw_view, eval_view
 from be.runs import read_metrics
 
@@ -263,6 +263,9 @@ def test_tests_and_analyses_are_computed_on_the_gpu(gpu, each_video, tiny, tmp_p
     tests = each_video.pop("robustness")  # c3d's map of 8 x 16 x 16: 32 channels, one place
     assert each_video == {"test": (8,), "probe": (32,), "masks": ()}
     assert tests[0] > 20 and tests[1] == 8
+    with gpu.fake, Watch():
+        heat = analysis.activation(model.backbone(torch.randn(2, 3, 8, 16, 16, device=GPU)), 8, 16)
+        assert on_gpu(heat) and heat.shape == (2, 8, 16, 16)
 
 
 def test_retrieval_and_probe_are_computed_on_the_gpu(gpu, each_video, tiny, tmp_path):
