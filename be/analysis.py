@@ -8,11 +8,6 @@ motion:
     frozen           one frame in place of all, nothing moves: the response should be low
     static body      the actor of another video stands in the picture, cut out of one frame: no response there
     foreign frame    a still frame of another video lies over all frames, weight 0.3: the response should stay
-
-The response is the mean of the map, in % of that of the unchanged clip. Of the sum of the map, a share (in %) lies on
-the pixels that differ from the frame before or after; on the true actor, in synthetic videos; on the pasted body. Where
-these are is taken from the unchanged clip, less what the body hides. The network `uniform`, whose map is equal
-everywhere, has the share of the area. All are means over the videos that can be read.
 """
 
 import json
@@ -20,7 +15,6 @@ import os
 import shutil
 import sys
 from collections import Counter
-from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from hashlib import blake2b
@@ -40,7 +34,6 @@ from be import backbones, bias, datasets
 from be.augment import Draws, denormalise
 from be.config import Config, ConfigError, choose
 from be.erase import ERASE
-from be.evaluate import over_videos
 from be.report import panels, save
 from be.runs import RunError, make_accelerator, progress, provenance, write_aside, write_text, writing
 from be.train import make_views
@@ -48,7 +41,7 @@ from be.video import Reader, VideoError, encode, even_clips, random_clips
 from be.weights import find, load, load_weights
 
 INPUTS = ("original", "frozen", "static body", "foreign frame")
-MEASURES = ("response", "on moving", "on actor", "on body")
+SOME = 32  # videos of a list, of which two are shown
 COLUMNS = 8  # frames of a clip in a picture
 DETECTOR = "maskrcnn_resnet50_fpn_v2"  # of torchvision
 BATCH = 16  # frames that it gets at once
@@ -95,7 +88,7 @@ def draw(path, rows, title: str):
     for axis, (name, clip) in zip(axes, rows, strict=True):
         shown = np.linspace(0, len(clip) - 1, min(COLUMNS, len(clip))).round().astype(int)
         axis.imshow(torch.cat([*clip[shown]], dim=1).numpy())  # (S, COLUMNS * S, 3)
-        axis.set(xticks=[], yticks=[])
+        axis.set(xticks=[], yticks=[], anchor="E")
         axis.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
     save(figure, path)
 
@@ -103,35 +96,18 @@ def draw(path, rows, title: str):
 # ---- activation maps
 
 
-def uniform(x):
-    """A network whose map is equal everywhere."""
-    return x.new_ones(len(x), 1, 1, 1, 1)
-
-
 def activation(features, T, S):
     """Mean over channels of a feature map (K, C, T', H', W'), resized to the clip, trilinearly -> (K, T, S, S)."""
     return F.interpolate(features.float().mean(1, keepdim=True), (T, S, S), mode="trilinear")[:, 0]
 
 
-def moving_pixels(x):
-    """Where any colour, in [0, 1], differs from the frame before or after by more than bias.THRESHOLD: normalised
-    clips (K, 3, T, S, S) -> bool (K, T, S, S)."""
-    step = denormalise(x).diff(dim=2).abs().amax(1) > bias.THRESHOLD  # (K, T - 1, S, S)
-    return F.pad(step, (0, 0, 0, 0, 1, 0)) | F.pad(step, (0, 0, 0, 0, 0, 1))
-
-
-def share(heat, mask):
-    """The part of the sum of `heat` that lies where `mask` is, both (K, T, S, S): mean over K, in [0, 1]."""
-    return ((heat * mask).sum((1, 2, 3)) / heat.sum((1, 2, 3)).clamp(min=1e-12)).mean()
-
-
 @torch.no_grad()
 def cam(*runs: tuple[Path, Config]):
-    """cam: show where networks look, and measure how much of it is on what moves (Figures 6 and 7)
+    """cam: show where networks look, in two videos of another class each (Figures 6 and 7)
 
     Runs of pre-training or fine-tuning stand side by side, and see the clips that the first one's config describes:
     size, frames, stride. The lists are `subset`, such as test,swapped, of `dataset`, which need not be the one they
-    were trained on. `scene` says how an actor is cut out. To OUT go cam-DATASET-SUBSET.json, .md and .png.
+    were trained on. `scene` says how an actor is cut out. To OUT go cam-DATASET-SUBSET.png, and .json, what it shows.
     """
     cfg = runs[0][1]
     accelerator, networks = make_accelerator(cfg), {}
@@ -140,59 +116,35 @@ def cam(*runs: tuple[Path, Config]):
         networks[name] = backbones.build(own.backbone, own.width)
         load_weights(path / "backbone.safetensors", networks[name])
         networks[name].to(accelerator.device).eval()
-    sampler = partial(even_clips, K=cfg.test_clips, T=cfg.frames, stride=cfg.stride)
+    sampler = partial(even_clips, K=1, T=cfg.frames, stride=cfg.stride)
     for subset in cfg.subset.split(","):
         samples = datasets.load_for(cfg, subset)
+        samples = samples.take(np.linspace(0, len(samples) - 1, min(SOME, len(samples))).astype(int))
         lenders, _ = bias.lend(samples, cfg, accelerator)
-        if (lenders[0] < 0).any():
-            raise RunError(f"{samples.root}: not every video has one of another class beside it that lends it a body")
-        look = partial(bias.shots, lenders=lenders[:1])
-        found, ok = measure([uniform, *networks.values()], samples, look, sampler, cfg, accelerator)
+        lent = np.flatnonzero(lenders[0] >= 0).tolist()
         if accelerator.is_main_process:
+            shown = [(i, shot) for i, shot in bias.shots(samples, sampler, cfg, accelerator, "cam", lent[:: max(
+                1, len(lent) // 2)][:2], lenders[:1]) if shot]
+            if not shown:
+                raise RunError(f"{samples.root}: of {len(samples)} videos none is readable with one of another class "
+                               f"beside it that lends it a body")
             out = Path(cfg.out) / f"cam-{cfg.dataset}-{subset}"
-            about = {**vars(cfg), "subset": subset, "runs": [*map(str, paths)], "n_scored": int(ok.sum()),
-                     "n_expected": len(ok), **provenance(samples, accelerator)}
-            means = (100 * found[ok].nanmean(0)).flatten(0, 1).tolist()
-            rows = [{"network": network, "input": name, **dict(zip(MEASURES, numbers, strict=True))}
-                    for (network, name), numbers in
-                    zip(product(["uniform", *networks], INPUTS), means, strict=True)]
-            bias.publish(out, "Response of the last feature map in %", about, rows)
-            readable = np.flatnonzero(ok)
-            shown = look(samples, sampler, cfg, accelerator, "pictures", readable[[0, len(readable) // 2]].tolist())
             draw_maps(out.with_suffix(".png"), networks, samples, shown)
-
-
-def measure(networks, samples, look, sampler, cfg, accelerator):
-    """MEASURES of each video, in [0, 1], NaN where there is none: (N, networks, inputs, measures), ok (N,)."""
-    actors = bias.masks_of(samples, replace(cfg, scene="rendered")) if samples.scenes else None
-
-    def compute(shot, i):
-        none = torch.full_like(shot.x[:, 0], np.nan)  # (K, T, S, S)
-        moving, body = moving_pixels(shot.x), shot.seen(bias.pasted(shot)[1]).expand_as(none)
-        actor = shot.seen(actors(i, shot.numbers, shot.frames)) if actors else none
-        where = {"original": (moving, actor, none), "frozen": (none, none, none),
-                 "static body": (moving.masked_fill(body, 0), actor.masked_fill(body, 0), body),
-                 "foreign frame": (moving, actor, none)}
-        found = []
-        for network, name in product(networks, INPUTS):
-            heat = activation(network(bias.MANIPULATIONS[name](shot)), *none.shape[1:3])
-            found += [heat.mean(), *(share(heat, mask) for mask in where[name])]
-        found = torch.stack(found).view(len(networks), len(INPUTS), len(MEASURES))
-        found[..., 0] /= found[:, :1, 0].clone()
-        return found
-
-    return over_videos(compute, samples, sampler, cfg, accelerator, "cam", look=look)
+            about = {**vars(cfg), "subset": subset, "runs": [*map(str, paths)],
+                     "videos": [os.fsdecode(samples.paths[i]) for i, _ in shown], **provenance(samples, accelerator)}
+            write_text(out.with_suffix(".json"), json.dumps(about, indent=1) + "\n")
+            print(f"written to {out}.*")
 
 
 def draw_maps(path, networks, samples, shown):
     """Videos as they are and manipulated; below each the maps of the networks. shown: as `bias.shots` yields them."""
     rows = []
     for (i, shot), name in product(shown, INPUTS):
-        x, y = shot.x[:1], bias.MANIPULATIONS[name](shot)[:1]
-        clip = pixels(y[0])
+        first = torch.stack([shot.x[0], bias.MANIPULATIONS[name](shot)[0]])
+        clip = pixels(first[1])
         rows.append((f"{samples.classes[samples.labels[i]]}\n{name}", clip))
         for label, network in networks.items():
-            usual, heat = (activation(network(of), *of.shape[2:4])[0].cpu() for of in (x, y))
+            usual, heat = activation(network(first), *first.shape[2:4]).cpu()
             rows.append((label, overlay(clip, heat, usual.min(), usual.max())))
     draw(path, rows, "Where networks look: from the least (black) to the most (yellow) of the unchanged clip")
 

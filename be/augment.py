@@ -187,7 +187,7 @@ def recolour(x, colour):
 def normalise(x):
     """RGB in [0, 1] to zero mean and unit variance over ImageNet. x: float (B, 3, ...) -> like x"""
     mean, std = _statistics(x)
-    return (x - mean) / std
+    return torch.addcmul(-mean / std, x, 1 / std)  # in one pass
 
 
 def denormalise(x):

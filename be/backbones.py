@@ -27,6 +27,7 @@ A backbone of your own is one function and one entry of BACKBONES, at the end of
 All but C3D and I3D are made of torchvision's networks; r3d18tv, r2plus1d18 and s3d are extras, not in the paper.
 """
 
+import re
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -231,12 +232,38 @@ class Torchvision(nn.Module):
         with torch.no_grad():
             self.dim = self.eval()(torch.zeros(1, 3, 8, 32, 32)).shape[1]  # the layers count their inputs
         he_init(self.train())
+        self.register_load_state_dict_pre_hook(lambda module, state, *_: names_of_now(state))
 
     def forward(self, clips):
         x = check_clips(clips)
         for stage in self.children():
             x = stage(x)
         return x
+
+
+BLOCK_NAMES = (r"(layer\d\.\d\.conv[12]\.)", r"\g<1>0."), (r"(layer\d\.\d\.)bn([12])\.", r"\1conv\2.1.")
+OLDER_NAMES = {  # a tensor that tells the network -> what stands in its names, and what in torchvision's
+    "Conv_1a.bn1.weight": tuple((rf"^[CM]\w+_{place}\.", f"features.{i}.") for i, place in enumerate(
+        ("1a", "", "2b", "2c", "", "3b", "3c", "", "4b", "4c", "4d", "4e", "4f", "", "5b", "5c")) if place) + (
+        (r"\.conv1\.", ".0.0."), (r"\.bn1\.", ".0.1."), (r"\.conv2\.", ".1.0."), (r"\.bn2\.", ".1.1."),
+        (r"branch0\.0\.", "branch0."), (r"\.conv\.", ".0."), (r"\.bn\.", ".1.")),
+    "layer1.0.conv1.3.weight": (*BLOCK_NAMES, (r"^bn1\.", "stem.4."), (r"^conv1\.", "stem.")),
+    "layer1.0.bn1.weight": (*BLOCK_NAMES, (r"^bn1\.", "stem.1."), (r"^conv1\.", "stem.0.")),
+}
+
+
+def names_of_now(state: dict):
+    """Renames tensors, in place: R3D's and R(2+1)D's had Hara's names before 0.2, S3D's CoCLR's, now torchvision's."""
+    told = {name.removesuffix(one): rules for one, rules in reversed(OLDER_NAMES.items())
+            for name in state if f".{name}".endswith(f".{one}")}  # of each network in it
+    tensors = list(state.items())
+    state.clear()
+    for name, tensor in tensors:
+        top = next((top for top in told if name.startswith(top)), name)
+        name = name.removeprefix(top)
+        for old, now in told.get(top, ()):
+            name = re.sub(old, now, name)
+        state[top + name] = tensor
 
 
 def checkpoint_activations(network):

@@ -99,8 +99,8 @@ class Config:
     width: Count = 64  # channels of the first stage; 8 or 16 for a laptop
     pool: Literal["max", "avg"] = "max"  # over space and time, before the linear layer (paper 3.3.2 and 4.1)
     dropout: Annotated[float, 0, 0.99] = 0  # before the classifier
-    pretrained: str = "self"  # self: this experiment's own backbone; random; another experiment's name; or published
-    #                           weights: a file, a folder, torchvision:googlenet, hf:USER/REPO (be/weights.py)
+    pretrained: str | None = "self"  # self: this experiment's own backbone; random; another's, by name; or published
+    #                                  weights: a file, a folder, torchvision:googlenet, hf:USER/REPO (be/weights.py)
 
     # method; of these, method, erase and erase_side are pre-training's: fine-tuning takes its own from `finetune:`
     method: str = "moco"  # moco triplet simclr byol; rotnet puzzles clip_order pace arrow_of_time order_verification;
@@ -139,8 +139,7 @@ class Config:
 
     # test: mean softmax of so many clips spread over the video (paper 4.1)
     test_clips: Count = 10  # of a video
-    select: Literal["last", "holdout"] = "last"  # holdout: the best epoch on a tenth of the training list, which is not
-    #                                              trained on; never chosen on the test list
+    select: Literal["last", "holdout"] = "last"  # holdout: the best epoch on a held-out tenth of the training list
 
     # analyses and retrieval
     scene: Literal["median", "masks", "rendered"] = "median"  # tells scene from actor: the video's median, for a still
@@ -168,11 +167,10 @@ FREE_KEYS = {"out", "data", "videos", "lists", "test_data", "workers", "cache_gb
              "probe_every", "subset", "test_clips", "protocol", "memory_gb", "scene", "masks", "pairs", "backgrounds",
              "kind", "tracker", "checkpointing"}
 HARD_NEGATIVE = ("hard_negative_view", "hard_negative_gap", "hard_negative_encoder")
-# Of an entry's own keys, those that are plain values
-OWN = {"about": str, "same_runs_as": str, "against": str | list, "paper": dict}
+# What an entry's own keys hold, where it is not text alone
+OWN = {"about": str, "same_runs_as": str, "against": str | list, "paper": dict, "for": dict}
 # What an entry, or a person, says of the pre-training; fine-tuning has its own, in a block `finetune:`
 OF_PRETRAINING = ("method", "erase", "erase_side")
-ALIASES = {"pretrained": {None: "self", "none": "random"}}  # values as they were once written
 
 
 def cores() -> int:
@@ -184,17 +182,18 @@ def cores() -> int:
     return count
 
 
-def changes(saved: Path, cfg: Config) -> str:
+def changes(saved: Path, cfg: Config, keys=None) -> str:
     """In what `cfg` would compute something else than the run whose config.yaml is `saved`; "" in nothing.
 
-    A key that the code gained after that run was made stands for its default.
+    A key that the code gained after that run was made stands for its default. keys: to look at these alone.
     """
-    before, now = dataclasses.asdict(load(str(saved))), dataclasses.asdict(cfg)
+    before, now = vars(load(str(saved))), vars(cfg)
     free = FREE_KEYS - ({"test_clips"} if cfg.select == "holdout" else set())  # they choose the epoch there
     for key, value, idle in (("erase", "none", ("erase_side", "gamma")), ("hard_negative", False, HARD_NEGATIVE)):
         if before[key] == now[key] == value:
             free = free.union(idle)  # they mean nothing then
-    return ", ".join(f"{k}: {before[k]} -> {now[k]}" for k in now if k not in free and before[k] != now[k])
+    return ", ".join(f"{k}: {before[k]} -> {now[k]}" for k in keys or now
+                     if (keys or k not in free) and before[k] != now[k])
 
 
 def choose(table, name, what: str):
@@ -212,31 +211,31 @@ def load(name_or_file: str, overrides: list[str] | tuple[str, ...] = (), stage: 
     """
     entries = registry()
     typed = dict(_typed(word, TYPES) for word in overrides)
-    if str(name_or_file).endswith((".yaml", ".yml")):
-        path = Path(name_or_file).expanduser()
+    path, file = Path(name_or_file).expanduser(), str(name_or_file).endswith((".yaml", ".yml"))
+    if file:
         entry = _read_yaml(path)
         _check_entry(str(path), entry)
         if "from" not in entry:  # a run's own, complete
             return _config({"name": path.stem, **DEFAULTS, **entry, **typed})
-        default_name, chain = path.stem, [*_chain(entry["from"]), entry]
-    else:
-        default_name, chain = name_or_file, _chain(name_or_file)
-
+    own_name, chain = (path.stem, [*_chain(entry["from"]), entry]) if file else (name_or_file, _chain(name_or_file))
     if stage == "finetune":
         typed = {key: value for key, value in typed.items() if key not in OF_PRETRAINING}
     # Two keys name presets: the recipe is another set of defaults, so what a row of the paper fixes wins over it;
     # synthetic=true shrinks whatever the experiment asks for.
     blocks = [entries["defaults"], *chain]
-    said = {**DEFAULTS, **_merged(blocks, stage), **typed}
+
+    def values(dataset=None):
+        return {**DEFAULTS, **_merged(blocks, stage, dataset), **typed}
+
+    said = values()
     if said["recipe"] in entries["presets"]:
         blocks.insert(1, entries["presets"][said["recipe"]])
     if said["synthetic"] is True:
         blocks.append(entries["presets"]["synthetic"])
-        said = {**DEFAULTS, **_merged(blocks, stage), **typed}
-    name = chain[-1].get("same_runs_as", default_name)
-    if name != default_name:
+    name = chain[-1].get("same_runs_as", own_name)
+    if name != own_name:
         _chain(name)  # or says that there is none
-    return _config({"name": name, **DEFAULTS, **_merged(blocks, stage, said["dataset"]), **typed})
+    return _config({"name": name, **values(values()["dataset"])})
 
 
 @functools.cache
@@ -273,7 +272,7 @@ def show_list(names: str = "*"):
     width = 100 if sys.stdout.isatty() else sys.maxsize  # in a pipe, a line is an experiment
     for _, group in itertools.groupby(found, lambda name: name.split("-")[0]):
         names = list(group)
-        print("" if names[0] == found[0] else "\n", end="")
+        print(end="" if names[0] == found[0] else "\n")
         for name in names:
             paper = ", ".join(f"{key}\xa0{value}" for key, value in paper_numbers(name).items() if value is not None)
             text = f"{experiments()[name].get('about', '')}{f'  [{paper}]' if paper else ''}"
@@ -311,7 +310,7 @@ def _config(values: dict[str, Any]) -> Config:
         raise ConfigError(f"name={cfg.name} is no name of a folder in {cfg.out}; the place of all runs is out=...")
     if cfg.scale is not None and not (len(cfg.scale) == 2 and 0 < cfg.scale[0] <= cfg.scale[1] <= 1):
         raise ConfigError(f"scale={list(cfg.scale)} must be null or a range [low, high] of areas in (0, 1]")
-    if len(cfg.jitter) != 4 or min(cfg.jitter) < 0 or cfg.jitter[3] > 0.5:
+    if len(cfg.jitter) != 4 or cfg.jitter[3] > 0.5:
         raise ConfigError(f"jitter={list(cfg.jitter)} must be 4 strengths >= 0, the last one (hue) <= 0.5")
     if cfg.classes == ():
         raise ConfigError("classes=[] names no class; give some, or null for all")
@@ -337,10 +336,10 @@ def _merged(blocks: list[dict], stage: str, dataset: str | None = None) -> dict[
     """One block over the other: its common keys, its keys of this stage, and both of its part `for` the data set."""
     values: dict[str, Any] = {}
     for block in blocks:
-        for part in (block, (block.get("for") or {}).get(dataset, {})):
+        for part in (block, block.get("for", {}).get(dataset, {})):
             own = META if stage != "finetune" else (*META, *OF_PRETRAINING)
             values.update({key: value for key, value in part.items() if key not in own})
-            values.update(part.get(stage) or {})
+            values.update(part.get(stage, {}))
     return values
 
 
@@ -348,19 +347,19 @@ def _check_entry(where: str, entry: dict, known=META) -> None:
     """Keys, types and ranges of all stages and data sets, so that none is found wrong after a pre-training."""
     if not isinstance(entry, dict):
         raise ConfigError(f"{where} holds {entry!r}, expected keys and values")
-    blocks = entry.get("for") or {}
-    parts = {f"for {name}": blocks[name] for name in blocks} if isinstance(blocks, dict) else {"for": blocks}
-    for name, part in [*parts.items(), *((stage, entry[stage]) for stage in STAGES if entry.get(stage) is not None)]:
-        _check_entry(f"{where}, {name}", part, () if name in STAGES else META)
-    for key in entry.keys() & OWN:
-        if not isinstance(entry[key], OWN[key]):
-            raise ConfigError(f"{where}: {key} cannot be {entry[key]!r}; experiments.yaml shows what it holds")
-    for key in [key for key in entry if key not in known]:
-        kind = choose(TYPES, key, f"key in {where}:")
-        try:
-            typed_value(key, entry[key], kind)
-        except ConfigError as error:
-            raise ConfigError(f"{where}: {error}") from None
+    for key, value in entry.items():
+        if key not in known:
+            kind = choose(TYPES, key, f"key in {where}:")
+            try:
+                typed_value(key, value, kind)
+            except ConfigError as error:
+                raise ConfigError(f"{where}: {error}") from None
+        elif key in STAGES:
+            _check_entry(f"{where}, {key}", value, ())
+        elif not isinstance(value, OWN.get(key, object)):
+            raise ConfigError(f"{where}: {key} cannot be {value!r}; experiments.yaml shows what it holds")
+    for name, part in entry.get("for", {}).items() if "for" in known else ():
+        _check_entry(f"{where}, for {name}", part)
 
 
 def _typed(word: str, kinds: dict) -> tuple[str, Any]:
@@ -369,19 +368,19 @@ def _typed(word: str, kinds: dict) -> tuple[str, Any]:
     if not equals:
         raise ConfigError(f"{word!r} is not of the form key=value")
     kind = choose(kinds, key, "key")
-    union = typing.get_origin(kind) in (types.UnionType, typing.Union)
-    options, value = typing.get_args(kind) if union else (kind,), text
-    try:
-        value = yaml.safe_load(text)
-        if tuple[str, ...] in options and value is not None:
-            value = yaml.load(text, yaml.BaseLoader)  # all text
-    except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: the 31st of February
-        if str not in options:
+    options, value = _options(kind), text
+    if str not in options or text[:1] in ("", "'", '"') or text == "null" and type(None) in options:
+        texts = tuple[str, ...] in options and text != "null"
+        try:
+            value = yaml.load(text, yaml.BaseLoader if texts else yaml.SafeLoader)
+        except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: the 31st of February
             raise ConfigError(f"{word!r}: the value is not YAML") from None
-    null = value is None and (type(None) in options or key in ALIASES)
-    if str in options and text and text[0] not in "'\"" and not null:
-        value = text
     return key, typed_value(key, value, kind)
+
+
+def _options(kind) -> tuple:
+    """(X, NoneType) of X | None, which Python 3.10 also calls Optional[X]; (kind,) of others."""
+    return typing.get_args(kind) if typing.get_origin(kind) in (types.UnionType, typing.Union) else (kind,)
 
 
 def typed_value(key: str, value, kind):
@@ -390,8 +389,12 @@ def typed_value(key: str, value, kind):
     `~` at the start of a text is the home folder. Raises ConfigError for another type, a value that is no choice of a
     Literal, a number that is not finite, or one out of an Annotated range.
     """
-    value = ALIASES.get(key, {}).get(value, value) if not isinstance(value, list | dict) else value
+    if key == "pretrained" and value in (None, "none"):  # as it was once written
+        value = "random" if value else "self"
+    kind, *null = _options(kind)
     origin, parts = typing.get_origin(kind), typing.get_args(kind)
+    if null and value is None:
+        return None
     if origin is Annotated:
         value, (_, least, most) = typed_value(key, value, parts[0]), parts
         if value < least or value > most:
@@ -402,22 +405,16 @@ def typed_value(key: str, value, kind):
         if value not in parts:
             raise ConfigError(f"{key}={value!r} is not one of {', '.join(map(str, parts))}")
         return value
-    if origin in (types.UnionType, typing.Union):  # X | None; Python 3.10 says Optional[X]
-        return None if value is None else typed_value(key, value, parts[0])
     if origin in (list, tuple) and isinstance(value, list | tuple):
         return origin(typed_value(key, item, parts[0]) for item in value)
-    try:
-        if kind is float and not isinstance(value, bool) and math.isfinite(number := float(value)):
-            return number  # also "1e-3", which YAML 1.1 reads as text
-    except (TypeError, ValueError, OverflowError):
-        pass
-    if type(value) is str is kind:
-        return os.path.expanduser(value)
-    if type(value) is not kind or kind is float:  # NaN and infinity, too
+    if kind is float and type(value) in (int, str):
+        with contextlib.suppress(ValueError, OverflowError):
+            value = float(value)  # "1e-3" is text in YAML 1.1
+    if type(value) is not kind or kind is float and not math.isfinite(value):
         found = "not finite" if type(value) is kind else KINDS.get(type(value), type(value).__name__)
         shown = "" if value is None else repr(value)
         raise ConfigError(f"{key}={shown} is {found}, expected {KINDS.get(origin or kind, kind)}")
-    return value
+    return os.path.expanduser(value) if kind is str else value
 
 
 def _read_yaml(path: Path) -> dict:

@@ -229,11 +229,14 @@ class Source:
             if (key := key if key in found else short.get(key)) and found[key] != path:
                 found[key] += f"\0{path}" if found[key] else path
         paths = [found[key] for key in keys]
-        for i in (several := [i for i, path in enumerate(paths) if "\0" in path]):
-            suffix = os.path.splitext(listed[i])[1]
-            ranked = sorted(paths[i].split("\0"), key=lambda path: (REPLACED not in path, not path.endswith(suffix)))
-            paths[i] = next((path for path in ranked if opens(root / path)), ranked[0])
-        if several:
+        taken = {*listed} if not self.videos[0] and paths != listed else ()  # these belong to lines of their own
+        several = [i for i, path in enumerate(paths) if "\0" in path or (path in taken and path != listed[i])]
+        for i in several:
+            suffix, free = os.path.splitext(listed[i])[1], [
+                path for path in paths[i].split("\0") if path == listed[i] or path not in taken]
+            free.sort(key=lambda path: (REPLACED not in path, not path.endswith(suffix)))
+            paths[i] = next((path for path in free if len(free) == 1 or opens(root / path)), free[0] if free else "")
+        if several and not taken:
             print(f"note: {len(several)} videos lie more than once in {root}; one that opens is used", file=sys.stderr)
         official = self.videos[0].format(subset=subset)
         there = np.array([path != "" for path in paths])
@@ -483,10 +486,8 @@ def plain(folder, subset, split, forms=("{}.txt", "{}.csv")):
     is called as the folder of its videos, if each has one, or else by its number."""
     def listed(part):
         files = [folder / form.format(part) for form in forms]
-        words = r"[^\s,]*(?:[\s,]+(?!\d+(?:[\s,]|$))[^\s,]+)*?"  # of which the first alone may be a number
-        line = rf'"?({words})(?<!")"?(?:[\s,]+(\d+)){{1,2}}'
-        rows = lines(next(filter(Path.exists, files), files[0]), line, "PATH LABEL")
-        return ((where, path, int(label)) for where, path, label in rows)
+        rows = lines(next(filter(Path.exists, files), files[0]), r'"?(.*[^\s,"])"?[\s,]+(\d+)', "PATH LABEL")
+        return ((where, re.sub(r"[\s,]+\d+$", "", path), int(label)) for where, path, label in rows)
 
     if (folder / "classes.txt").exists():
         return [name for _, name in lines(folder / "classes.txt", "(.+)", "CLASS")], listed(subset)

@@ -7,10 +7,10 @@ takes every `world`-th video; the result is the same for any number of them.
 
 import dataclasses
 import json
-import os
 import time
 from functools import partial
 from hashlib import blake2b
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 
 from be import backbones, datasets, objectives, video, weights
 from be.augment import eval_view
-from be.config import Config, ConfigError, load, run_dir
+from be.config import Config, ConfigError, changes, run_dir
 from be.objectives import Classify, Objective, global_pool
 from be.runs import RunError, make_accelerator, place, progress, provenance, read_result, write_aside, write_text
 from be.weights import load_weights, read_about
@@ -31,12 +31,15 @@ TEST_SETTINGS = ("test_clips", "frames", "stride", "static", "short_side", "size
                  "strict")
 # Keys in which a test follows the training: what the network is, what of a video it sees, what a result says of both
 AS_TRAINED = ("backbone", "width", "pool", "frames", "stride", "static", "short_side", "size", "select", "synthetic")
+PROBED = 10_000  # of a longer list, `make_probe` takes so many videos at random
+# What a line about a result says of it, in %
+SCORES = ("top1", "top5", "mean_class", "knn", "R@1", "R@10", "R@50")
 
 
-def views(samples, sampler, cfg: Config, accelerator, what: str, mine=None):
-    """Yields each video's place in the list and its clips (K, 3, T, S, S) on the device, None where it is unreadable.
-    mine: the places that this process takes, by default every `world`-th."""
-    mine = range(accelerator.process_index, len(samples), accelerator.num_processes) if mine is None else mine
+def views(samples, sampler, cfg: Config, accelerator, what: str):
+    """Yields each of this process's videos, every `world`-th: its place in the list and its clips (K, 3, T, S, S) on
+    the device, None where it is unreadable."""
+    mine = range(accelerator.process_index, len(samples), accelerator.num_processes)
     videos = datasets.Clips(samples, sampler, cfg.short_side, cfg.seed, False, cfg.cache_gb, cfg.strict)
     loader = datasets.loader(videos, [[(0, i)] for i in mine], workers=cfg.workers, device=accelerator.device)
     for batch in progress(loader, len(mine), what) if accelerator.is_main_process else loader:
@@ -48,54 +51,54 @@ def views(samples, sampler, cfg: Config, accelerator, what: str, mine=None):
 @torch.no_grad()
 def each_video(compute, samples, sampler, cfg: Config, accelerator, what: str, look=views):
     """Yields `compute(clips (K, 3, T, S, S), i) -> tensor`, moved to the CPU, of each video i in the order of the list.
-    None for an unreadable one. Every process gets all, whoever computed them. look: what yields the clips."""
-    mine = look(samples, sampler, cfg, accelerator, what)
+    None for an unreadable one. Every process gets all, whoever computed them. look: what yields the clips.
+    RunError where not one can be read."""
+    mine, readable = look(samples, sampler, cfg, accelerator, what), 0
     for first in range(0, len(samples), accelerator.num_processes):
         i, row = next(mine, (0, None))
         if row is not None:
             with accelerator.autocast():
                 row = compute(row, i).cpu()
-        yield from gather_object([row])[: len(samples) - first]
+        rows = gather_object([row])[: len(samples) - first]
+        readable += sum(row is not None for row in rows)
+        yield from rows
     samples.damaged.update(*gather_object([samples.damaged]))
+    if not readable:
+        raise RunError(f"{what}: not one of {len(samples)} videos in {samples.root} can be read; run.py prepare says "
+                       f"why")
 
 
-def over_videos(compute, samples, sampler, cfg: Config, accelerator, what: str, classes: int = 0, look=views):
-    """What `each_video` yields, stacked: results (N, ...) float32, ok (N,) bool. An unreadable video's row is zero.
-    Where all are unreadable, results are (N, classes) zeros after a warning; RunError if `classes` is 0."""
-    rows = list(each_video(compute, samples, sampler, cfg, accelerator, what, look))
+def over_videos(*args, **kwargs):
+    """What `each_video` yields, stacked: results (N, ...) float32, ok (N,) bool. An unreadable video's row is zero."""
+    rows = list(each_video(*args, **kwargs))
     ok = torch.tensor([row is not None for row in rows])
-    if not ok.any():
-        none = f"{what}: not one of {len(rows)} videos in {samples.root} can be read; run.py prepare says why"
-        if not classes:
-            raise RunError(none)
-        accelerator.print(f"WARNING: {none}")
-    empty = next((torch.zeros_like(row) for row in rows if row is not None), torch.zeros(classes))
+    empty = torch.zeros_like(next(row for row in rows if row is not None))
     return torch.stack([empty if row is None else row for row in rows]).float(), ok
 
 
-def spread_clips(cfg: Config, K: int):
-    """The sampler of K clips spread over a video; with `static`, of one random frame of it in place of all frames."""
-    sampler = partial(video.even_clips, K=K, T=cfg.frames, stride=cfg.stride)
+def clips_as_set(cfg: Config, sampler):
+    """The sampler of clips of `frames` and `stride`; with `static`, of one random frame of a video in place of all."""
+    sampler = partial(sampler, T=cfg.frames, stride=cfg.stride)
     return partial(video.static_clips, like=sampler) if cfg.static else sampler
+
+
+def spread_clips(cfg: Config, K: int):
+    """The sampler of K such clips, spread over a video."""
+    return clips_as_set(cfg, partial(video.even_clips, K=K))
 
 
 def classify(model: Classify, samples, cfg: Config, accelerator):
     """Mean softmax over `test_clips` clips spread over the video (paper 4.1) -> (N, classes), ok (N,)."""
     model.eval()
     return over_videos(lambda x, i: model.logits(x).float().softmax(1).mean(0), samples,
-                       spread_clips(cfg, cfg.test_clips), cfg, accelerator, "test", len(samples.classes))
+                       spread_clips(cfg, cfg.test_clips), cfg, accelerator, "test")
 
 
-def clip_features(backbone, pool, x):
-    """Clips x (K, 3, T, S, S), 8 at a time, -> (K, D) float32. pool: feature map (K, C, T', H', W') -> (K, D)."""
-    return torch.cat([pool(backbone(part)).float() for part in x.split(8)])
-
-
-def features(backbone, pool: str, samples, cfg: Config, accelerator, what: str = "features", K: int = 1):
-    """The mean over K clips spread over each video, under global pooling (`pool`: max | avg) -> (N, C), ok (N,)."""
+def features(backbone, samples, cfg: Config, accelerator):
+    """Of the clip in the middle of each video, pooled as `cfg.pool` says -> (N, C), ok (N,)."""
     backbone.eval()
-    return over_videos(lambda x, i: clip_features(backbone, partial(global_pool, pool=pool), x).mean(0), samples,
-                       spread_clips(cfg, K), cfg, accelerator, what)
+    return over_videos(lambda x, i: global_pool(backbone(x), cfg.pool)[0], samples, spread_clips(cfg, 1), cfg,
+                       accelerator, "probe")
 
 
 def accuracy(probabilities, label, ok) -> dict:
@@ -103,21 +106,13 @@ def accuracy(probabilities, label, ok) -> dict:
     do not enter the mean. probabilities (N, classes), label (N,), ok (N,) bool."""
     N, classes = probabilities.shape
     hit = (probabilities.topk(min(5, classes), dim=1).indices == label[:, None]) & ok[:, None]  # (N, 5)
-    per_class = torch.zeros(classes).index_add_(0, label, hit[:, 0].float())
-    count = torch.bincount(label, minlength=classes)
+    per_class = [hit[label == c, 0].float().mean() for c in label.unique()]
     return {
         "top1": 100 * hit[:, 0].float().mean().item(),
         "top5": 100 * hit.any(1).float().mean().item(),
-        "mean_class": 100 * (per_class / count).nanmean().item(),
+        "mean_class": 100 * torch.stack(per_class).mean().item(),
         "n_scored": int(ok.sum()), "n_expected": N,
     }
-
-
-def read_off(x, label, y, answer, ok) -> dict[str, float]:
-    """How many rows of y (M, C) get their answer (M,) from classifiers of x (N, C) and label (N,), in %.
-    A row that is not ok, (M,) bool, is wrong. x and y may be on any device, the others are on the CPU."""
-    return {name: 100 * ((guess(x, label.to(x.device), y).cpu() == answer) & ok).float().mean().item()
-            for name, guess in (("knn", knn), ("linear", linear))}
 
 
 def knn(x, label, y, k: int = 20, temperature: float = 0.07):
@@ -131,37 +126,26 @@ def knn(x, label, y, k: int = 20, temperature: float = 0.07):
     return votes.scatter_add(1, label[near.indices], (near.values / temperature).exp()).argmax(1)
 
 
-def linear(x, label, y, decay: float = 1e-3):
-    """The class of each row of y (M, C) under logistic regression on x (N, C) -> (M,). See `fit`."""
-    weight, bias = fit(x, label, decay)
-    return (y @ weight.T + bias).argmax(1)
-
-
-def fit(x, label, decay: float, classes: int = 0):
-    """`regress` on x (N, C), of which every column is first shifted and scaled to mean 0 and standard deviation 1.
-    -> weight (classes, C), bias (classes,), for x as it is."""
-    mean, scale = x.mean(0), x.std(0).clamp(min=1e-6)
-    weight, bias = regress((x - mean) / scale, label, decay, classes)
-    weight = weight / scale
-    return weight, bias - weight @ mean
-
-
 @torch.enable_grad()
-def regress(x, label, decay: float, classes: int = 0):
-    """Weight (classes, C) and bias (classes,) with the least mean cross entropy + decay |weight|^2 / 2, by L-BFGS.
-    classes: by default as many as the largest label says."""
-    weight = x.new_zeros(classes or int(label.max()) + 1, x.shape[1], requires_grad=True)
-    bias = x.new_zeros(len(weight), requires_grad=True)
+def fit(x, label, classes: int, decay: float = 1e-3):
+    """Logistic regression on x (N, C) and label (N,) -> weight (classes, C), bias (classes,), for x as it is.
+
+    They have the least mean cross entropy + decay |weight|^2 / 2, by L-BFGS, where each column of x is first shifted
+    and scaled to mean 0 and standard deviation 1."""
+    mean, scale = x.mean(0), x.std(0).clamp(min=1e-6)
+    scaled = (x - mean) / scale
+    weight, bias = (x.new_zeros(classes, *shape, requires_grad=True) for shape in (x.shape[1:], ()))
     search = torch.optim.LBFGS([weight, bias], max_iter=200, tolerance_grad=1e-5, line_search_fn="strong_wolfe")
 
     def loss():
         search.zero_grad()
-        value = F.cross_entropy(x @ weight.T + bias, label) + decay / 2 * weight.square().sum()
+        value = F.cross_entropy(scaled @ weight.T + bias, label) + decay / 2 * weight.square().sum()
         value.backward()
         return value
 
     search.step(loss)
-    return weight.detach(), bias.detach()
+    weight = weight.detach() / scale
+    return weight, bias.detach() - weight @ mean
 
 
 def holdout(samples: datasets.Samples, fraction: float, seed: int) -> tuple[datasets.Samples, datasets.Samples]:
@@ -169,46 +153,45 @@ def holdout(samples: datasets.Samples, fraction: float, seed: int) -> tuple[data
 
     Clips of one source video are near copies of each other, so they stay together. The source videos come in random
     order, and one is held out if that brings the classes nearer to `fraction` of their videos, which is in (0, 1)."""
-    target = fraction * np.bincount(samples.labels, minlength=len(samples.classes))
+    missing = fraction * np.bincount(samples.labels, minlength=len(samples.classes))  # videos of each class
     order = np.argsort(samples.groups, kind="stable")
-    members = np.split(order, np.unique(samples.groups[order], return_index=True)[1][1:])
-    held, out = np.zeros(len(target)), np.zeros(len(samples), bool)
+    members = np.split(order, np.flatnonzero(np.diff(samples.groups[order])) + 1)
+    out = np.zeros(len(samples), bool)
     for g in np.random.default_rng(seed).permutation(len(members)):
-        more = np.bincount(samples.labels[members[g]], minlength=len(target))
-        if np.abs(held + more - target).sum() < np.abs(held - target).sum():
-            held += more
-            out[members[g]] = True
+        rest = missing - np.bincount(samples.labels[members[g]], minlength=len(missing))
+        if np.abs(rest).sum() < np.abs(missing).sum():
+            missing, out[members[g]] = rest, True
     if not out.any():
         raise ConfigError(f"every source video is too long to hold out {fraction} of {len(samples)} videos")
     return samples.take(~out), samples.take(out)
 
 
-class Probe:
-    """What can be read off the features after an epoch of pre-training, which is the same without.
+def make_probe(objective: Objective, samples: datasets.Samples, cfg: Config, accelerator: Accelerator):
+    """A function of the epoch: what can be read off the features after it. Pre-training is the same without.
 
     A fifth of the training list is held out, by whole source videos; kNN and a linear layer learn from the rest.
     -> probe_knn, probe_linear, in % of the held-out videos; of drawn videos also ..._scene: the family of the scene.
+    A held-out video that cannot be read is wrong.
     """
+    some = np.random.default_rng((cfg.seed, len(samples))).permutation(len(samples))[:PROBED]
+    lists = holdout(samples.take(np.sort(some)), 0.2, cfg.seed)
 
-    VIDEOS, HELD_OUT = 10_000, 0.2  # of a longer list, so many drawn at random are used
-
-    def __init__(self, objective: Objective, samples: datasets.Samples, cfg: Config, accelerator: Accelerator):
-        self.backbone, self.cfg, self.accelerator = objective.backbone, cfg, accelerator
-        some = np.random.default_rng((cfg.seed, len(samples))).permutation(len(samples))[:self.VIDEOS]
-        self.lists = holdout(samples.take(np.sort(some)), self.HELD_OUT, cfg.seed)
-
-    def __call__(self, epoch: int) -> dict[str, float]:
-        if epoch % self.cfg.probe_every:
+    def probe(epoch: int) -> dict[str, float]:
+        if epoch % cfg.probe_every:
             return {}
-        (x, known), (y, ok) = (features(self.backbone, self.cfg.pool, part, self.cfg, self.accelerator, "probe")
-                               for part in self.lists)  # (N, C), (N,); (M, C), (M,)
-        x, y, found = x[known].to(self.accelerator.device), y.to(self.accelerator.device), {}
-        for ending, columns in (("", [part.labels for part in self.lists]), ("_scene", [p.scene for p in self.lists])):
-            if all(column is not None and min(column) >= 0 for column in columns):  # -1: a scene is not known
-                label, answer = map(torch.from_numpy, columns)
-                right = read_off(x, label[known], y, answer, ok)
-                found |= {f"probe_{name}{ending}": percent for name, percent in right.items()}
+        (x, known), (y, ok) = (features(objective.backbone, part, cfg, accelerator) for part in lists)
+        x, y, found = x[known].to(accelerator.device), y.to(accelerator.device), {}
+        for ending, column in (("", "labels"), ("_scene", "scene")):
+            told = [getattr(part, column) for part in lists]
+            if any(one is None or min(one) < 0 for one in told):  # -1: a scene is not known
+                continue
+            label, answer = (torch.from_numpy(one).to(y.device) for one in told)
+            weight, bias = fit(x, label[known], int(label.max()) + 1)
+            for name, guess in ("knn", knn(x, label[known], y)), ("linear", (y @ weight.T + bias).argmax(1)):
+                found[f"probe_{name}{ending}"] = 100 * ((guess == answer).cpu() & ok).float().mean().item()
         return found
+
+    return probe
 
 
 def load_backbone(cfg: Config) -> torch.nn.Module:
@@ -235,12 +218,10 @@ def load_classifier(cfg: Config, run=None) -> tuple[Classify, list[str]]:
     `cfg` would have another model, or show it other clips, than the run's config.yaml."""
     path = (run or run_dir(cfg, "finetune")) / "model.safetensors"
     classes = read_about(path)["classes"]
-    trained = load(path.with_name("config.yaml"), stage="finetune")
-    changes = [f"{key}: {getattr(trained, key)} -> {getattr(cfg, key)}" for key in AS_TRAINED
-               if getattr(trained, key) != getattr(cfg, key)]
-    if changes:
-        raise RunError(f"{path.parent} was trained with other settings ({', '.join(changes)}); give the overrides that "
-                       f"fine-tuning had, or --cfg {path.with_name('config.yaml')}")
+    saved = path.with_name("config.yaml")
+    if found := changes(saved, cfg, AS_TRAINED):
+        raise RunError(f"{path.parent} was trained with other settings ({found}); give the overrides that fine-tuning "
+                       f"had, or --cfg {saved}")
     model = objectives.build("classify", backbones.build(cfg.backbone, cfg.width),
                              {**dataclasses.asdict(cfg), "classes": len(classes)})
     load_weights(path, model)
@@ -268,30 +249,39 @@ def evaluate(cfg: Config):
     for subset in cfg.subset.split(","):
         samples, began = load_list(cfg, subset, classes), time.perf_counter()
         inputs = hash_inputs(cfg, samples, (path / "model.safetensors").read_bytes(), TEST_SETTINGS)
-        if known := broadcast_object_list([known_result(path, subset, inputs)])[0]:
+        files = path / f"result-{subset}.json", path / f"probabilities-{subset}.safetensors"
+        known = read_result(files[0]) if all(file.exists() for file in files) else None
+        known = known if known and known.get("inputs") == inputs else None
+        if known := broadcast_object_list([known])[0]:  # elsewhere files may have other times
             accelerator.print(f"{format_result(known)}; as before, of the same weights, videos and settings")
             continue
-        probabilities, ok = classify(model, samples, cfg, accelerator)
+        tested = classify(model, samples, cfg, accelerator)
         if accelerator.is_main_process:
-            about = about_result(cfg, subset, samples, accelerator, began)
-            print(format_result(write_result(path, "result", probabilities, ok, samples, test_clips=cfg.test_clips,
-                                             select=cfg.select, **about, inputs=inputs)))
+            write_result("result", cfg, samples, accelerator, began, path, subset, tested, select=cfg.select,
+                         inputs=inputs)
 
 
-def write_result(path, kind: str, probabilities, ok, samples, **about) -> dict:
-    """Leaves KIND-SUBSET.json, with what `accuracy` says and `about`, and probabilities-SUBSET.safetensors."""
-    content = {"probabilities": probabilities, "label": torch.from_numpy(samples.labels), "ok": ok}
-    result = {**accuracy(**content), **about}
-    write_aside(path / f"probabilities-{about['subset']}.safetensors", partial(save_file, content))
-    write_text(path / f"{kind}-{about['subset']}.json", json.dumps(result, indent=1) + "\n")
-    return result
+def write_result(kind, cfg: Config, samples, accelerator, began, path, subset, tested=None, **result):
+    """Writes KIND-SUBSET.json into the folder `path`, and says it in a line: `result`, what it is of and comes from.
+
+    began: `time.perf_counter()` when its computation began. tested: what `classify` returns; its `accuracy` is added,
+    and probabilities-SUBSET.safetensors written."""
+    if tested:
+        content = {"probabilities": tested[0], "label": torch.from_numpy(samples.labels), "ok": tested[1]}
+        write_aside(path / f"probabilities-{subset}.safetensors", partial(save_file, content))
+        result |= accuracy(**content) | {"test_clips": cfg.test_clips}
+    result |= {"experiment": cfg.name, "dataset": cfg.dataset, "subset": subset, "split": cfg.split, "seed": cfg.seed,
+               "synthetic": cfg.synthetic, "n_damaged": len(samples.damaged), **provenance(samples, accelerator),
+               "seconds": round(time.perf_counter() - began, 1)}
+    write_text(path / f"{kind}-{subset}.json", json.dumps(result, indent=1) + "\n")
+    print(format_result(result))
 
 
-def about_result(cfg: Config, subset: str, samples, accelerator, began: float) -> dict:
-    """What any result is of and where it comes from. began: `time.perf_counter()` when its computation began."""
-    return {"experiment": cfg.name, "dataset": cfg.dataset, "subset": subset, "split": cfg.split, "seed": cfg.seed,
-            "synthetic": cfg.synthetic, "n_damaged": len(samples.damaged), **provenance(samples, accelerator),
-            "seconds": round(time.perf_counter() - began, 1)}
+def format_result(result: dict) -> str:
+    scores = ", ".join(f"{name} {result[name]:.1f}" for name in SCORES if name in result)
+    what = f"queries of protocol={result['protocol']}" if "protocol" in result else "videos"
+    return ("{experiment} on {dataset} {subset}, split {split}: {scores}; {n_scored} of {n_expected} {what}, "
+            "{n_damaged} damaged").format(**result, scores=scores, what=what)
 
 
 def hash_inputs(cfg: Config, samples, weights: bytes, settings) -> str:
@@ -300,19 +290,7 @@ def hash_inputs(cfg: Config, samples, weights: bytes, settings) -> str:
     state = blake2b(weights, digest_size=16)
     state.update(json.dumps([samples.manifest_hash, *(getattr(cfg, key) for key in settings)]).encode())
     for i, path in enumerate(samples.paths.tolist()):
-        stat = os.stat(samples.path(i)) if os.path.exists(samples.path(i)) else None
-        known = b" %d %d" % (stat.st_size, stat.st_mtime_ns) if stat else b""
+        file = Path(samples.path(i))
+        known = b" %d %d" % (file.stat().st_size, file.stat().st_mtime_ns) if file.exists() else b""
         state.update(b"%b\0%d%b\0" % (path, samples.labels[i], known))
     return state.hexdigest()
-
-
-def known_result(path, subset: str, inputs: str) -> dict | None:
-    """The content of result-SUBSET.json, if it is of these inputs and nothing of it is missing."""
-    there = [file.exists() for file in (path / f"result-{subset}.json", path / f"probabilities-{subset}.safetensors")]
-    result = read_result(path / f"result-{subset}.json") if all(there) else None
-    return result if result and result.get("inputs") == inputs else None
-
-
-def format_result(result: dict) -> str:
-    return ("{experiment} on {dataset} {subset}, split {split}: top-1 {top1:.1f}, top-5 {top5:.1f}, mean class "
-            "{mean_class:.1f}, {n_scored} of {n_expected} videos, {n_damaged} damaged").format(**result)

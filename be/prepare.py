@@ -12,7 +12,6 @@ At the end stands what the Makefile asks for: the commands that are left to do o
 
 import base64
 import errno
-import fnmatch
 import json
 import multiprocessing
 import os
@@ -41,7 +40,7 @@ from be.datasets import COPIED, DATASETS, MANIFEST, Manifest
 from be.video import Reader, VideoError, encode
 
 # Processes that read files do without torch, which takes seconds and 300 MB
-REPORT, JOURNAL = "prepare-report.txt", "prepare-journal.jsonl"
+REPORT, JOURNAL = "prepare-report.txt", "prepare-journal{}.jsonl"
 # H.264's quantiser: films come out at about 39 dB. Key frames and B-pictures at fixed places.
 QP, FIXED = 22, {"bf": "3", "b_strategy": "0", "b-pyramid": "none", "sc_threshold": "0", "tune": "fastdecode"}
 BUFFER = 2**27  # bytes of frames held in memory
@@ -129,6 +128,10 @@ class Record:
     def key(self):
         return self.path, self.size, self.mtime
 
+    @property
+    def rank(self):
+        return self.check == "decode", not self.deadly
+
 
 def look(root, path) -> Record:
     """A file as it is now, not read yet."""
@@ -140,28 +143,29 @@ def look(root, path) -> Record:
 
 
 def inspect_file(root, check, record) -> Record:
-    """Reads all of a file. This runs in a process of its own."""
+    """Reads all of a file, if there is one. This runs in a process of its own."""
     file, state = os.path.join(root, record.path), blake2b(digest_size=16)
+    if record.size < 0:
+        return record
     try:
         with Reader(file, strict=True) as video:
-            info, index, files = video.info, video.index, video.files
+            info = vars(video.info)
             if check == "decode":
                 video.decode(np.arange(video.frames), short_side=16)
     except VideoError as error:
         return replace(record, check=check, problem=str(error).removeprefix(f"{file}: "))
-    for name in files:
+    for name in video.files:
         with open(name, "rb") as content:
-            for part in iter(partial(content.read, 2**20), b""):
+            while part := content.read(2**20):
                 state.update(part)
-    packed = base64.b64encode(index.pack()).decode()
-    return replace(record, check=check, digest=state.hexdigest(), index=packed, frames=info.frames, fps=info.fps,
-                   width=info.width, height=info.height, codec=info.codec)
+    packed = base64.b64encode(video.index.pack()).decode()
+    return replace(record, check=check, digest=state.hexdigest(), index=packed, **info)
 
 
 def transcode(root, copy, short_side, gop, path) -> str | OSError | None:
     """Writes the copy of one file, whole or not at all, in a process of its own. Returns the problem, if any."""
-    target = copy / path
-    aside = unfinished(target)
+    target = copy / path  # beside it, of the same name for every job: written over when the file's turn comes again
+    aside = target.with_name(f".{zlib.crc32(os.fsencode(target.name)):08x}.part.mp4")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         write_copy(root / path, aside, short_side, gop)
@@ -171,11 +175,6 @@ def transcode(root, copy, short_side, gop, path) -> str | OSError | None:
         return OSError(code, os.strerror(code), str(target)) if code in DISK else str(error)
     finally:
         aside.unlink(missing_ok=True)
-
-
-def unfinished(target: Path) -> Path:
-    """Of the same name for every job, so that it is written over when the file's turn comes again."""
-    return target.with_name(f".{zlib.crc32(os.fsencode(target.name)):08x}.part.mp4")
 
 
 def write_copy(source, target, short_side, gop):
@@ -254,14 +253,12 @@ def read_journals(root, check) -> dict[tuple, Record]:
     """What is known of files by `Record.key`: those that were checked at least so well, killed their reader, or were
     missing. Of several lines the best counts, of equals the last."""
     known = {}
-    for journal in sorted(root.glob(JOURNAL.replace(".", "*."))):
-        for line in journal.read_text().splitlines():
-            with suppress(ValueError, TypeError):  # a line cut by a kill, or of another version
-                new = Record(**json.loads(line))
-                best = known.get(new.key, new)
-                if ((new.check in (check, "decode") or new.deadly or new.size < 0)
-                        and (new.check == "decode", not new.deadly) >= (best.check == "decode", not best.deadly)):
-                    known[new.key] = new
+    for line in chain.from_iterable(file.read_text().splitlines() for file in sorted(root.glob(JOURNAL.format("*")))):
+        with suppress(ValueError, TypeError):  # a line cut by a kill, or of another version
+            new = Record(**json.loads(line))
+            if (new.check in (check, "decode") or new.deadly or new.size < 0) and (
+                    new.rank >= known.get(new.key, new).rank):
+                known[new.key] = new
     return known
 
 
@@ -269,19 +266,17 @@ def inspect_files(root, paths, check, workers, shard) -> tuple[list[Record], int
     """Reads its part of the files. -> the records of all `paths`, in order, and how many are left to other jobs.
 
     A file that a journal knows as it is now is not read again."""
-    known, alone = read_journals(root, check), shard == "1/1"
-    now = [look(root, path) for path in filter(part_of(shard), paths)]
+    known, now = read_journals(root, check), [look(root, path) for path in filter(part_of(shard), paths)]
     # What killed its reader is tried again, once in a run
-    todo = [new for new in now if new.size >= 0 and (new.key not in known or known[new.key].deadly)]
+    todo = [new for new in now if new.key not in known or known[new.key].deadly]
     work = parallel(partial(inspect_file, root, check), todo, f"inspecting {root.name}", workers,
                     lambda record: 60 + record.size / 1e5)  # far more than any machine needs for a sound file
-    missing = [(new, new, None) for new in now if new.size < 0 and new.key not in known]
-    own = JOURNAL if alone else JOURNAL.replace(".", f"-{shard.replace('/', '-of-')}.")
-    with open(root / own, "a", buffering=1) as file:
-        for old, new, problem in chain(missing, work):
+    own = "" if shard == "1/1" else f"-{shard.replace('/', '-of-')}"
+    with open(root / JOURNAL.format(own), "a", buffering=1) as file:
+        for old, new, problem in work:
             known[old.key] = new = new or replace(old, problem=problem, deadly=True)
             file.write(f"\n{json.dumps(asdict(new))}\n")  # the first break ends a line that was cut
-    if not alone:
+    if own:
         known, now = read_journals(root, check), [look(root, path) for path in paths]
     return [known.get(new.key, new) for new in now], sum(new.key not in known for new in now)
 
@@ -310,7 +305,6 @@ def copy_dataset(root, copy, lists, paths, workers=None, *, short_side, gop):
         if isinstance(problem, OSError):
             raise problem
         if problem or crash:
-            unfinished(copy / path).unlink(missing_ok=True)
             print(f"not copied: {path}: {problem or crash}")
 
 
@@ -320,35 +314,38 @@ def copy_dataset(root, copy, lists, paths, workers=None, *, short_side, gop):
 def survey(source, root, folder, check, shortest, workers, shard) -> tuple[list[Record], int]:
     """Inspects its part of the files of all lists and, if no part is left, writes manifest and report. Returns the
     records and how many problems."""
-    lists, notes = {}, [f"{root}, check={check}"]  # lists: {(subset, split): (samples, which are there)}
+    lists, names, notes = {}, {}, [f"{root}, check={check}"]
     wrong, leaks = [], []
     for subset, split in source.subsets(folder):
+        on = f"{subset} {split}"
         try:
-            samples, _ = lists[subset, split] = source.read(root, folder, subset, split)
-            if odd := source.other_length(subset, split, samples):
-                wrong.append(f"{subset} {split}: {odd}")
-            wrong += [f"{subset} {split}: {os.fsdecode(path)} is listed {n} times"
-                      for path, n in Counter(samples.paths.tolist()).items() if n > 1]
+            samples, there = source.read(root, folder, subset, split)
         except (FileNotFoundError, NotADirectoryError) as error:
-            notes.append(f"  {subset} {split}: no list, {error.filename} does not exist")
+            notes.append(f"  {on}: no list, {error.filename} does not exist")
+            continue
         except ValueError as error:
             wrong.append(str(error))
+            continue
+        lists[on], names[on] = (samples, there), [*map(os.fsdecode, samples.paths.tolist())]
+        if odd := source.other_length(subset, split, samples):
+            wrong.append(f"{on}: {odd}")
+        wrong += [f"{on}: {path} is listed {n} times" for path, n in Counter(names[on]).items() if n > 1]
     if not any(there.any() for _, there in lists.values()):
         source(root, "train", videos=root, lists=folder)  # raises DatasetMissing, or says what is wrong with the list
-    paths = sorted({path for samples, _ in lists.values() for path in samples.paths.tolist()})
-    records, left = inspect_files(root, [*map(os.fsdecode, paths)], check, workers, shard)
+    paths = sorted({*chain(*names.values())}, key=os.fsencode)
+    records, left = inspect_files(root, paths, check, workers, shard)
     if left:
         print(f"{root}: {shard} done, {left} of {len(paths)} files left to other jobs; the last one writes {MANIFEST}")
         return records, 0
-    write_manifest(root, records)
-    table, content = Manifest.read(root), {path: r.digest or path for path, r in zip(paths, records, strict=True)}
-    for (subset, split), (samples, there) in lists.items():
+    table, content = write_manifest(root, records), {r.path: r.digest or r.path for r in records}
+    for on, (samples, there) in lists.items():
         used = (samples.take(there) if source.partial else samples).with_manifest(table)
-        notes.append(f"  {subset} {split}: {len(samples)} videos, manifest_hash {used.manifest_hash}")
-        if subset != "train" and ("train", split) in lists:
-            trained = {content[path]: os.fsdecode(path) for path in lists["train", split][0].paths.tolist()}
-            leaks += [f"{os.fsdecode(path)} of {subset} {split} is {trained[content[path]]} of train {split}"
-                      for path in samples.paths.tolist() if content[path] in trained]
+        notes.append(f"  {on}: {len(samples)} videos, manifest_hash {used.manifest_hash}")
+        train = f"train {on.split()[-1]}"
+        known = {content[path]: path for path in names.get(train, ())}
+        if on != train:
+            leaks += [f"{path} of {on} is {known[content[path]]} of {train}" for path in names[on]
+                      if content[path] in known]
     problems = {"wrong lists": wrong, "missing": [], "unreadable": [], "too short": [],
                 "both trained and tested on": leaks}
     for r in records:
@@ -359,18 +356,17 @@ def survey(source, root, folder, check, shortest, workers, shard) -> tuple[list[
     return records, sum(map(len, problems.values()))
 
 
-def write_manifest(root, records):
-    """The columns of `Manifest` and, for people, the rest of `Record`."""
-    names, packed = [*Record.__annotations__], [base64.b64decode(r.index) for r in records]
-    names.remove("index")
-    columns = {name: np.array([getattr(r, name) for r in records]) for name in names}
-    for name in ("path", "problem"):
-        columns[name] = np.char.encode(columns[name], "utf-8", "surrogateescape")
-    columns["digest"] = np.array([bytearray.fromhex(r.digest or "00" * 16) for r in records])
-    columns["packed"] = np.frombuffer(b"".join(packed), np.uint8)
-    columns["end"] = np.cumsum([len(part) for part in packed], dtype=np.int64)
+def write_manifest(root, records) -> Manifest:
+    """What training reads of the records; all that is known of a file stands in the journals."""
+    columns = {name: np.array([getattr(r, name) for r in records]) for name in ("size", "mtime", "frames", "deadly")}
+    packed = [base64.b64decode(r.index) for r in records]
+    table = Manifest(
+        path=np.array([os.fsencode(r.path) for r in records]), **columns,
+        digest=np.array([bytearray.fromhex(r.digest or "00" * 16) for r in records]),
+        packed=np.frombuffer(b"".join(packed), np.uint8), end=np.cumsum([*map(len, packed)]))
     with whole_file(root / MANIFEST) as file:
-        np.savez_compressed(file, **columns)
+        np.savez_compressed(file, **vars(table))
+    return table
 
 
 def report(root, records, head, problems):
@@ -450,34 +446,31 @@ def steps(target: str, words: str = "", splits: list[int] = (1, 2, 3), seeds: li
         typed = shlex.split(words)
     except ValueError as error:
         raise ConfigError(f"words={words}: {error}") from None
-    own = {key: value for key, _, value in (word.partition("=") for word in typed)}
+    own = dict(word.partition("=")[::2] for word in typed)
     if len(own) < len(typed):
         raise ConfigError(f"words={words}: a key is given twice")
     for key in own.keys() & {"seed", "split"}:
         raise ConfigError(f"{key}={own[key]} cannot be one of the words, a target says it for each command; give make "
                           f"SEED=... and SPLIT=...")
-    todo, devices = collect(target, typed, splits, seeds, synth), re.search(r"--num_processes (\d+)", launch)
-    runs, again = {step.end.parent for step in todo if step.words[0] in TRAIN}, False
-    removed = sorted(folder for folder in runs if force and folder.exists())
+    todo, again = collect(target, typed, splits, seeds, synth), False
+    runs = {step.end.parent for step in todo if force and step.words[0] in TRAIN}
+    removed = sorted(filter(Path.exists, runs))
     for folder in removed:
         print(f"rm -r {shlex.quote(str(folder))}")
     for step in todo:
         if step.end.parent in removed or not step.done or (step.picture and again):
             again = True
-            spread = step.words[0] in TRAIN + SPREAD and (not devices or divides(step, int(devices[1])))
-            print(launch if spread else run, shlex.join(step.words))
-    names = own.get("name", target if target in experiments() else f"{target}-*")
-    every = "name" not in own and not fnmatch.filter(experiments(), names)  # a group without rows of its own
-    print(run, shlex.join(["report", *([] if every else [f"names={names}"]), f"out={own.get('out', 'runs')}"]))
+            print(launch if spreads(step, launch) else run, shlex.join(step.words))
+    print(run, shlex.join(["report", f"out={own.get('out', 'runs')}"]))
 
 
-def divides(step: Step, devices: int) -> bool:
-    """Whether a training's batch can be spread over so many devices, in whole BatchNorm groups."""
-    if step.words[0] not in ("pretrain", "finetune"):
-        return True
-    cfg = load(step.words[2], step.words[3:], step.words[0])
-    each, rest = divmod(cfg.batch_size, devices * cfg.accumulate)
-    return not rest and each % (cfg.bn_group or 1) == 0
+def spreads(step: Step, launch: str) -> bool:
+    """Whether a command can use all devices that `launch` starts. A training needs whole BatchNorm groups on each."""
+    devices = re.search(r"--num_processes (\d+)", launch)
+    if not (devices and step.cfg):
+        return step.words[0] in TRAIN + SPREAD
+    each, rest = divmod(step.cfg.batch_size, int(devices[1]) * step.cfg.accumulate)
+    return not rest and each % (step.cfg.bn_group or 1) == 0
 
 
 def collect(target: str, typed, splits, seeds, synth) -> list[Step]:
@@ -566,7 +559,10 @@ def pictures(target: str, typed: list[str], splits, synth) -> Iterator[Step]:
     said = dict(target=target, data=cfg.data, out=cfg.out, runs=",".join(runs))
     for words, end in PICTURES.get(target, ()):
         words = [word.format(**said) for word in words.split()]
-        words += RENDERED.get(words[0], ()) if synth else ()
+        if synth:
+            words += RENDERED.get(words[0], ())
+        elif words[0] in RENDERED and (stored := Path(cfg.data, "masks/hmdb51")).is_dir():
+            words += ["scene=masks", f"masks={stored}"]
         yield Step(tuple(words), Path(cfg.out, end.format(**said)), picture=True)
 
 

@@ -14,40 +14,32 @@ import math
 import os
 import time
 from collections import defaultdict
+from dataclasses import replace
 from importlib.metadata import version
-from itertools import cycle, pairwise, product
+from itertools import cycle, pairwise
 from pathlib import Path
 from statistics import mean, stdev
 
 import jinja2
 import numpy as np
 import torch
-import torch.nn.functional as F
 import yaml
 from matplotlib import pyplot as plt
-from safetensors.torch import load_file
+from safetensors.numpy import load_file
 from scipy import stats
 
-from be.config import FREE_KEYS, STAGES, experiments, load, paper_numbers
+from be.config import FREE_KEYS, STAGES, Config, experiments, load, paper_numbers
 from be.datasets import DATASETS
 from be.runs import END, RunError, duration, git_sha, read_metrics, read_results, write_text
 from be.weights import read_about
 
 SECTIONS = yaml.safe_load(Path(__file__).with_name("quoted.yaml").read_text(encoding="utf-8"))
-GLOSSARY = SECTIONS.pop("glossary")  # of metrics.jsonl
-COLOURS = {"blue": "#0072B2", "red": "#D55E00", "green": "#009E73", "pink": "#CC79A7", "orange": "#E69F00",
-           "sky blue": "#56B4E9", "black": "#000000"}  # Okabe-Ito: colour-blind safe
-LINES = {"solid": "-", "dashed": "--", "dotted": ":", "dash-dotted": "-."}
-STYLE = {"xtick.labelsize": 8, "ytick.labelsize": 8, "axes.grid": True, "grid.alpha": 0.25, "axes.axisbelow": True}
-# Of metrics.jsonl: what is no quantity of the method, so not drawn
-UNDRAWN = {"step", "epoch", "seconds", "skipped", "damaged", "lr", "clips_per_s", "data_wait"}
+COLUMNS, FORMATS, GLOSSARY, UNDRAWN = map(SECTIONS.pop, ("columns", "formats", "glossary", "undrawn"))
+COLOURS = ("royalblue", "orangered", "seagreen", "orchid", "orange", "deepskyblue", "black")  # as CSS has them, too
+LINES = ("solid", "dashed", "dotted", "dashdot")
 PROTOCOL = ("test_clips", "select", "synthetic")  # of a test: results that differ in these make no common mean
 METRICS = ("top1", "knn", "R@1", "R@5", "R@10", "R@20", "R@50")
 TABLE3 = "hmdb51 test, split 1, protocol paper"  # what the paper retrieved
-COLUMNS = ("experiment", "what", "tested on", "metric", "ours", "paper", "delta", "splits", "seeds", "scored", "note")
-# Of columns; other numbers have one digit
-FORMATS = {"delta": "+.1f", "gain": "+.1f", "r": ".2f", "p": ".2g", "p of t": ".3f", "p of signs": ".3f",
-           "data_wait": ".0%"}
 # In these a run may differ from its entry: which of its runs it is, and how it fits the machine
 RUN_KEYS = FREE_KEYS - {"test_clips"} | {"name", "seed", "split", "synthetic", "accumulate", "compile"}
 
@@ -61,19 +53,19 @@ def report(out: str = "runs", names: str = "*"):
     report.html holds its pictures and needs nothing else, no network either. `figure5` and `bars` are this verb, too.
     """
     folder = Path(out)
-    results = [result for kind in ("result", "recall", "linear") for result in read_results(folder, kind)]
+    results = [*read_results(folder), *read_results(folder, "recall"), *read_results(folder, "linear")]
     tests = index(results)
-    known = fnmatch.filter(dict.fromkeys([*experiments(), *(on[0] for on in tests)]), names)
-    ours = list(dict.fromkeys(map(runs_of, known)))
+    known = fnmatch.filter(dict.fromkeys([*experiments(), *(name for name, *_ in tests)]), names)
+    ours = dict.fromkeys(map(runs_of, known))
     paths = [path for name in ours for path in sorted((folder / name).glob("*-seed*"))]
-    if not paths and not any(on[0] in known for on in tests):
+    if not paths and not any(name in known for name, *_ in tests):
         raise RunError(f"there is no run named {names} in {folder}: run.py status out={folder} lists those that are "
                        f"there")
     (folder / "report").mkdir(exist_ok=True)
     found = [*tables(known, tests), *differences(ours, tests)]
     first = {**SECTIONS["results"], "out": out, "names": names, "code": git_sha(), "headline": headline(found)}
     rest = [*settings(paths), provenance(folder, paths, results), *curves(folder, paths), *pictures(folder, paths)]
-    shown, folded = ([section for section in found if bool(section.get("fold")) == fold] for fold in (False, True))
+    shown, folded = ([section for section in found if section.get("fold", False) == fold] for fold in (False, True))
     for kind in ("md", "html"):
         text = page([first, *shown, SECTIONS["reading"], *rest, *folded], folder, kind)
         write_text(folder / f"report.{kind}", text)
@@ -84,10 +76,10 @@ def report(out: str = "runs", names: str = "*"):
 def headline(found: list[dict]) -> dict:
     """What the page begins with: the rows of its chart, and the difference of two experiments, best one of BE, that has
     the most pairs."""
-    rows = [row for section in found for row in section.get("rows", ())]
+    rows = [row for section in found for row in section["rows"]]
     chart = [row for row in rows if "ours" in row and row["metric"] == "top1"]
     tests = [row for row in chart if row["tested on"].endswith(" test")]
-    pairs = [row for row in rows if " - " in row.get("difference", "") and "swapped" not in row["difference"]]
+    pairs = [row for row in rows if "swapped" not in row.get("difference", "swapped")]
     best = max(pairs, key=lambda row: ("-be - " in row["difference"], row["n"]), default=None)
     return {"chart": tests if tests and len(chart) > 12 else chart, "pair": best}
 
@@ -98,8 +90,8 @@ def headline(found: list[dict]) -> dict:
 def page(sections: list[dict], folder: Path, kind: str = "md") -> str:
     """The text of a file in `folder`: Markdown, with links to pictures, or HTML that holds them (be/report.KIND.j2).
 
-    A section has some of: title (the first one's is the page's), headline (see there), about, rows (dicts), columns
-    (the keys shown, or all), legend, pictures (paths), and fold, which hides it behind its title.
+    A section has some of: title (the first one's is the page's), headline (see there), about, same (see `said_once`),
+    rows (dicts), columns (the keys shown, or all), legend, pictures (paths), and fold, which hides it behind its title.
     """
     templates = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=kind == "html",
                                    trim_blocks=True, lstrip_blocks=True)
@@ -131,20 +123,24 @@ def readable(value, column: str = "") -> str:
 
 
 def said_once(rows: list[dict], columns) -> dict:
-    """The rows and columns of a section, without the columns that say the same in all rows: these become a sentence."""
+    """The rows and columns of a section, without the columns that say the same in all rows: `same` says it of these."""
     said = {column: {readable(row.get(column), column) for row in rows} for column in columns}
-    same = {column: min(texts) for column, texts in said.items() if len(texts) == 1 and (len(rows) > 1 or "-" in texts)}
-    about = ", ".join(f"{column} {text}" for column, text in same.items() if text != "-")
-    return {"about": f"In all rows: {about}." if about else "", "rows": rows,
-            "columns": [column for column in columns if column not in same]}
+    once = {column: min(texts) for column, texts in said.items() if len(texts) == 1 and (len(rows) > 1 or "-" in texts)}
+    return {"same": ", ".join(f"{column} {text}" for column, text in once.items() if text != "-"), "rows": rows,
+            "columns": [column for column in columns if column not in once]}
 
 
 # ---- tables
 
 
+def entry(name: str) -> dict:
+    """An experiment's; {} for a name that experiments.yaml does not have."""
+    return experiments().get(name, {})
+
+
 def runs_of(name: str) -> str:
     """The experiment whose runs a row of the paper stands for: itself, or the entry's `same_runs_as`."""
-    return experiments().get(name, {}).get("same_runs_as", name)
+    return entry(name).get("same_runs_as", name)
 
 
 def index(results: list[dict]) -> dict[tuple, dict]:
@@ -178,10 +174,9 @@ def tables(names: list[str], tests: dict) -> list[dict]:
     for section in SECTIONS.values():
         mine = [n for n in names if SECTIONS.get(n.split("-")[0], SECTIONS["others"]) is section]
         if rows := table(mine, tests):
-            shown = said_once(rows, COLUMNS)
-            about = " ".join(filter(None, (section.get("what"), shown["about"])))
-            title, fold = section["title"], not any("ours" in row for row in rows)
-            sections.append({**shown, "title": title + ": not run here" * fold, "about": about, "fold": fold})
+            title, idle = section["title"], not any("ours" in row for row in rows)
+            sections.append({"title": title + ": not run here" * idle, "about": section.get("what"), "fold": idle,
+                             **said_once(rows, COLUMNS)})
             if "quoted" in section:
                 rows = [dict(zip(section["columns"], row, strict=True)) for row in section["quoted"]]
                 sections.append({**section, "title": f"{title}: numbers of others", "rows": rows, "fold": True})
@@ -194,13 +189,13 @@ def table(names: list[str], tests: dict) -> list[dict]:
     rows = []
     for name in names:
         paper = paper_lists(name)
-        own = [on[1:] for on in tests if on[0] == name and on not in elsewhere]
-        for on in dict.fromkeys([*paper, *own]):
-            found, theirs = tests.get((runs_of(name), *on)), paper.get(on)
+        own = [on for one, *on in tests if one == name and (one, *on) not in elsewhere]
+        for what, metric in dict.fromkeys([*paper, *map(tuple, own)]):
+            found, theirs = tests.get((runs_of(name), what, metric)), paper.get((what, metric))
+            row = {"experiment": name, "what": entry(name).get("about"), "tested on": what, "metric": metric,
+                   "paper": theirs}
             if found or theirs is not None:
-                row = {"experiment": name, "what": experiments().get(name, {}).get("about"), "tested on": on[0]}
-                rows.append({**row, "metric": on[1], "paper": theirs})
-                rows[-1] |= summary(found, on[1], theirs) if found else {}
+                rows.append(row | (summary(found, metric, theirs) if found else {}))
     return rows
 
 
@@ -210,16 +205,17 @@ def summary(found: dict[tuple, dict], metric: str = "top1", paper: float | None 
     found: {(split, seed): result}. There is no delta to the paper of a run on synthetic videos, or of other settings
     than its entry's; `note` says so. `splits` of the paper's lists: how many of the official ones.
     """
-    splits = {seed: sorted(s for s, other in found if other == seed) for _, seed in sorted(found)}
+    splits = defaultdict(list)
+    for split, seed in sorted(found):
+        splits[seed].append(split)
     most = max(splits.values(), key=len)
     seeds = sorted(seed for seed in splits if splits[seed] == most)
-    results = [found[on] for on in product(most, seeds)]
+    results = [found[split, seed] for split in most for seed in seeds]
     ours = [mean(found[split, seed][metric] for split in most) for seed in seeds]
     notes = ["synthetic videos"] if any(r.get("synthetic") for r in results) else []
-    lengths = [{found[split, seed]["n_expected"] for seed in seeds} for split in most]
-    if any(len(each) > 1 for each in lengths):
+    if len({(r["split"], r["n_expected"]) for r in results}) > len(most):
         notes.append("lists of different length")
-    notes += dict.fromkeys(key for r in results for key in other_settings(r["experiment"], Path(r["path"]), r))
+    notes += dict.fromkeys(note for r in results for note in other_settings(r["experiment"], Path(r["path"]), r))
     scored, expected, damaged = (sum(r.get(key, 0) for r in results) for key in ("n_scored", "n_expected", "n_damaged"))
     official = DATASETS.get(results[0]["dataset"]) if paper is not None else None
     return {"ours": ours, "delta": None if notes or paper is None else mean(ours) - paper,
@@ -235,32 +231,34 @@ def other_settings(name: str, path: Path, result: dict) -> list[str]:
     stage, saved = path.name.split("-")[0].replace("linear", "finetune"), path / "config.yaml"
     if name not in experiments() or not saved.exists():
         return []
-    run = vars(load(str(saved))) | result
-    given = ["synthetic", "recipe"]
-    if result or run["synthetic"]:
-        given.append("dataset")  # the table names a test's
-    entry = vars(load(name, [f"{key}={run[key]}" for key in given], stage)) | {"recipe": load(name).recipe}
-    other = sorted(key for key in entry.keys() - RUN_KEYS if run[key] != entry[key])
-    plain = {key: [*run[key]] if isinstance(run[key], tuple) else run[key] for key in other}
-    found = [f"{stage} {', '.join(f'{key}={plain[key]}' for key in plain)}"] if other else []
+    cfg = load(str(saved))
+    given = ["synthetic", "recipe", *["dataset"] * bool(result or cfg.synthetic)]  # the table names a test's
+    theirs = load(name, [f"{key}={getattr(cfg, key)}" for key in given], stage)
+    theirs = plain(replace(theirs, recipe=load(name).recipe))
+    run = plain(replace(cfg, test_clips=result.get("test_clips", cfg.test_clips)))
+    other = ", ".join(f"{key}={run[key]}" for key in sorted(run) if run[key] != theirs[key])
+    found = [f"{stage} {other}"] if other else []
     if not result:
         return found
-    source = name if run["pretrained"] == "self" else run["pretrained"]
-    return found + other_settings(source, path.parents[1] / source / f"pretrain-seed{run['seed']}", {})
+    source = name if cfg.pretrained == "self" else cfg.pretrained
+    return found + other_settings(source, path.parents[1] / source / f"pretrain-seed{cfg.seed}", {})
+
+
+def plain(cfg: Config) -> dict[str, str]:
+    """What counts of a run's settings."""
+    return {key: str([*value] if isinstance(value, tuple) else value) for key, value in vars(cfg).items()
+            if key not in RUN_KEYS}
 
 
 def settings(paths: list[Path]) -> list[dict]:
     """For each stage, a row of the keys in which its experiments differ; what they have in common is said once."""
     sections = []
     for stage in STAGES:
-        rows = []
-        for path in [path for path in paths if path.name.startswith(stage) and (path / "config.yaml").exists()]:
-            saved = {"experiment": path.parent.name, **vars(load(str(path / "config.yaml")))}
-            row = {key: str([*value] if isinstance(value, tuple) else value) for key, value in saved.items()
-                   if key not in RUN_KEYS}
-            rows += [row] if row not in rows else []  # other seeds and splits are the same
+        files = [path / "config.yaml" for path in paths if path.name.startswith(stage)]
+        rows = [{"experiment": file.parents[1].name, **plain(load(str(file)))} for file in files if file.exists()]
+        rows = [row for n, row in enumerate(rows) if row not in rows[:n]]  # other seeds and splits are the same
         if rows:
-            sections.append({**said_once(rows, rows[0]), "title": f"Settings of {stage}", "fold": True})
+            sections.append({"title": f"Settings of {stage}", "fold": True, **said_once(rows, rows[0])})
     return sections
 
 
@@ -269,11 +267,12 @@ def provenance(out: Path, paths: list[Path], results: list[dict]) -> dict:
     rows = []
     for folder in paths:
         found = [r for r in results if r["path"] == str(folder)]
-        for weights in folder.glob(END.get(folder.name.split("-")[0], "-")):
+        weights = folder / END.get(folder.name.split("-")[0], "")
+        if weights.is_file():
             told = [line for line in read_metrics(folder) if "seconds" in line]
+            last = {key: told[-1].get(key) for key in ("clips_per_s", "data_wait") if told}
             ends = [line["seconds"] for line in told] + [0]
             spent = sum(a for a, b in pairwise(ends) if b < a)  # a process that took over counts from 0
-            last = {key: told[-1].get(key) for key in ("clips_per_s", "data_wait") if told}
             found.insert(0, {**read_about(weights), **last, "subset": "train", "seconds": spent})
         rows += [{**r, "run": folder.relative_to(out), "time": duration(r.get("seconds", 0))} for r in found]
     section = SECTIONS["provenance"]
@@ -304,19 +303,23 @@ def differences(names: list[str], tests: dict) -> list[dict]:
     In points of top-1, of all splits and seeds that both have.
     """
     rows = []
-    for name, what, metric in [on for name in names for on in tests if on[0] == name and on[2] == "top1"]:
-        others = experiments().get(name, {}).get("against", name.replace("-be", "", 1))
-        here, whole = (name, what, metric), (name, what.replace("swapped", "test"), metric)
-        pairs = [(f"{name} - {other}", here, (runs_of(other), what, metric))
+    for name, what in [on for name in names for *on, metric in tests if on[0] == name and metric == "top1"]:
+        others = entry(name).get("against", name.replace("-be", "", 1))
+        here, whole = (name, what, "top1"), (name, what.replace("swapped", "test"), "top1")
+        pairs = [(f"{name} - {other}", here, (runs_of(other), what, "top1"))
                  for other in ([others] if isinstance(others, str) else others)]
         for difference, a, b in (*pairs, (f"{name}: test - swapped", whole, here)):
             x, y = tests.get(a, {}), tests.get(b, {})
-            both = sorted(key for key in x.keys() & y.keys() if protocol(x[key]) == protocol(y[key]))
-            if a != b and both:
+            if a != b and (both := common(x, y)):
                 x, y = (np.array([found[key]["top1"] for key in both]) for found in (x, y))
                 rows.append({"difference": difference, "on": what, "first": x.mean(), "second": y.mean(),
                              **paired(x - y), "n": len(both), "seeds": sorted({seed for _, seed in both})})
     return [{**SECTIONS["differences"], "rows": rows}] if rows else []
+
+
+def common(x: dict[tuple, dict], y: dict[tuple, dict]) -> list[tuple]:
+    """The splits and seeds of which both have a result by the same protocol."""
+    return sorted(key for key in x.keys() & y.keys() if protocol(x[key]) == protocol(y[key]))
 
 
 # ---- pictures
@@ -329,9 +332,9 @@ def save(figure, path: Path):
 
 def panels(rows: int, columns: int, width: float, height: float, title: str):
     """A figure and its axes (rows * columns,), of `width` x `height` inches each."""
-    size = (width * columns, height * rows)
     plt.switch_backend("Agg")
-    with plt.rc_context(STYLE):
+    with plt.rc_context({"axes.grid": True, "grid.alpha": 0.25, "font.size": 8}):
+        size = (width * columns, height * rows)
         figure, axes = plt.subplots(rows, columns, squeeze=False, layout="constrained", figsize=size)
     figure.suptitle(title, fontsize=9, wrap=True)
     return figure, axes.flatten()
@@ -341,8 +344,8 @@ def plot_differences(path: Path, drawn: dict[str, np.ndarray], title: str):
     """A row for each name: a dot per pair, the mean and its 95 % interval."""
     figure, (axis,) = panels(1, 1, 8, 1 + 0.17 * len(drawn), title)
     for name, d in drawn.items():
-        axis.plot(d, [name] * len(d), ".", color=COLOURS["sky blue"])
-        axis.errorbar(d.mean(), name, xerr=paired(d)["± 95 %"], fmt="s", ms=3, color=COLOURS["blue"])
+        axis.plot(d, [name] * len(d), ".", color="skyblue")
+        axis.errorbar(d.mean(), name, xerr=paired(d)["± 95 %"], fmt="s", ms=3, color="C0")
     axis.axvline(0, color="0.3", lw=0.8)
     axis.set(xlabel="points", ylim=(len(drawn) - 0.5, -0.5))
     save(figure, path)
@@ -354,21 +357,22 @@ def curves(out: Path, paths: list[Path]) -> list[dict]:
     for stage in STAGES:
         runs = [(path.parent.name, path.name.split("-")[-1], read_metrics(path)) for path in paths
                 if path.name.startswith(stage)]
-        found = {key for *_, lines in runs for line in lines for key in line} - UNDRAWN
         styles = dict(zip(sorted({seed for _, seed, _ in runs}), cycle(LINES), strict=False))
-        keys = [key for key in GLOSSARY if key in found] + sorted(found - GLOSSARY.keys())
-        for key in keys:
-            figure, (axis,) = panels(1, 1, 4.2, 2.4, key)
+        found = {key for *_, lines in runs for line in lines for key in line}.difference(UNDRAWN)
+        rows = [{"quantity": key, "meaning": GLOSSARY.get(key)} for key in [*GLOSSARY, *sorted(found - GLOSSARY.keys())]
+                if key in found]
+        drawn = [out / "report" / f"{stage}-{row['quantity']}.png" for row in rows]
+        for row, path in zip(rows, drawn, strict=True):
+            figure, (axis,) = panels(1, 1, 4.2, 2.4, key := row["quantity"])
             for name, seed, lines in runs:
-                x, y = ([line[of] for line in lines if key in line] for of in ("epoch", key))
-                axis.plot(x, y, "." * (len(x) < 3) + LINES[styles[seed]], color=COLOURS[colours[name]])
-            axis.set_xlabel("epoch", fontsize=8)
-            save(figure, out / "report" / f"{stage}-{key}.png")
-        if keys:
+                points = [(line["epoch"], line[key]) for line in lines if key in line]
+                few = "." if len(points) < 3 else ""  # a line of one point would not be seen
+                axis.plot(*np.reshape(points, (-1, 2)).T, color=colours[name], ls=styles[seed], marker=few)
+            axis.set_xlabel("epoch")
+            save(figure, path)
+        if rows:
             legend = {name: colours[name] for name, *_ in runs} | styles
-            sections.append({"title": f"Curves of {stage}", "legend": legend,
-                             "rows": [{"quantity": key, "meaning": GLOSSARY.get(key)} for key in keys],
-                             "pictures": [out / "report" / f"{stage}-{key}.png" for key in keys]})
+            sections.append({"title": f"Curves of {stage}", "legend": legend, "rows": rows, "pictures": drawn})
     return sections
 
 
@@ -377,35 +381,6 @@ def pictures(out: Path, paths: list[Path]) -> list[dict]:
     inside = [path for folder in sorted({path.parent for path in paths}) for path in sorted(folder.glob("*/*.png"))]
     return [{"title": path.relative_to(out), "pictures": [path], "fold": path in inside}
             for path in [*sorted(out.glob("*.png")), *inside]]
-
-
-def answers(results: list[dict]) -> dict[str, torch.Tensor]:
-    """What `evaluate` kept of all tests: probabilities (N, C), label (N,), ok (N,) bool. RunError where it is gone."""
-    kept = []
-    for r in results:
-        path = Path(r["path"]) / f"probabilities-{r['subset']}.safetensors"
-        if not path.exists():
-            raise RunError(f"{path} does not exist: evaluate this run on {r['subset']} first")
-        kept.append(load_file(path))
-    return {key: torch.cat([part[key] for part in kept]) for key in kept[0]}
-
-
-def confusion(results: list[dict], soft: bool = False) -> tuple[torch.Tensor, list[str]]:
-    """How many videos of a class (row) were taken for which (column), over all tests. `soft`: with which probability.
-
-    Returns ((C, C + 1), names of the classes); the last column counts the unreadable.
-    """
-    kept = answers(results)
-    p, label, ok = (kept[key] for key in ("probabilities", "label", "ok"))
-    answer = p if soft else F.one_hot(p.argmax(1), p.shape[1])
-    answer = torch.cat([answer * ok[:, None], ~ok[:, None]], 1)  # (N, C + 1)
-    matrix = answer.new_zeros(p.shape[1], answer.shape[1]).index_add(0, label, answer)
-    return matrix, read_about(Path(results[0]["path"]) / "model.safetensors")["classes"]
-
-
-def per_class(matrix: torch.Tensor) -> torch.Tensor:
-    """Accuracy of each class in %, unreadable videos being wrong; NaN of a class without videos. (C, C + 1) -> (C,)"""
-    return 100 * matrix.diagonal() / matrix.sum(1)
 
 
 # ---- Figure 4
@@ -423,26 +398,25 @@ def figure4(out: str = "runs", dataset: str = "hmdb51", static: str = "figure4-s
     The gain in points of top-1 is correlated with two measures of `static`: its top-1, and its mean probability of the
     right class. These, all classes and a plot of each go to OUT/gain-DATASET-SUBSET.json, .md and .png.
     """
-    path, names = Path(out) / f"gain-{dataset}-{subset}", {"static": static, "base": base, "better": better}
-    results = compared(Path(out), f"{dataset} {subset}", *names.values())
-    known, before, after = (per_class(confusion(of)[0]) for of in results)
-    soft, classes = confusion(results[0], soft=True)
-    columns = {"static top-1": known, "static probability": per_class(soft), base: before, better: after,
-               "gain": after - before}
-    splits, synthetic = sorted({r["split"] for r in results[0]}), any(r.get("synthetic") for of in results for r in of)
+    path, names = Path(out) / f"gain-{dataset}-{subset}", (static, base, better)
+    results = compared(Path(out), f"{dataset} {subset}", names)
+    known, before, after = map(per_class, results)
+    columns = {"static top-1": known, "static probability": per_class(results[0], soft=True), base: before,
+               better: after, "gain": after - before}
+    classes = read_about(Path(results[0][0]["path"]) / "model.safetensors")["classes"]
+    rows = [dict(zip(("class", *columns), row, strict=True)) for row in zip(classes, *columns.values(), strict=True)]
+    rows = sorted((row for row in rows if row["gain"] == row["gain"]), key=lambda row: -row["gain"])
+    fits = [{"y": "gain", "x": x, **correlation(rows, x, "gain")} for x in list(columns)[:2]]
+    splits, synthetic = sorted({r["split"] for r in results[0]}), any(r.get("synthetic") for r in sum(results, []))
     title = f"{better} - {base}, {dataset} {subset}, splits {readable(splits)}{', synthetic videos' * synthetic}"
     figure, axes = panels(1, 2, 5, 3.6, title)
-    fits = [{"y": "gain", "x": x, **correlation(columns[x], columns["gain"])} for x in list(columns)[:2]]
     for axis, fit in zip(axes, fits, strict=True):
-        axis.plot(columns[fit["x"]], columns["gain"], ".", color=COLOURS["blue"])
-        axis.set(xlabel=fit["x"], ylabel="gain", title="r = {r}, p = {p}".format(**fit))
+        axis.plot(columns[fit["x"]], columns["gain"], ".")
+        axis.set(xlabel=fit["x"], ylabel="gain", title=f"r = {readable(fit['r'], 'r')}, p = {readable(fit['p'], 'p')}")
     save(figure, path.with_suffix(".png"))
-    rows = [{"class": name} | {key: of[c].item() if of[c].isfinite() else None for key, of in columns.items()}
-            for c, name in enumerate(classes)]
-    about = {**names, "dataset": dataset, "subset": subset, "splits": splits, "git_sha": git_sha()}
-    text = json.dumps({**about, "correlations": fits, "per_class": rows}, indent=1)
-    write_text(path.with_suffix(".json"), text + "\n")
-    rows.sort(key=lambda row: -(row["gain"] or 0))
+    about = {"static": static, "base": base, "better": better, "dataset": dataset, "subset": subset, "splits": splits,
+             "git_sha": git_sha(), "correlations": fits, "per_class": rows}
+    write_text(path.with_suffix(".json"), json.dumps(about, indent=1) + "\n")
     paper = paper_numbers(static)
     theirs = SECTIONS["figure4"]["paper"].format(**paper) if dataset in paper and not synthetic else ""
     first = {"title": title, "about": "In %, gain in points.", "rows": fits}
@@ -451,12 +425,12 @@ def figure4(out: str = "runs", dataset: str = "hmdb51", static: str = "figure4-s
     print(f"{text}\nwritten to {path}.json, .md, .png")
 
 
-def compared(out: Path, on: str, *names: str) -> list[list[dict]]:
+def compared(out: Path, on: str, names) -> list[list[dict]]:
     """Results of three experiments on a list, of the splits that all have and seeds that the last two have; RunError
     where there are none."""
     tests = index(read_results(out))
     static, base, better = (tests.get((runs_of(name), on, "top1"), {}) for name in names)
-    both = sorted(key for key in base.keys() & better.keys() if protocol(base[key]) == protocol(better[key]))
+    both = common(base, better)
     splits = {split for split, _ in static} & {split for split, _ in both}
     if not splits:
         there = ", ".join(sorted({f"{name} on {what}" for name, what, _ in tests})) or "nothing"
@@ -466,9 +440,26 @@ def compared(out: Path, on: str, *names: str) -> list[list[dict]]:
             for found, keys in ((static, static), (base, both), (better, both))]
 
 
-def correlation(x: torch.Tensor, y: torch.Tensor) -> dict:
-    """Pearson's r and its two-sided p, of the classes (C,) that have both; None of fewer than 3, or of a constant."""
-    kept = (x + y).isfinite()
-    a, b = x[kept].numpy(), y[kept].numpy()
-    r, p = map(float, stats.pearsonr(a, b)) if len(a) > 2 and np.ptp(a) and np.ptp(b) else (None, None)
-    return {"r": r, "p": p, "classes": len(a)}
+def per_class(results: list[dict], soft: bool = False) -> np.ndarray:
+    """Accuracy in % of each class (C,), over all tests, unreadable videos being wrong; NaN of a class without videos.
+
+    soft: the mean probability of the right class in its place. RunError where `evaluate` has not kept its answers.
+    """
+    right = videos = 0
+    for r in results:
+        path = Path(r["path"]) / f"probabilities-{r['subset']}.safetensors"
+        if not path.exists():
+            raise RunError(f"{path} does not exist: evaluate this run on {r['subset']} first")
+        kept = load_file(path)
+        label, p = kept["label"], kept["probabilities"]  # (N,), (N, C)
+        hit = p[np.arange(len(label)), label] if soft else p.argmax(1) == label
+        right += np.bincount(label, hit * kept["ok"], p.shape[1])
+        videos += np.bincount(label, minlength=p.shape[1])
+    return 100 * right / np.where(videos, videos, np.nan)
+
+
+def correlation(rows: list[dict], *names: str) -> dict:
+    """Pearson's r of two columns and its two-sided p; None of fewer than 3 rows, or of a constant."""
+    x, y = ([row[name] for row in rows] for name in names)
+    r, p = stats.pearsonr(x, y) if len(rows) > 2 and np.ptp(x) and np.ptp(y) else (None, None)
+    return {"r": r, "p": p, "classes": len(rows)}

@@ -26,7 +26,6 @@ import fcntl
 import fnmatch
 import functools
 import json
-import math
 import os
 import subprocess
 import sys
@@ -34,6 +33,7 @@ import time
 import uuid
 import weakref
 import zlib
+from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
 
@@ -190,17 +190,16 @@ class Run:
             torch.save({"step": step, **state}, aside)
             with open(aside, "rb") as file:
                 os.fsync(file.fileno())
-            new = aside.with_name(f"step-{step:08d}-{_crc(aside):08x}.pt")
+            new = aside.with_name(f"step-{step:08d}-{zlib.crc32(aside.read_bytes()):08x}.pt")
             os.replace(aside, new)
-        others = [path for path in self.checkpoints() if path != new]
-        before = [path for path in others if path.name < f"step-{step:08d}"]  # others are damaged: `latest` passed them
-        for path in {*others} - {*[*before, new][-self.cfg.keep :]}:
+        sound = [path for path in self.checkpoints() if path.name < f"step-{step:08d}"] + [new]
+        for path in {*self.checkpoints()} - {*sound[-self.cfg.keep :]}:  # later ones are damaged: `latest` passed them
             path.unlink()
 
     def latest(self, map_location="cpu") -> dict | None:
         """The newest intact checkpoint, None where there is none; a damaged one is passed over. RunError if all are."""
         for path in reversed(self.checkpoints()):
-            if f"{_crc(path):08x}" == path.stem.rsplit("-", 1)[1]:
+            if path.stem.endswith(f"-{zlib.crc32(path.read_bytes()):08x}"):
                 return torch.load(path, map_location=map_location, weights_only=True)
             print(f"{path} is damaged (its CRC-32 is not the one in its name); going back to the one before it")
         if self.checkpoints():
@@ -268,7 +267,13 @@ def run_state(path: Path, now: float | None = None) -> tuple[str, ...]:
     now = now or time.time()
     config = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
     lines = [line for line in read_metrics(path) if "loss" in line]  # others are of a probe
-    state, step, loss, left, checkpoint = _alive(path, lines, now), "-", "-", "-", "-"
+    state, step, loss, left, checkpoint = "stopped", "-", "-", "-", "-"
+    if (path / END[path.name.split("-")[0]]).exists():
+        state = "done"
+    elif locked(path):
+        written = max(file.stat().st_mtime for file in (path / "lock", path / "metrics.jsonl") if file.exists())
+        usual = lines[-1]["seconds"] - lines[-2]["seconds"] if len(lines) > 1 else 0.0  # < 0: resumed in between
+        state = "stale" if now - written > max(PATIENCE, 10 * usual) else "running"
     if lines:
         last = lines[-1]
         total = config["epochs"] * round(last["step"] / last["epoch"])
@@ -280,20 +285,14 @@ def run_state(path: Path, now: float | None = None) -> tuple[str, ...]:
     return path.parent.name, path.name, state, step, loss, left, checkpoint
 
 
-def _alive(path: Path, lines: list[dict], now: float) -> str:
-    """`done`, `stopped`, `running` or `stale`; `lines` are those of metrics.jsonl."""
-    if (path / END[path.name.split("-")[0]]).exists():
-        return "done"
+def locked(path: Path) -> bool:
+    """Whether a process holds the run."""
     try:
-        with open(path / "lock") as file:
+        with contextlib.suppress(FileNotFoundError), open(path / "lock") as file:
             lock(file, fcntl.LOCK_SH)  # for some microseconds
-    except FileNotFoundError:
-        pass
     except BlockingIOError:
-        written = max(file.stat().st_mtime for file in (path / "lock", path / "metrics.jsonl") if file.exists())
-        usual = lines[-1]["seconds"] - lines[-2]["seconds"] if len(lines) > 1 else 0.0  # < 0: resumed in between
-        return "stale" if now - written > max(PATIENCE, 10 * usual) else "running"
-    return "stopped"
+        return True
+    return False
 
 
 def duration(seconds: float) -> str:
@@ -347,22 +346,14 @@ def writing(path: Path, aside: Path | None = None):
                        f"before is untouched; make room and run the same command again") from None
 
 
-def _crc(path: Path) -> int:
-    crc = 0
-    with open(path, "rb") as file:
-        while block := file.read(1 << 22):
-            crc = zlib.crc32(block, crc)
-    return crc
-
-
 def progress(work, total: int, what: str):
-    """What `work` yields, behind a progress bar; where stderr is a log, with a line every tenth or ten minutes."""
-    log = not sys.stderr.isatty()
-    start = last = time.monotonic()
+    """What `work` yields, behind a progress bar; where stderr is a log, with a line a minute."""
+    log, start = not sys.stderr.isatty(), time.monotonic()
+    last = start
     for done, result in enumerate(tqdm(work, what, total, disable=log), 1):
         now = time.monotonic()
-        if log and (done == total or done % math.ceil(total / 10) == 0 or now - last > 600):
-            left, last = (now - start) / done * (total - done), now
+        if log and (done == total or now - last >= 60):
+            last, left = now, (now - start) / done * (total - done)
             print(f"{what}: {done}/{total}, {now - start:.0f} s, about {left:.0f} s left", file=sys.stderr)
         yield result
 
@@ -374,19 +365,17 @@ class Clock:
     """
 
     def __init__(self):
-        self.since, self.count = time.perf_counter(), 0
-        self.spent: dict[str, float] = {}
+        self.since, self.count, self.spent = time.perf_counter(), 0, Counter()
 
     @contextlib.contextmanager
     def __call__(self, name: str = ""):
         begin = time.perf_counter()
         yield
-        self.spent[name] = self.spent.get(name, 0.0) + time.perf_counter() - begin
+        self.spent[name] += time.perf_counter() - begin
 
     def lap(self) -> tuple[float, dict[str, float]]:
         """(count per second, share of each name in the time), both since the last lap."""
-        now = time.perf_counter()
-        seconds, self.since = now - self.since - self.spent.pop("", 0.0), now
+        seconds = time.perf_counter() - self.since - self.spent.pop("", 0)
         rate, shares = self.count / seconds, {name: spent / seconds for name, spent in self.spent.items()}
-        self.count, self.spent = 0, {}
+        self.__init__()
         return rate, shares

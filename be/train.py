@@ -33,7 +33,7 @@ from be import backbones, datasets, objectives
 from be.augment import Draws, apply_view, draw_view
 from be.config import Config, ConfigError, choose, experiments
 from be.erase import PARTNERED
-from be.evaluate import Probe, accuracy, classify, holdout, load_backbone
+from be.evaluate import accuracy, classify, holdout, load_backbone, make_probe
 from be.runs import Clock, Run, RunError, duration, make_accelerator, place, provenance, read_metrics, run_dir, tracking
 from be.video import Reader, VideoError, static_clips
 from be.weights import load_weights
@@ -355,7 +355,7 @@ ABOUT = """{stage} {name}: {method}, erase {erase}, {backbone} of width {width}
   clips    {frames} frames of stride {stride} at {size} pixels
   data     {dataset}, split {split} {place} {n} videos
   steps    {epochs} epochs of {epoch}: {steps}
-  lr       {lr:g} for the batch of {batch_size}, on any number of devices, {falls}, warm-up over {warmup:g} epochs
+  lr       {lr:g} for the batch of {batch_size}, on any number of devices, {falls}
   batch    {batch_size} = {world} device(s) x {accumulate} part(s) x {each}, BatchNorm over {group}
   device   {device}, mixed precision {precision}"""
 
@@ -365,10 +365,11 @@ def describe(stage, cfg, n, accelerator, samples=None) -> str:
     world = accelerator.num_processes
     each, epoch = cfg.batch_size // world // cfg.accumulate, n // cfg.batch_size
     falls = f"times {cfg.lr_factor:g} after epochs {', '.join(f'{step:g}' for step in cfg.lr_steps) or 'none'}"
+    falls = falls if cfg.schedule == "step" else "along a cosine"
     said = vars(cfg) | dict(
         stage=stage, place=f"in {cfg.data}:" if samples else f"is MISSING in {cfg.data}, officially", n=n, epoch=epoch,
         steps=cfg.epochs * epoch, world=world, each=each, group=cfg.bn_group or each,
-        falls=falls if cfg.schedule == "step" else "along a cosine", device=accelerator.device,
+        falls=falls + f", warm-up over {cfg.warmup:g} epochs" * (cfg.warmup > 0), device=accelerator.device,
         precision=accelerator.mixed_precision)
     alone = world == 1 and (cfg.bn_group or each) == each
     return "\n  warning  ".join([ABOUT.format(**said), *problems(cfg, samples, alone)])
@@ -421,7 +422,7 @@ def pretrain(cfg: Config):
         accelerator.print(f"{run.path}: done already; remove the folder to run it again")
         return
     accelerator.print(describe("pretrain", cfg, len(samples), accelerator, samples))
-    probe = Probe(objective, samples, cfg, accelerator) if cfg.probe_every else None
+    probe = make_probe(objective, samples, cfg, accelerator) if cfg.probe_every else None
     fit(objective, samples, cfg, run, accelerator, probe)
     run.save_weights("backbone", objective.backbone, backbone=cfg.backbone, width=cfg.width, experiment=cfg.name,
                      **provenance(samples, accelerator))

@@ -430,7 +430,7 @@ def walk(root, start: str, known, levels: int, seen=()):
     with suppress(OSError):  # no such folder, or none that may be read
         found = sorted(os.scandir(real), key=lambda one: one.name)
     for one in found if real not in seen else ():
-        if one.name in known or not one.is_dir():
+        if one.name in known or not (os.path.isdir(one.path) if one.is_symlink() else one.is_dir()):  # a link may loop
             yield before + one.name
         elif levels and one.name[0] != ".":
             yield from walk(root, before + one.name, known, levels - 1, (*seen, real))

@@ -27,7 +27,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from be.augment import MEAN, STD
-from be.backbones import build
+from be.backbones import build, names_of_now
 from be.config import UserError
 
 
@@ -97,9 +97,7 @@ def load(path: Path, module: nn.Module, strict: bool = False) -> dict:
     """
     own = module.state_dict()
     wanted = {name: tensor for name, tensor in own.items() if not name.endswith("num_batches_tracked")}
-    tensors = read(path)
-    if any(name.endswith("stem.0.weight") for name in own):
-        tensors = {residual(name): tensor for name, tensor in tensors.items()}
+    names_of_now(tensors := read(path))
     naming, prefix, theirs = _best_fit(tensors, wanted)
     fit = {name: tensor for name, tensor in theirs.items() if name in own and tensor.shape == own[name].shape}
     missing, left_out = ([name for name in names if name not in fit] for names in (wanted, theirs))
@@ -235,29 +233,6 @@ def branches(tensors):
     return {ours(name): tensor for name, tensor in tensors.items()}
 
 
-PLACES = "1a--2b2c--3b3c--4b4c4d4e4f--5b5c"  # of S3D's stages in torchvision; --: a pool
-
-
-def coclr(tensors):
-    """CoCLR's S3D, each tensor twice: `block3.1.branch0.0.conv.weight` is left out, `Mixed_3b.branch0...` is taken."""
-    def ours(name):
-        name = re.sub(r"^[CM]\w+_(\w\w)\.", lambda m: f"features.{PLACES.index(m[1]) // 2}.", name)
-        for old, new in (("conv1", "0.0"), ("bn1", "0.1"), ("conv2", "1.0"), ("bn2", "1.1"), ("branch0.0", "branch0"),
-                         ("conv", "0"), ("bn", "1")):
-            name = name.replace(f".{old}.", f".{new}.")
-        return name
-
-    return {ours(name): tensor for name, tensor in tensors.items()}
-
-
-def residual(name):
-    """Hara's name of a tensor, which were once ours, as torchvision names it."""
-    name = re.sub(r"(layer\d\.\d)\.conv([12])\.(?=\D)", r"\1.conv\2.0.", name)
-    name = re.sub(r"(layer\d\.\d)\.bn([12])\.", r"\1.conv\2.1.", name)
-    name = re.sub(r"(?<!layer\d\.\d\.)\bconv1\.(?=\D)", "stem.0.", name)
-    return re.sub(r"\bbn1\.", "stem.1.", name)
-
-
 def hara(tensors):
     """Told from torchvision's by the classes of Kinetics-700, Moments, STAIR and their unions."""
     return tensors if len(tensors["fc.bias"]) in (700, 339, 100, 1039, 800, 439, 1139) else {}
@@ -289,12 +264,11 @@ NAMINGS: dict[str, Naming] = {  # of equal fits the first wins: `same` knows not
     "hara": Naming(("stem.0.weight", "fc.bias"), hara, HARA),  # `r3d18_K_200ep.pth` and so on
     "torchvision": Naming(("stem.0.weight", "fc.bias"), pixels=KINETICS),
     "torchvision-s3d": Naming(("features.0.0.0.weight", "classifier.1.weight"), pixels=KINETICS, eps=1e-3),
-    "coclr": Naming(("Conv_1a.conv1.weight",), coclr),
     "i3d-port": Naming(("logits.conv3d.weight", "Conv3d_1a_7x7.conv3d.weight"), pixels=UNIT),  # rgb_imagenet.pt
     "i3d-branches-port": Naming(("conv3d_0c_1x1.conv3d.weight",), branches, UNIT, 1e-5),
     "i3d-branches": Naming(("conv3d_1a_7x7.conv3d.weight",), branches, eps=1e-5),
     "c3d": Naming(("conv3a.bias", "bn3a.running_mean"), biases_into_means),
-    "same": Naming(()),  # ours, BE's released R3D
+    "same": Naming(()),  # ours, BE's released R3D, CoCLR's S3D
 }
 
 

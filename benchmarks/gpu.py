@@ -40,7 +40,7 @@ FILMS = "videos=2 length=24 height=32 words='epochs={} batch_size=8 bn_group=8 f
 # docs/GPU.md says what each is for
 COMMANDS = {
     "device": ("python benchmarks/gpu.py device", "", {r"bf16 in hardware: (\d)": (1, 1)}),
-    "tests": ("python -m pytest -q tests/test_rehearsal.py tests/test_augment.py tests/test_objectives.py "
+    "tests": ("python -m pytest tests/test_rehearsal.py tests/test_augment.py tests/test_objectives.py "
               "tests/test_datasets.py -k 'gpu or cuda'", "--collect-only", {r"(\d+) passed": (40, 999)}),
     "agree": ("python benchmarks/gpu.py agree", SIZE,
               {r"loss differs by (\S+),": (0, 1e-3), r"gradient by (\S+)": (0, 0.02)}),

@@ -7,7 +7,7 @@ from videos import decode
 
 from be import backbones, config, datasets, objectives
 from be.augment import eval_view
-from be.evaluate import regress
+from be.evaluate import fit
 from be.runs import Run
 from be.video import even_clips
 
@@ -49,10 +49,8 @@ def tuned(tiny, out, seed=0, knows=None, **more):
     samples = datasets.load("ucf101", tiny, "swapped", 1)
     with torch.no_grad():
         z = torch.cat([model.eval().backbone(clips(samples, i)[0]).mean((2, 3, 4)) for i in range(len(samples))])
-    scale = z.std(0).clamp(min=1e-6)
     label = knows(samples) if knows else torch.from_numpy(samples.labels)
-    weight, bias = regress((z - z.mean(0)) / scale, label.repeat_interleave(3), 1e-4)
-    model.head.weight.data, model.head.bias.data = weight / scale, bias - (weight / scale) @ z.mean(0)
+    model.head.weight.data, model.head.bias.data = fit(z, label.repeat_interleave(3), 8, 1e-4)
     run = Run(config.run_dir(cfg, "finetune"), cfg)
     classes = datasets.load("ucf101", tiny, "test", 1).classes
     run.save_weights("model", model, classes=classes, experiment=cfg.name)

@@ -24,7 +24,7 @@ from PIL import Image
 from scipy.ndimage import binary_dilation
 from videos import decode
 
-from be import bias, config, datasets, evaluate, synthetic
+from be import bias, config, datasets, evaluate, prepare, synthetic
 from be.augment import MEAN, Draws, denormalise, eval_view
 from be.bias import KINDS, MANIPULATIONS, SPREAD, Shot, lend, measure, shots
 from be.config import ConfigError
@@ -532,3 +532,12 @@ def test_published_sets_are_plain_ones(tmp_path, capsys):
     assert "2 of 3 listed videos" in capsys.readouterr().err
     with pytest.raises(ConfigError, match="the model knows other classes"):
         evaluate.load_list(replace(cfg, test_data=str(tmp_path)), "scuba", ["Jump Rope"])
+
+
+def test_make_analyses_takes_stored_masks(tmp_path):
+    for there in (False, True):
+        if there:
+            (tmp_path / "masks/hmdb51").mkdir(parents=True)
+        (words,) = [step.words for step in prepare.collect("analyses", [f"data={tmp_path}"], [1], [0], False)
+                    if step.words[0] == "robustness"]
+        assert words[-2:] == ("scene=masks", f"masks={tmp_path}/masks/hmdb51") if there else "scene=masks" not in words

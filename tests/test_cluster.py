@@ -63,7 +63,7 @@ def test_the_commands_fit_their_number_of_processes():
 def test_parts_of_one_group_are_warned_of(tiny, tmp_path, capsys):
     for parts, warned in (2, True), (1, False):
         train.pretrain(config.load("demo-moco-be", [*words(tiny, tmp_path / str(parts))[3:], f"accumulate={parts}"]))
-        assert ("nothing to mix" in capsys.readouterr().out) == warned  # 8 clips, bn_group=4
+        assert ("nothing to shuffle" in capsys.readouterr().out) == warned  # 8 clips, bn_group=4
 
 
 def test_slurm_script_on_two_machines(tiny, tmp_path):
@@ -116,7 +116,7 @@ def test_a_row_of_the_paper_that_is_told_to_stop(tiny, tmp_path):
     line = re.search(r"^sbatch .* --wrap .*$", TEXT, re.M)[0]
     wrap = dict(word.partition("=")[::2] for word in shlex.split(line.replace("--wrap ", "--wrap=")))
     assert wrap["--signal"] == "B:TERM@120"
-    settings = [word for word in TINY if "=" in word] + ["dataset=ucf101", "epochs=1000", "save_every=100000"]
+    settings = latest(*TINY, "dataset=ucf101", "epochs=1000", "save_every=100000")
     typed = {"GPUS": "1", "DATA": tiny, "OUT": tmp_path, "PYTHON": sys.executable,
              "SET": shlex.quote(" ".join(settings))}
     row = re.sub(r" (GPUS|DATA)=\S+", "", wrap["--wrap"])

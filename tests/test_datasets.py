@@ -402,6 +402,13 @@ def test_people_s_own_lists(tmp_path, capsys):
     assert samples.classes == ["walk", "run"] and capsys.readouterr().err == ""
 
 
+def test_a_file_of_another_line_does_not_stand_in(tmp_path):
+    write(tmp_path / "train.txt", "x.mp4 0\nx.avi 1\ny.mp4 0\ny.mov 1\nz.mp4 0\n")
+    touch(tmp_path, "x.mp4", "x.avi", "y.mov", "z.mkv")  # none of them opens
+    samples, there = DATASETS["plain"].read(tmp_path, tmp_path, "train", 1)
+    assert names(samples) == ["x.mp4", "x.avi", "y.mp4", "y.mov", "z.mkv"] and there.tolist() == [1, 1, 0, 1, 1]
+
+
 def test_where_a_person_says_that_it_lies(tmp_path):
     """As keys, too: they are of `data`, not of `test_data`."""
     for name, text in UCF_LISTS.items():

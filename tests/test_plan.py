@@ -72,7 +72,7 @@ def test_what_it_says(tiny, tmp_path, capsys):
     assert said.count("ucf101, split 1 in") == 2 and "32 videos" in said
     assert said.count("6 epochs of 4: 24") == 2
     assert said.count("8 = 1 device(s) x 2 part(s) x 4, BatchNorm over 4") == 2
-    assert "0.01 for the batch of 8, on any number of devices, times 0.1 after epochs 1, warm" in said
+    assert "0.01 for the batch of 8, on any number of devices, times 0.1 after epochs 1\n" in said
     flop, memory, _ = train.count_step(tiny_config("demo-moco-be", *words), 8, 4)
     assert f"{2 * flop / 1e12:.3g} TFLOP a step" in said and f"memory   {memory / 2**30:.1f} GiB a device" in said
     assert "A100" in said and not list(tmp_path.iterdir())  # a plan leaves nothing behind
@@ -99,7 +99,8 @@ def test_steps_of_the_released_rows(name, steps, monkeypatch, tmp_path, capsys):
 def test_data_that_are_not_there(tmp_path):
     cfg = config.load("table1-moco-be", [f"data={tmp_path}"])
     assert train.count_videos(cfg) == (246534, 400, None)
-    assert "is MISSING in" in train.describe("pretrain", cfg, 246534, make_accelerator(cfg))
+    said = train.describe("pretrain", dataclasses.replace(cfg, warmup=2), 246534, make_accelerator(cfg))
+    assert "is MISSING in" in said and "after epochs 10, 20, 30, 40, warm-up over 2 epochs\n" in said
     with pytest.raises(datasets.DatasetMissing, match="what plain is"):  # nobody knows how many
         train.count_videos(dataclasses.replace(cfg, dataset="plain"))
 

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import multiprocessing
 import os
@@ -8,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
 from collections import Counter
 from functools import partial
 from itertools import chain
@@ -79,10 +81,9 @@ def test_all_in_order(data, capsys):
         for i, path in enumerate(paths):
             file = data / "ucf101" / path
             assert table["size"][i] == file.stat().st_size and table["mtime"][i] == file.stat().st_mtime_ns
-            with video.Reader(file) as reader:
-                for name in "frames", "fps", "width", "height", "codec":
-                    assert table[name][i] == getattr(reader.info, name)
-        assert len(np.unique(table["digest"], axis=0)) == 6 and not any(table["problem"])
+            assert table["frames"][i] == info(file).frames and bytes(table["digest"][i]).hex() == hashlib.blake2b(
+                file.read_bytes(), digest_size=16).hexdigest()
+        assert not any(table["deadly"])
         samples = load("ucf101", data, "train")
         assert samples.labels.tolist() == [0, 0, 1, 1]
     assert any(line == f"  train 1: 4 videos, manifest_hash {samples.manifest_hash}" for line in report(data))
@@ -96,9 +97,9 @@ def test_training_reads_the_manifest(data, monkeypatch):
     handed = []
 
     class Spy(video.Reader):
-        def __init__(self, path, index):
+        def __init__(self, path, index, strict):
             handed.append(index)
-            super().__init__(path, index)
+            super().__init__(path, index, strict)
 
     monkeypatch.setattr(datasets, "Reader", Spy)
     for i in range(4):
@@ -173,7 +174,7 @@ def test_damage_inside_needs_decoding(data):
 def test_only_what_is_new_is_read(data, capsys):
     prepare("ucf101", str(data), workers=1)  # the journal is in the order of the paths, then
     capsys.readouterr()
-    journal = data / "ucf101" / JOURNAL
+    journal = data / "ucf101" / JOURNAL.format("")
     before = journal.read_text()
     os.utime(data / "ucf101/UCF-101/C0/v_C0_g00_c01.avi")
     journal.write_text(before[:-30] + '\n{"path": 1}\nnull')  # the last line cut by a kill, and other strange ones
@@ -196,7 +197,7 @@ def test_a_file_that_kills_its_reader_is_not_read_in_training(data, monkeypatch,
         assert lines[lines.index("unreadable: 1") + 1].startswith("  UCF-101/C0/v_C0_g00_c01.avi: crashes the process")
     samples, opened = load("ucf101", data, "train"), []
     reader = datasets.Reader
-    monkeypatch.setattr(datasets, "Reader", lambda path, index: opened.append(path) or reader(path, index))
+    monkeypatch.setattr(datasets, "Reader", lambda path, *how: opened.append(path) or reader(path, *how))
     item = Clips(samples, lambda n, rng: np.arange(n)[None], 16, 0, train=True)[0, 0]
     assert (item.skipped, item.index, opened) == (1, 1, [samples.path(1)])
     assert not Clips(samples, lambda n, rng: np.arange(n)[None], 16, 0, train=False)[0, 0].ok and len(opened) == 1
@@ -229,7 +230,7 @@ def run_killed(data, what, after):
 
 def test_killed_in_the_middle_it_goes_on(data, capsys):
     run_killed(data, "inspecting", 3)
-    lines = [json.loads(line) for line in (data / "ucf101" / JOURNAL).read_text().splitlines() if line]
+    lines = [json.loads(line) for line in (data / "ucf101" / JOURNAL.format("")).read_text().splitlines() if line]
     assert len(lines) == 3 and not (data / "ucf101" / datasets.MANIFEST).exists()
     prepare("ucf101", str(data))
     assert "inspecting ucf101: 3/3" in capsys.readouterr().err and report(data)[-1] == "no problems"
@@ -382,7 +383,8 @@ def test_a_copy_is_used_like_its_source(source):
     times = {path: (copy / "ucf101" / path).stat().st_mtime_ns for path in videos(copy / "ucf101")}
     first, *_ = times
     (copy / "ucf101" / first).unlink()
-    prepared.unfinished(copy / "ucf101" / first).write_bytes(b"half")  # of a run that was killed
+    half = (copy / "ucf101" / first).with_name(f".{zlib.crc32(Path(first).name.encode()):08x}.part.mp4")
+    half.write_bytes(b"half")  # of a run that was killed
     prepare("ucf101", str(source), transcode=True, short_side=20, gop=6)
     again = {path: (copy / "ucf101" / path).stat().st_mtime_ns for path in videos(copy / "ucf101")}
     assert again.keys() == times.keys() and [path for path in times if times[path] != again[path]] == [first]

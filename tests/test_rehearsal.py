@@ -2,8 +2,7 @@
 
 import json
 import math
-from dataclasses import asdict, replace
-from functools import partial
+from dataclasses import asdict, fields, replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,14 +12,13 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 from conftest import TINY, latest
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from be import analysis, backbones, bias, config, datasets, evaluate, objectives, retrieve, runs, train
 from be.augment import Draws, apply_view, draw_view, eval_view
 from be.runs import read_metrics
-from be.video import even_clips
 
 METHODS = {
     "moco": "demo-moco-be",
@@ -76,7 +74,7 @@ def on_gpu(x) -> bool:
 class Watch(TorchDispatchMode):
     """Every operator has a kernel for CUDA; none makes the host wait, unless `waits`, or works on a clip on the CPU.
 
-    Where the host reads a number of the device, it gets 1.
+    Where the host reads a number of the device, it gets 1; where it asks what is not 0, it is the first element.
     """
 
     def __init__(self, waits: bool = False):
@@ -96,6 +94,8 @@ class Watch(TorchDispatchMode):
             self.wait(name)
             if name == "_local_scalar_dense":
                 return 1.0 if args[0].is_floating_point() else 1
+            if name == "nonzero":
+                return args[0].new_zeros(1, args[0].dim(), dtype=torch.long)
         out = func(*args, **kwargs)
         for x in tree_leaves(out):
             if not isinstance(x, torch.Tensor):
@@ -219,55 +219,70 @@ def test_a_quiet_step_does_not_wait_for_the_gpu(gpu, monkeypatch, words):
     assert moments and all(on_gpu(x) or x.dim() == 0 for x in moments)
 
 
+def moved(x):
+    """Tensors, and what holds some, on the GPU."""
+    if isinstance(x, bias.Shot):
+        return replace(x, **{field.name: moved(getattr(x, field.name)) for field in fields(x)})
+    if isinstance(x, dict):
+        return {key: moved(value) for key, value in x.items()}
+    return tuple(map(moved, x)) if isinstance(x, tuple) else x.to(GPU) if isinstance(x, torch.Tensor) else x
+
+
 @pytest.fixture
 def each_video(gpu, monkeypatch):
-    """What a verb computes of each video, it computes of clips on that GPU; what it gets are zeros. -> their shapes"""
+    """What a verb computes of each video, it computes of clips on that GPU, and then gets 0.3. -> the shapes of it"""
     shapes = {}
+    here = SimpleNamespace(device=torch.device("cpu"), process_index=0, num_processes=1, is_main_process=False)
 
-    def each_video(compute, samples, sampler, cfg, accelerator, what):
-        K = len(sampler(24, np.random.default_rng(0)))
-        with gpu.fake, Watch(waits=True), accelerator.autocast():
-            row = compute(torch.randn(K, 3, cfg.frames, cfg.size, cfg.size, device=GPU), 0)
+    def each_video(compute, samples, sampler, cfg, accelerator, what, look=evaluate.views):
+        i, x = next(look(samples, sampler, cfg, here, what))
+        with torch.no_grad(), gpu.fake, Watch(waits=True), accelerator.autocast():
+            row = compute(moved(x), i)
             assert on_gpu(row)
         shapes[what] = tuple(row.shape)
-        yield from [torch.zeros(row.shape, dtype=row.dtype)] * len(samples)
+        yield from [torch.full(row.shape, 0.3, dtype=row.dtype)] * len(samples)
 
     for module in (evaluate, retrieve):
         monkeypatch.setattr(module, "each_video", each_video)
+    # numpy draws one of some frames: the first
+    monkeypatch.setattr(FakeTensor, "__array__", lambda x, *_, **__: np.zeros(x.shape, int), raising=False)
     return shapes
 
 
-def test_tests_and_analyses_are_computed_on_the_gpu(gpu, each_video, tiny, tmp_path):
-    cfg = config.load("demo-moco-be", [*TINY, f"data={tiny}", f"out={tmp_path}", "precision=bf16"], "finetune")
-    samples, sampler = datasets.load("ucf101", tiny, "test", 1), partial(even_clips, K=3, T=8, stride=2)
+@pytest.mark.parametrize("scene", ["median", "rendered"])
+def test_tests_and_analyses_are_computed_on_the_gpu(gpu, each_video, tiny, tmp_path, scene):
+    words = [*TINY, f"data={tiny}", f"out={tmp_path}", "precision=bf16", f"scene={scene}"]
+    cfg = config.load("demo-moco-be", words, "finetune")
+    samples = datasets.load("ucf101", tiny, "test", 1)
     model = objectives.build("classify", backbones.build("c3d", 4), {**asdict(cfg), "classes": 8}).eval()
     with gpu.fake:
         to_gpu(model)
     evaluate.classify(model, samples, cfg, gpu)
-    evaluate.features(model.backbone, "max", samples, cfg, gpu)
-    for scene in ("median", "rendered"):
-        cfg = replace(cfg, scene=scene)
-        bias.measure(model, samples, cfg, gpu)
-        analysis.measure([model.backbone], samples, bias.shots(samples, sampler, cfg, gpu)[0], sampler, cfg, gpu)
-    # c3d's map of 8 x 16 x 16: 32 channels, one place
-    assert each_video == {"test": (8,), "features": (32,), "other videos": (7, 16, 16), "robustness": (13, 8),
-                          "cam": (2, 4, 4)}
+    evaluate.features(model.backbone, samples, cfg, gpu)
+    bias.measure(model, samples, cfg, gpu)
+    tests = each_video.pop("robustness")  # c3d's map of 8 x 16 x 16: 32 channels, one place
+    assert each_video == {"test": (8,), "probe": (32,), "masks": ()}
+    assert tests[0] > 20 and tests[1] == 8
+    with gpu.fake, Watch():
+        heat = analysis.activation(model.backbone(torch.randn(2, 3, 8, 16, 16, device=GPU)), 8, 16)
+        assert on_gpu(heat) and heat.shape == (2, 8, 16, 16)
 
 
 def test_retrieval_and_probe_are_computed_on_the_gpu(gpu, each_video, tiny, tmp_path):
-    cfg = config.load("demo-moco-be", [*latest(*TINY, "stride=1"), "precision=bf16"], "retrieve")
-    samples, found = datasets.load("ucf101", tiny, "test", 1), {}
+    words = [*latest(*TINY, "stride=1"), "precision=bf16", f"data={tiny}", f"out={tmp_path}"]
+    cfg, found = config.load("demo-moco-be", words, "retrieve"), {}
+    network = backbones.build("r3d18", 4).eval()
     with gpu.fake:
-        network = to_gpu(backbones.build("r3d18", 4).eval())
+        to_gpu(network)
     network.state_dict = dict  # is hashed, which takes numbers
     for protocol in ("paper", "vcop", "gap"):
-        found[protocol] = retrieve.extract(tmp_path / protocol, network, samples, replace(cfg, protocol=protocol), gpu)
-    assert each_video == {"paper": (3, 32), "vcop": (1, 32), "gap": (1, 32)} and len(found["paper"]) == 48
+        _, found[protocol] = retrieve.extract("test", network, replace(cfg, protocol=protocol), gpu)
+    assert each_video == {"paper-test": (3, 32), "vcop-test": (1, 32), "gap-test": (1, 32)}
+    assert len(found["paper"]) == 48
     with gpu.fake, Watch(waits=True):
-        scores, rows = retrieve.search(found["vcop"], found["gap"], 5, 1e-3, GPU)
-        assert scores.shape == rows.shape == (16, 5)
+        assert retrieve.search(found["vcop"], found["gap"], 5, 1e-3, GPU).shape == (16, 5)
         x, label = torch.randn(16, 32, device=GPU), torch.arange(16, device=GPU)
-        assert on_gpu(evaluate.knn(x, label, x)) and on_gpu(evaluate.linear(x, label, x))
+        assert on_gpu(evaluate.knn(x, label, x)) and all(map(on_gpu, evaluate.fit(x, label, 16)))
         clips, size = torch.zeros(2, 8, 20, 30, 3, dtype=torch.uint8, device=GPU), torch.ones(2, 2, device=GPU)
         assert on_gpu(eval_view(clips, size, 16))
 

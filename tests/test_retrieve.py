@@ -11,7 +11,6 @@ import networks
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from conftest import ROOT, TINY, latest
 from safetensors.torch import load_file
 from scipy.optimize import minimize
@@ -28,15 +27,15 @@ from be.runs import RunError, make_accelerator, read_results
 
 def on_disk(folder, name, rows):
     """Rows as `extract` leaves them."""
-    rows.astype(np.float16).tofile(folder / f"{name}.f16")
-    return Features(folder / f"{name}.f16", rows.shape[1], np.arange(len(rows)), np.zeros(len(rows), int), None, None)
+    rows.astype(np.float32).tofile(folder / f"{name}.f32")
+    return Features(folder / f"{name}.f32", "", rows.shape[1], [*range(len(rows))], [])
 
 
 def brute_force(q, g, k):
-    """In float64 from the stored halves; equal scores in the order of the gallery."""
-    cosine = q.astype(np.float16).astype(np.float64) @ g.astype(np.float16).astype(np.float64).T
-    order = np.argsort(-cosine, axis=1, kind="stable")[:, :k]
-    return np.take_along_axis(cosine, order, 1), order
+    """In float64; equal scores in the order of the gallery."""
+    q, g = (z.astype(np.float64) / np.linalg.norm(z.astype(np.float64), axis=1, keepdims=True) for z in (q, g))
+    cosine = q @ g.T
+    return np.argsort(-cosine, axis=1, kind="stable")[:, :k]
 
 
 # GiB: everything in one block; some blocks of both; blocks of a few rows
@@ -45,11 +44,9 @@ def test_search_is_brute_force(tmp_path, memory_gb):
     rng = np.random.default_rng(0)
     q, g = (rng.standard_normal((n, 257)) / 16 for n in (61, 143))
     queries, gallery = on_disk(tmp_path, "q", q), on_disk(tmp_path, "g", g)
-    score, row = search(queries, gallery, 20, memory_gb)
-    expected_score, expected_row = brute_force(q, g, 20)
-    assert np.array_equal(row.numpy(), expected_row)
-    np.testing.assert_allclose(score.numpy(), expected_score, atol=1e-5)
-    parts = [search(queries, gallery, 20, memory_gb, "cpu", rank, 7)[1] for rank in range(7)]
+    row = search(queries, gallery, 20, memory_gb)
+    assert np.array_equal(row.numpy(), brute_force(q, g, 20))
+    parts = [search(queries, gallery, 20, memory_gb, "cpu", rank, 7) for rank in range(7)]
     assert torch.equal(torch.cat(parts), row)  # as processes share it
 
 
@@ -64,33 +61,32 @@ def test_block_sizes():
 
 @pytest.mark.parametrize("memory_gb", [1, 2e-4, 3e-5])
 def test_the_first_of_equals_wins(tmp_path, memory_gb):
-    """Small integers sum without rounding, so that copies of a row tie to the last bit; there are four values."""
+    """Rows of 16 signs have the length 4 and sum without rounding, so that copies tie to the last bit."""
     rng = np.random.default_rng(1)
-    q, g = rng.integers(-2, 3, (17, 8)), rng.integers(-2, 3, (4, 8))[rng.integers(0, 4, 90)]
-    _, row = search(on_disk(tmp_path, "q", q), on_disk(tmp_path, "g", g), 30, memory_gb)
-    assert np.array_equal(row.numpy(), brute_force(q, g, 30)[1])
+    q, g = rng.choice([-1, 1], (17, 16)), rng.choice([-1, 1], (4, 16))[rng.integers(0, 4, 90)]
+    row = search(on_disk(tmp_path, "q", q), on_disk(tmp_path, "g", g), 30, memory_gb)
+    assert np.array_equal(row.numpy(), brute_force(q, g, 30))
 
 
 def test_a_gallery_smaller_than_k(tmp_path):
     q, g = np.eye(3), np.eye(3)[:2]
-    score, row = search(on_disk(tmp_path, "q", q), on_disk(tmp_path, "g", g), 50, 1)
-    assert row.tolist() == [[0, 1], [1, 0], [0, 1]] and score.tolist() == [[1, 0], [1, 0], [0, 0]]
+    assert search(on_disk(tmp_path, "q", q), on_disk(tmp_path, "g", g), 50, 1).tolist() == [[0, 1], [1, 0], [0, 1]]
 
 
 def test_memory_stays_within_the_budget(tmp_path):
-    """80 MB of features, 160 as float32, searched with 40; measured by the kernel in a process of its own."""
+    """160 MB of features, searched with 40; measured by the kernel in a process of its own."""
     code = f"""if True:
         import resource, numpy as np, torch
         from pathlib import Path
         from be.retrieve import Features, search
         torch.set_num_threads(1)
         D, kinds = 50_000, []
-        for name, rows in (("q.f16", 300), ("g.f16", 500)):
+        for name, rows in (("q.f32", 300), ("g.f32", 500)):
             with open(r"{tmp_path}/" + name, "wb") as file:
                 for _ in range(rows):
-                    file.write(np.random.default_rng(rows).random(D, np.float32).astype(np.float16).tobytes())
-            kinds.append(Features(Path(r"{tmp_path}", name), D, range(rows), None, None, None))
-        tiny = [Features(f.file, D, range(4), None, None, None) for f in kinds]
+                    file.write(np.random.default_rng(rows).random(D, np.float32).tobytes())
+            kinds.append(Features(Path(r"{tmp_path}", name), "", D, range(rows), []))
+        tiny = [Features(f.file, "", D, range(4), []) for f in kinds]
         search(*tiny, 2, 1)  # what the first product allocates for good
         peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
         before = peak()
@@ -146,15 +142,14 @@ def verb(*args):
 def test_the_verb_end_to_end(tiny, tmp_path, protocol, capsys):
     """Its features are what the backbone says of the decoded clips; its recall is brute force on them."""
     verb(tiny, tmp_path, f"protocol={protocol}", "subset=test,swapped")
-    assert capsys.readouterr().out.count(" R@50 ") == 2
+    assert capsys.readouterr().out.count(f"queries of protocol={protocol}, 0 damaged") == 2
     path = tmp_path / "demo-random/retrieve-ucf101-split1-seed0"
     result = json.loads((path / f"recall-{protocol}-test.json").read_text())
     rows = {"train": 32, "test": 16, "swapped": 16}
     per_video = 1 if PROTOCOLS[protocol](None).mean else 24 // (8 * 2)  # videos of 24 frames, clips of 8 with stride 2
     z = {}
     for subset, videos in rows.items():
-        z[subset] = np.fromfile(path / f"{protocol}-{subset}.f16", np.float16).reshape(videos * per_video, -1)
-        np.testing.assert_allclose(np.linalg.norm(z[subset].astype(float), axis=1), 1, atol=2e-3)
+        z[subset] = np.fromfile(path / f"{protocol}-{subset}.f32", np.float32).reshape(videos * per_video, -1)
     assert (result["n_scored"], result["gallery"], result["numbers"]) == (16 * per_video, len(z["train"]),
                                                                           z["train"].shape[1])
     train, test = (datasets.load("ucf101", tiny, subset, 1) for subset in ("train", "test"))
@@ -166,11 +161,11 @@ def test_the_verb_end_to_end(tiny, tmp_path, protocol, capsys):
         with torch.no_grad():
             x = backbone(eval_view(clips, torch.tensor(clips.shape[2:4]).expand(len(clips), 2), 16))
         expected = PROTOCOLS[protocol](None).pool(x)
-        expected = F.normalize(expected.mean(0, keepdim=True) if per_video == 1 else expected)
-        np.testing.assert_allclose(z["test"][i * per_video], expected[0].numpy(), atol=1e-3)
+        expected = expected.mean(0, keepdim=True) if per_video == 1 else expected
+        np.testing.assert_allclose(z["test"][i * per_video], expected[0].numpy(), atol=1e-4)
 
     label_q, label_g = (np.repeat(s.labels, per_video) for s in (test, train))
-    _, order = brute_force(z["test"], z["train"], 50)
+    order = brute_force(z["test"], z["train"], 50)
     for k in (1, 5, 10, 20, 50):
         hit = (label_g[order[:, :k]] == label_q[:, None]).any(1)
         assert result[f"R@{k}"] == pytest.approx(100 * hit.mean())
@@ -186,16 +181,16 @@ def test_features_are_used_again_unless_what_made_them_is_another(tiny, tmp_path
         return capsys.readouterr().out.count("taken from")
 
     assert reused("memory_gb=1") == 0 and reused("memory_gb=0.01") == 2 and reused("width=8") == 0 == reused()
-    first = (path / "gap-test.f16").read_bytes()
+    first = (path / "gap-test.f32").read_bytes()
     lists = data / "ucf101/ucfTrainTestlist/testlist01.txt"
     lists.write_text("".join(reversed(lists.read_text().splitlines(keepends=True))))
     assert reused() == 1 and reused() == 2
-    rows = np.frombuffer(first, np.float16).reshape(16, -1)
-    assert np.array_equal(np.fromfile(path / "gap-test.f16", np.float16).reshape(16, -1), rows[::-1])
+    rows = np.frombuffer(first, np.float32).reshape(16, -1)
+    assert np.array_equal(np.fromfile(path / "gap-test.f32", np.float32).reshape(16, -1), rows[::-1])
     other, video = (datasets.load("ucf101", data, "test", 1).path(i) for i in (3, 11))
     shutil.copyfile(other, video)
     assert reused() == 1 and reused() == 2
-    for file in ("gap-train.f16", "gap-train.json"):
+    for file in ("gap-train.f32", "gap-train.json"):
         whole = (path / file).read_bytes()
         (path / file).write_bytes(whole[:-2])
         assert reused() == 1 and len((path / file).read_bytes()) == len(whole)
@@ -205,10 +200,10 @@ def test_a_full_disk_is_said_in_a_line(tiny, tmp_path, monkeypatch):
     """Of every write to /dev/full the kernel says that there is no room."""
     folder = tmp_path / "demo-random/retrieve-ucf101-split1-seed0"
     folder.mkdir(parents=True)
-    (folder / "gap-train.f16").symlink_to("/dev/full")
-    with pytest.raises(RunError, match=r"gap-train\.f16 could not be written \(No space left on device\)"):
+    (folder / "gap-train.f32").symlink_to("/dev/full")
+    with pytest.raises(RunError, match=r"gap-train\.f32 could not be written \(No space left on device\)"):
         verb(tiny, tmp_path, "protocol=gap")
-    (folder / "gap-train.f16").unlink()
+    (folder / "gap-train.f32").unlink()
     (folder / ".gap-train.json.aside").symlink_to("/dev/full")
     with pytest.raises(RunError, match=r"gap-train\.json could not be written \(No space left on device\)"):
         verb(tiny, tmp_path, "protocol=gap")

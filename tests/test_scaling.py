@@ -119,7 +119,7 @@ def test_exactly_the_same_retrieval(tiny, tmp_path):
         path, probe = (runs.run_dir(cfg, verb) for verb in ("retrieve", "linear"))
         result = json.loads((path / "recall-paper-test.json").read_text())
         found.append([{key: value for key, value in result.items() if "@" in key}, path / "paper-test.json",
-                      *((path / f"paper-{subset}.f16").read_bytes() for subset in ("train", "test")),
+                      *((path / f"paper-{subset}.f32").read_bytes() for subset in ("train", "test")),
                       (probe / "probabilities-test.safetensors").read_bytes()])
     assert found[0][1].read_text() == found[1][1].read_text()
     assert len(found[0][0]) == 5 and found[0][0] == found[1][0] and found[0][2:] == found[1][2:]
@@ -127,12 +127,12 @@ def test_exactly_the_same_retrieval(tiny, tmp_path):
 
 def watched(cfg):
     """Pre-trains; each process writes down the numbers that it is asked to probe."""
-    def probe(objective, samples, cfg, accelerator):
+    def make_probe(objective, samples, cfg, accelerator):
         def at_epoch(epoch):
             torch.save(objective.state_dict(), f"{cfg.out}/epoch{epoch}-{accelerator.process_index}.pt")
         return at_epoch
 
-    train.Probe = probe
+    train.make_probe = make_probe
     train.pretrain(cfg)
 
 

@@ -211,20 +211,38 @@ def test_hara(tmp_path):
                            outputs(lambda x: theirs.stem[1](theirs.stem[0](x)), x))
 
 
+def older(network, state):
+    """A state dict of a network under the names that ours had before 0.2."""
+    if network == "s3d":
+        return coclr_names(state)
+    if network == "r2plus1d18":
+        rules = [(r"^stem\.4", "bn1"), ("^stem", "conv1"), (r"(layer\d\.\d)\.conv([12])\.1\.(?=\D)", r"\1.bn\2."),
+                 (r"(layer\d\.\d\.conv[12])\.0\.(?=\d)", r"\1.")]
+        for new, old in rules:
+            state = {re.sub(new, old, name): tensor for name, tensor in state.items()}
+        return state
+    return hara_names(state)
+
+
+@pytest.mark.parametrize("network", ["r3d34", "r3d18tv", "r2plus1d18", "s3d"])
 @pytest.mark.parametrize("prefix", ["", "backbone.", "module.encoder_q.0."])
-def test_a_residual_network_under_haras_names_is_ours_of_before(tmp_path, prefix):
-    """BE's released R3D, and whole models of ours, which are read strictly."""
-    theirs = nn.Module() if prefix == "backbone." else trained("r3d34")
-    if prefix == "backbone.":
-        theirs.backbone, theirs.head = trained("r3d34"), nn.Linear(3, 2)
-    state = theirs.state_dict()
-    old = {f"{prefix}{name}": tensor for name, tensor in hara_names(trained("r3d34").state_dict()).items()}
-    old |= {name: tensor for name, tensor in state.items() if name.startswith("head")}
-    for tensor in state.values():
+def test_names_of_before_are_read(tmp_path, network, prefix):
+    """BE's released R3D; backbones, whole models, which are read strictly, and checkpoints of ours before 0.2."""
+    model, state = nn.Module(), trained(network, 8).state_dict()
+    model.backbone, model.head = trained(network, 8), nn.Linear(3, 2)
+    theirs = model if prefix == "backbone." else model.backbone
+    old = {f"{prefix}{name}": tensor.clone() for name, tensor in older(network, state).items()}
+    assert {name.removeprefix(prefix) for name in old} != state.keys()
+    old |= {name: tensor for name, tensor in theirs.state_dict().items() if name.startswith("head")}
+    for tensor in model.backbone.state_dict().values():
         tensor.zero_()
     load(saved(tmp_path, old), theirs, strict=True)
-    network = theirs.backbone if prefix == "backbone." else theirs
-    torch.testing.assert_close(network.state_dict(), trained("r3d34").state_dict(), rtol=0, atol=0)
+    torch.testing.assert_close(model.backbone.state_dict(), state, rtol=0, atol=0)
+    if prefix == "backbone.":
+        for tensor in model.backbone.state_dict().values():
+            tensor.zero_()
+        model.load_state_dict(old)  # as a run goes on from its checkpoint
+        torch.testing.assert_close(model.backbone.state_dict(), state, rtol=0, atol=0)
 
 
 def test_s3d_of_torchvision(tmp_path):
