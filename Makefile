@@ -75,6 +75,7 @@ DEMO       = data=$(DEMO_DATA) out=$(DEMO_RUNS)
 .PHONY: $(DEMO_SEEDS:%=demo-seed-%)
 
 demo: $(READY)
+	@echo "a smoke test: all parts work together; its networks are too small to show that BE wins (docs/RUN.md)"
 	$(RUN) synth root=$(DEMO_DATA)/ucf101
 	@$(MAKE) --no-print-directory -j $(words $(DEMO_SEEDS)) $(DEMO_SEEDS:%=demo-seed-%)
 	$(RUN) show-batch --cfg demo-moco-be $(DEMO)
