@@ -7,8 +7,8 @@ Drawing and applying are two steps, because two clips may share a draw:
     x_o = apply_view(clips[:, 0], size, a1, S)                      # (B, 3, T, S, S)
     x_n = apply_view(clips[:, 1], size, a1.framed_as(another), S)   # the same angle and colours, another window
 
-The paper's set A is a rotation below 10 degrees and colour jitter after a random crop of the stored size; it gives no
-strengths for the jitter. Resized crops and flips are of later recipes, and off by default.
+The paper's set A: a random crop of the stored size, a rotation below 10 degrees, colour jitter of strengths it does not
+give. Resized crops and flips are of later recipes, and off by default.
 """
 
 import math
@@ -26,10 +26,10 @@ GREY = (0.299, 0.587, 0.114)  # luma of ITU-R BT.601, as in PIL; sums to 1, so t
 class Draws:
     """The random numbers of one training step: a pure function of (seed, step), with no state to save.
 
-    Every draw is made for the *global* batch of world * n rows, of which this rank gets n rows from rank * n on.
-    Two processes of n rows thus draw exactly what one process of 2n rows draws, as long as all make the same calls in
-    the same order. Successive calls give different numbers. numpy makes them on the CPU, so that they are the same on
-    every kind of device: some hundreds a step, in microseconds; noise frames, 64 x 3 x 112 x 112, take about 30 ms.
+    Every draw is made for the *global* batch of world * n rows, of which this rank gets n rows from rank * n on. Two
+    processes of n rows thus draw what one of 2n rows draws, if all make the same calls in the same order. numpy makes
+    them on the CPU, so that they are the same on every kind of device: some hundreds a step, in microseconds; noise
+    frames, 64 x 3 x 112 x 112, take about 30 ms.
     """
 
     def __init__(self, seed, step, rank=0, world=1, device="cpu"):
@@ -86,8 +86,7 @@ class ViewParams:
 def draw_view(draws, n, scale=None, flip=0.0, rotate=0.0, jitter=(0.0, 0.0, 0.0, 0.0), jitter_ops="all"):
     """Draw n augmentations, of keys whose ranges be/config.py holds. Default: a plain random crop. -> ViewParams
 
-    scale: range of the crop window's area, 1 = the frame's largest square. The window is square, and is resized to
-      S x S. None cuts S x S pixels out of the frames as they are stored.
+    scale: range of the area of a square window, resized to S x S; 1 = the frame's largest. None: S x S as stored.
     flip: probability that left and right change places.
     rotate: angles are uniform in (-rotate, rotate) degrees. Paper: 10.
     jitter: strengths s of brightness, contrast, saturation, hue as in torchvision's ColorJitter: a factor uniform in
@@ -101,13 +100,9 @@ def draw_view(draws, n, scale=None, flip=0.0, rotate=0.0, jitter=(0.0, 0.0, 0.0,
     if jitter_ops == "one":
         chosen = (4 * u[:, 8:9]).long() == torch.arange(4, device=u.device)  # (n, 4), one True in a row
         colour = torch.where(chosen, colour, still)
-    return ViewParams(
-        position=u[:, 0:2],
-        area=None if scale is None else scale[0] + (scale[1] - scale[0]) * u[:, 2],
-        flip=u[:, 9] < flip,
-        angle=rotate * (2 * u[:, 3] - 1),
-        colour=colour,
-    )
+    area = None if scale is None else scale[0] + (scale[1] - scale[0]) * u[:, 2]
+    angle = rotate * (2 * u[:, 3] - 1)
+    return ViewParams(position=u[:, 0:2], area=area, flip=u[:, 9] < flip, angle=angle, colour=colour)
 
 
 def apply_view(clips, size, params, S):
@@ -123,10 +118,8 @@ def apply_view(clips, size, params, S):
 
 
 def eval_view(clips, size, S):
-    """The central S x S pixels as they are stored, or the largest central square scaled up to S; normalised.
-
-    Arguments, result and errors are those of `apply_view`.
-    """
+    """The central S x S pixels as they are stored, or the largest central square scaled up to S; normalised. Arguments,
+    result and errors are those of `apply_view`."""
     half = torch.full((len(clips), 2), 0.5, device=clips.device)
     one = torch.ones_like(half[:, 0])
     return normalise(crop(clips, size, half, S * one, 0 * one, S))
@@ -135,10 +128,10 @@ def eval_view(clips, size, S):
 def crop(clips, size, position, side, angle, S, flip=None):
     """Cut a square window out of every clip and sample it bilinearly. -> float32 (B, 3, T, S, S) in [0, 1]
 
-    The window is `side` (B,) pixels wide, rounded, or the short side of the frame if that is less. It starts at a
-    whole pixel, so that a side of S without rotation copies pixels. It turns about its own centre; what of it then
-    sticks out of the frame repeats the frame's border. A window larger than S is sampled without a low-pass. flip:
-    None for no clip. Other arguments as in ViewParams, apply_view.
+    The window is `side` (B,) pixels wide, rounded, or the short side of the frame if that is less. It starts at a whole
+    pixel, so that a side of S without rotation copies pixels. It turns about its own centre; what of it then sticks out
+    of the frame repeats the frame's border. A window larger than S is sampled without a low-pass. flip: None for no
+    clip. Other arguments as in ViewParams, apply_view.
     """
     if clips.dtype != torch.uint8 or clips.dim() != 5 or clips.shape[-1] != 3:
         raise ValueError(f"clips must be uint8 (B, T, H, W, 3), got {clips.dtype} {tuple(clips.shape)}")
@@ -146,7 +139,6 @@ def crop(clips, size, position, side, angle, S, flip=None):
     size = size.float().flip(1)  # (B, 2): width, height
     side = side.round().clamp(min=1).minimum(size.amin(1))[:, None]  # (B, 1)
     start = (position.flip(1) * (size - side + 1)).floor()  # (B, 2), 0 to the room there is
-
     # Where the centre of each output pixel lies in its frame, in pixels; pixel i covers [i, i + 1].
     t = ((torch.arange(S, device=clips.device) + 0.5) / S - 0.5) * side  # (B, S), 0 = centre of the window
     x, y = torch.broadcast_tensors((t if flip is None else torch.where(flip[:, None], -t, t))[:, None], t[:, :, None])
@@ -154,7 +146,6 @@ def crop(clips, size, position, side, angle, S, flip=None):
     xy = torch.view_as_real(torch.complex(x, y) * turn[:, None, None]) + (start + side / 2)[:, None, None]
     xy = xy.clamp(min=0.5).minimum(size[:, None, None] - 0.5)  # (B, S, S, 2)
     grid = 2 * xy / _constant([W, H], xy) - 1  # -1 and 1 are the outer borders
-
     # The frames of a clip share its grid, so they ride along as channels; one pass makes floats and planes.
     planes = clips.permute(0, 4, 1, 2, 3).to(torch.float32, memory_format=torch.contiguous_format)
     x = F.grid_sample(planes.view(B, 3 * T, H, W), grid, align_corners=False)  # (B, 3 * T, S, S)
@@ -165,7 +156,6 @@ def recolour(x, colour):
     """Brightness, contrast, saturation and hue as one affine map of RGB per clip, clamped once to [0, 1].
 
     x: float (B, 3, T, S, S) in [0, 1]. colour: (B, 4), see ViewParams. -> like x
-
     Unlike torchvision's ColorJitter, contrast is about the mean grey of the clip, not of each frame; hue turns RGB
     about the grey axis; brightness, contrast, saturation, hue always come in this order; nothing is rounded in between.
     """

@@ -23,8 +23,6 @@ A backbone of your own is one function and one entry of BACKBONES, at the end of
     dim                an attribute: the channels of the map, an int
     pieces             an attribute of the network, or of modules in it: the names of methods of which `checkpointing`
                        keeps only the input for the backward pass. They must not draw random numbers.
-
-All but C3D and I3D are made of torchvision's networks; r3d18tv, r2plus1d18 and s3d are extras, not in the paper.
 """
 
 import re
@@ -63,8 +61,7 @@ def he_init(network):
 class C3D(nn.Module):
     """C3D (Tran et al. 2015), conv1a to conv5b, with BatchNorm, under the names of BE's released code (and of VCOP).
 
-    The paper's: width 64, 16 frames of 112 x 112. pool5 and the fully connected layers are a head, so the map is
-    conv5b's. The convolutions have no bias, which BatchNorm would subtract.
+    The paper's: width 64, 16 frames of 112 x 112. No pool5, part of a head; no bias, which BatchNorm would subtract.
     """
 
     pieces = ("_layer",)
@@ -153,10 +150,8 @@ MIXED = {  # the branches' channels, as published
 
 
 class I3D(nn.Module):
-    """I3D (Carreira & Zisserman 2017), RGB: Inception-v1 inflated, up to Mixed_5c. BE: 16 frames of 224 x 224.
-
-    Names are those of the widespread PyTorch port, `rgb_imagenet.pt`.
-    """
+    """I3D (Carreira & Zisserman 2017), RGB: Inception-v1 inflated, up to Mixed_5c. BE: 16 frames of 224 x 224. Names
+    are those of the widespread PyTorch port, `rgb_imagenet.pt`."""
 
     pieces = ("_bottom", "_stem")
 
@@ -200,15 +195,12 @@ def hara(blocks):
 def extra(name):
     """R3D and R(2+1)D (Tran et al. 2018) and S3D (Xie et al. 2018), as torchvision has them; not in the paper."""
     from torchvision.models import get_model  # takes a second, and few ask for it
-
     return get_model(name)
 
 
 class Torchvision(nn.Module):
-    """A network of torchvision, as `make` makes it, under its names, without its head, at any width.
-
-    S3D as CoCLR has it: BatchNorm's eps is 1e-5, and the last pool keeps the end of an odd map, as the SAME rule does.
-    """
+    """A network of torchvision, as `make` makes it, under its names, without its head, at any width. S3D as CoCLR has
+    it: BatchNorm's eps is 1e-5, and the last pool keeps the end of an odd map, as the SAME rule does."""
 
     def __init__(self, make, width=64):
         super().__init__()
@@ -268,10 +260,8 @@ def names_of_now(state: dict):
 
 def checkpoint_activations(network):
     """Activation checkpointing (Chen et al. 2016), in place: backward computes the network's `pieces` a second time.
-
     Outputs, gradients, statistics and names stay the same. I3D's activations take a third of the memory, R(2+1)D's
-    half, R3D's hardly less: its stem is most of it.
-    """
+    half, R3D's hardly less: its stem is most of it."""
     for module in network.modules():
         for name in getattr(module, "pieces", ()):
             setattr(module, name, partial(checkpoint, getattr(module, name), use_reentrant=False,

@@ -1,7 +1,7 @@
 """Background Erasing: add one static frame of a clip to every frame of it.
 
-A frozen frame is background without motion. Mixed into every frame it makes the background of the
-clip unreliable and leaves its motion in place. Draw one weight lam ~ U[0, gamma] and one frame k:
+A frozen frame is background without motion. Mixed into every frame it makes the background of the clip unreliable and
+leaves its motion in place. Draw one weight lam ~ U[0, gamma] and one frame k:
 
     x          a   b   c   d          the frames j of a clip
     k                  c              one of them, frozen
@@ -10,17 +10,16 @@ clip unreliable and leaves its motion in place. Draw one weight lam ~ U[0, gamma
     Eq. 1      x_hat[j]      = (1 - lam) x[j] + lam x[k]
     Eq. 2      d x_hat / dt  = (1 - lam) dx / dt             the frozen frame has no derivative
 
-Training pulls the features of x and x_hat together. The two clips share their motion, weakened by
-1 - lam, but not their background. So the features must rest on motion.
+Training pulls the features of x and x_hat together. The two clips share their motion, weakened by 1 - lam, but not
+their background. So the features must rest on motion.
 
-Erasing comes last, on the augmented, normalised clip. For mixes of frames the order does not matter,
-because normalisation is affine. For `gaussian-noise` it does: its unit variance is meant in
-normalised space, where frames have about unit variance too.
+Erasing comes last, on the augmented, normalised clip. The order does not matter for mixes of frames, because
+normalisation is affine. It does for `gaussian-noise`, whose unit variance is about that of normalised frames.
 
-All functions take x: float (B, C, T, H, W), draws: the random numbers of the step (`augment.Draws`),
-gamma: in [0, 1], and return a clip of the shape, type and memory layout of x, which is left as it
-was. Draws for a single clip do not depend on the number of processes. A clip of "another video" is
-another row of the *local* batch, which therefore needs two; that, and `batch-lam`, do depend on it.
+All functions take x: float (B, C, T, H, W), draws: the random numbers of the step (`augment.Draws`), gamma: in [0, 1],
+and return a clip of the shape, type and memory layout of x, which is left as it was. Draws for a single clip do not
+depend on the number of processes. "Another video" is another row of the *local* batch, which therefore needs two; that
+choice, and `batch-lam`, do depend on it.
 """
 
 import torch
@@ -58,11 +57,9 @@ def video_mixup(x, draws, gamma):
 
 
 def video_cutmix(x, draws, gamma):
-    """A box of every frame gives way to the same box of one frame of another video.
-
-    The box stays in place over the clip and inside the frame. It has the frame's aspect. Its area is
-    lam of the frame's, up to rounding. So on average it is as strong as the others.
-    """
+    """A box of every frame gives way to the same box of one frame of another video. The box stays in place over the
+    clip and inside the frame. It has the frame's aspect and, up to rounding, lam of its area, so that on average it is
+    as strong as the others."""
     H, W = x.shape[-2:]
     side = draw_lam(x, draws, gamma).float().sqrt()  # (B, 1, 1, 1, 1), 1 = the side of the frame
     patch = draw_frame(x, draws, draw_partner(x, draws))  # (B, C, 1, H, W)

@@ -1,8 +1,7 @@
 """Evaluation: the one no-grad pass over a split list. The 10-clip test, features, kNN and linear probe.
 
-A video is decoded once for all its clips. An unreadable video keeps its place, counts as wrong and shows in
-`n_scored / n_expected`. One that is damaged inside is scored as FFmpeg shows it, and shows in `n_damaged`. Each process
-takes every `world`-th video; the result is the same for any number of them.
+An unreadable video keeps its place, counts as wrong and shows in `n_scored / n_expected`. One that is damaged inside is
+scored as FFmpeg shows it, and shows in `n_damaged`. The result is the same for any number of processes.
 """
 
 import dataclasses
@@ -27,13 +26,11 @@ from be.runs import RunError, make_accelerator, place, progress, provenance, rea
 from be.weights import load_weights, read_about
 
 # Keys that the result of a test follows from, beside the weights and the videos
-TEST_SETTINGS = ("test_clips", "frames", "stride", "static", "short_side", "size", "pool", "precision", "seed",
-                 "strict")
+TEST_SETTINGS = "test_clips", "frames", "stride", "static", "short_side", "size", "pool", "precision", "seed", "strict"
 # Keys in which a test follows the training: what the network is, what of a video it sees, what a result says of both
 AS_TRAINED = ("backbone", "width", "pool", "frames", "stride", "static", "short_side", "size", "select", "synthetic")
 PROBED = 10_000  # of a longer list, `make_probe` takes so many videos at random
-# What a line about a result says of it, in %
-SCORES = ("top1", "top5", "mean_class", "knn", "R@1", "R@10", "R@50")
+SCORES = "top1", "top5", "mean_class", "knn", "R@1", "R@10", "R@50"  # what a line about a result says of it, in %
 
 
 def views(samples, sampler, cfg: Config, accelerator, what: str):
@@ -107,19 +104,13 @@ def accuracy(probabilities, label, ok) -> dict:
     N, classes = probabilities.shape
     hit = (probabilities.topk(min(5, classes), dim=1).indices == label[:, None]) & ok[:, None]  # (N, 5)
     per_class = [hit[label == c, 0].float().mean() for c in label.unique()]
-    return {
-        "top1": 100 * hit[:, 0].float().mean().item(),
-        "top5": 100 * hit.any(1).float().mean().item(),
-        "mean_class": 100 * torch.stack(per_class).mean().item(),
-        "n_scored": int(ok.sum()), "n_expected": N,
-    }
+    return {"top1": 100 * hit[:, 0].float().mean().item(), "top5": 100 * hit.any(1).float().mean().item(),
+            "mean_class": 100 * torch.stack(per_class).mean().item(), "n_scored": int(ok.sum()), "n_expected": N}
 
 
 def knn(x, label, y, k: int = 20, temperature: float = 0.07):
-    """The class with the most votes among the k nearest rows of x (N, C) for each row of y (M, C) -> (M,).
-
-    A vote weighs exp(cosine / temperature) (Wu et al. 2018, Sec. 3.4). k and temperature: DINO's (Caron et al. 2021).
-    """
+    """The class with the most votes among the k nearest rows of x (N, C) for each row of y (M, C) -> (M,). A vote
+    weighs exp(cosine / temperature) (Wu et al. 2018, Sec. 3.4). k and temperature: DINO's (Caron et al. 2021)."""
     cosine = F.normalize(y) @ F.normalize(x).T  # (M, N)
     near = cosine.topk(min(k, len(x)), dim=1)
     votes = cosine.new_zeros(len(y), int(label.max()) + 1)

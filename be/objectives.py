@@ -8,15 +8,14 @@
     draws   everything random of this step, the same numbers for any number of processes (augment.Draws)
     stats   dict of scalar tensors for the log; reading one waits for the device, the caller decides when
 
-An objective's constructor names keys of the config as its arguments, and `build` hands it those. `sampler(n, rng) ->
-(K, T)` says which frames to decode. `views` are (clip, augmentation) pairs, which of the K clips goes under which
-augmentation: MoCo's ((0, 0), (0, 1), (1, 2)) are the query under a1, the positive under a2, and another clip of the
-video under its own draw. An augmentation is a number, or a pair (w, a): window and flip of draw w, angle and colours of
-draw a. With `flips_together` all views of a video are mirrored, or none. Teachers and queues move inside forward and
-live in buffers, so that checkpoints are complete.
+`build` hands a constructor those keys of the config that are its arguments. `sampler(n, rng) -> (K, T)` says which
+frames to decode. `views` are (clip, augmentation) pairs, which of the K clips goes under which augmentation: MoCo's
+((0, 0), (0, 1), (1, 2)) are the query under a1, the positive under a2, and another clip of the video under its own
+draw. An augmentation is a number, or a pair (w, a): window and flip of draw w, angle and colours of draw a. With
+`flips_together` all views of a video are mirrored, or none. Teachers and queues move inside forward and live in
+buffers, so that checkpoints are complete.
 
-Background Erasing enters once per paradigm of the paper: in `PretextTask` as a regulariser (3.3.1), in `Contrastive` as
-one side of the positive pair (3.3.2). `Classify` takes it as an augmentation, as later papers do.
+BE enters once per paradigm: as a regulariser in `PretextTask`, on one side of the positive pair in `Contrastive`.
 
 Choices in MoCo + BE that the paper leaves open, or that the released code (FingerRec/BE) makes otherwise:
 
@@ -55,10 +54,9 @@ HIDDEN = 512  # of VCOP's pairs; other heads over several inputs follow it. One 
 
 
 class Objective(nn.Module):
-    """Base: a backbone, run as the paper's 8 GPUs would have run it.
+    """Base: a backbone, through which the batch passes in groups of `bn_group` videos (0: the device's whole batch).
 
-    They had 64 clips, so BatchNorm saw groups of 8, on which MoCo's shuffle relies. One GPU must form the same groups,
-    so the batch passes in groups of `bn_group` videos (0: the whole batch of the device at once).
+    The paper's 8 GPUs had 64 clips. BatchNorm saw groups of 8, on which MoCo's shuffle relies. One GPU must form them.
     """
 
     views, flips_together = ((0, 0),), False
@@ -80,10 +78,8 @@ class Objective(nn.Module):
 
 class Classify(Objective):
     """Supervised classification; fine-tuning is this objective on a pre-trained backbone (paper 4.1).
-
-    With `erase` BE is an augmentation of the training clips, as StillMix (Li et al. 2023) and ALBAR (Fioresi et al.
-    2025) compare with it; the paper fine-tunes without. stats: top1, of the batch.
-    """
+    With `erase` BE is an augmentation, as StillMix (Li et al. 2023) and ALBAR (Fioresi et al. 2025) compare with it;
+    the paper fine-tunes without. stats: top1, of the batch."""
 
     def __init__(self, backbone, classes, *, erase="none", gamma=0.3, pool="max", dropout=0.0, **base):
         super().__init__(backbone, **base)
@@ -116,8 +112,7 @@ class Task(nn.Module):
         x, target = task.transform(views, draws)   (B, n, 3, t, s, s): n inputs a video; (B, m) int64: m questions each
         logits = task.logits(z, draws)             from the inputs' pooled features (B, n, dim) to (B, m, classes)
 
-    Where R is small a step asks about all of it, as Eq. 3; of 6 or 48 permutations it draws one per video, as the
-    sources do.
+    Where R is small a step asks about all of it (Eq. 3); of 6 or 48 orders it draws one per video, as the sources do.
     """
 
     views, mirrors, classes, shuffled = ((0, 0),), True, 0, 0
@@ -179,7 +174,6 @@ class Puzzles(Task):
         shared = draws.randint(4, B)[:, None].expand(B, 4)  # the quarter of the other kind, the same for all pieces
         spatial = (label < 24)[:, None]
         quarter, quadrant = torch.where(spatial, shared, order), torch.where(spatial, order, shared)
-
         cells = torch.stack([quarter, quadrant // 2, quadrant % 2], 2)  # (B, 4, 3) in time, height, width
         sides = [(side, -(-3 * side // 4)) for side in (T // 4, S // 2, S // 2)]  # of a cell, of a piece
         u = draws.rand(B, 4, 3)
@@ -197,10 +191,7 @@ class Puzzles(Task):
 
 class ClipOrder(Task):
     """Video Clip Order Prediction (Xu et al. 2019): three clips, `INTERVAL` frames apart, are shuffled: which 3! order?
-
-    A tuple of 16 frames of stride 1 spans 3 x 16 + 2 x 8 = 64. Each clip has a view of its own. The head is theirs:
-    pairs of clips, concatenated, 2 dim -> 512, ReLU; then the three pairs, dropout 0.5.
-    """
+    A tuple of 16 frames of stride 1 spans 3 x 16 + 2 x 8 = 64. The head, of pairs and then of all, is theirs."""
 
     views, shuffled = ((0, 0), (1, 1), (2, 2)), 3
 
@@ -224,10 +215,7 @@ class ClipOrder(Task):
 
 
 class Pace(Task):
-    """Pace prediction (Wang et al. 2020): is the clip played at 1, 2, 3 or 4 times the speed? All four are asked.
-
-    A clip of pace p has a stride of p * `stride`; theirs is 1.
-    """
+    """Pace prediction (Wang et al. 2020): is it played at 1, 2, 3 or 4 times `stride` (theirs: 1)? All are asked."""
 
     views, classes = ((0, 0), (1, 0), (2, 0), (3, 0)), 4
 
@@ -250,9 +238,7 @@ class ArrowOfTime(Task):
 
 class OrderVerification(Task):
     """Shuffle & Learn (Misra et al. 2016) with clips in place of frames: is the middle one from between the others?
-
-    Of clips a, b, c, d in temporal order, (b, c, d) is in order (1) and (b, a, d) is not (0). Both are asked.
-    """
+    Of clips a, b, c, d in temporal order, (b, c, d) is in order (1) and (b, a, d) is not (0). Both are asked."""
 
     views = ((0, 0), (1, 1), (2, 2), (3, 3))
 
@@ -289,9 +275,8 @@ class PretextTask(Objective):
     space. The task sees x_o only (of several clips, x_o is the first). BE costs two more passes of the backbone.
 
     be_norm says what |.|^2 is: `mean` averages over the C x T' numbers of psi, which keeps beta comparable between
-    backbones and is what the released README says; `sum` adds them up, Eq. 4 to the letter.
-
-    stats: pretext = L_p, be = L_be without beta, top1 of the task.
+    backbones and is what the released README says; `sum` adds them up, Eq. 4 to the letter. stats: pretext = L_p,
+    be = L_be without beta, top1 of the task.
     """
 
     flips_together = True  # the clips of a task are compared with each other
@@ -313,7 +298,6 @@ class PretextTask(Objective):
         logits = self.task.logits(z, draws)  # (B, m, classes)
         loss = F.cross_entropy(logits.flatten(0, 1), target.flatten())
         stats = {"pretext": loss, "top1": (logits.argmax(2) == target).float().mean()}
-
         if self.be:
             x_o, x_d = views[0], self.erase(views[-1], draws)
             stats["be"] = be_loss(self.features(x_o), self.features(x_d), self.be_norm)
@@ -342,9 +326,9 @@ class Contrastive(Objective):
         both            BE(x_o)    x_v         and BE(x_v), x_o: each is once the distracted query of the other.
                                                Mean of two losses; MoCo + BE then costs 1.8 times as much.
 
-    Eq. 6-7 write z_xo . z_xd. That names the anchor of a dot product, which is symmetric, and not the encoder that
-    each side passes. The key gets no gradient: it is the target, and a target should vary less than the query (Wang et
-    al. 2022, "On the Importance of Asymmetry for Siamese Representation Learning").
+    Eq. 6-7 write z_xo . z_xd, a symmetric product, which does not say what encoder a side passes. The key gets no
+    gradient: it is the target, and a target should vary less than the query (Wang et al. 2022, "On the Importance of
+    Asymmetry for Siamese Representation Learning").
 
     With `hard_negative` there is a third view: another clip of the same video (N2 of Eq. 7), which starts at least
     `hard_negative_gap` clip spans away where the video has room, else as far as it can. `hard_negative_view` `own` is a
@@ -424,13 +408,12 @@ class MoCo(Contrastive):
 
     L = -log  exp(q.k / tau) / (exp(q.k / tau) + sum over n of exp(q.n / tau))
 
-    q = z(x_q), k = z'(x_k), z' the momentum encoder, x_q = BE(x_o) by default. The negatives n: N1, the queue; keys of
-    the query's own video and empty places are masked. N2, one other clip of the same video, the hard negative.
-    With erase="none", hard_negative=False it is the paper's plain MoCo.
+    q = z(x_q), k = z'(x_k), z' the momentum encoder. The negatives n: N1, the queue; keys of the query's own video and
+    empty places are masked. N2, the hard negative. With erase="none", hard_negative=False it is the plain MoCo.
 
-    BatchNorm must not tell a query which key is its own: with `shuffle_bn` keys pass the momentum encoder in an order
-    shuffled over all devices, in groups of `bn_group`, so the shuffle also works on one device. Without it they keep
-    the groups of the queries, as in the released code. With erase_side="both" only x_v's keys are queued.
+    BatchNorm must not tell a query which key is its own: with `shuffle_bn` keys pass z' in groups of `bn_group` in an
+    order shuffled over all devices, which may be one. Without it they keep the groups of the queries, as in the
+    released code. With erase_side="both" only x_v's keys are queued.
 
     stats, too: queue: mean similarity to the keys not masked; masked: share of the queue that is, all of it at first.
     """
@@ -441,7 +424,6 @@ class MoCo(Contrastive):
         self.hard_negative_encoder, self.K, self.temperature = hard_negative_encoder, K, temperature
         self.m = m ** (1 / accumulate)  # forward runs `accumulate` times a step; together they move the teacher by m
         self.shuffle_bn = shuffle_bn
-
         self.encoder = Embed(backbone, pool, nn.Linear(backbone.dim, dim))
         self.momentum_encoder = copy.deepcopy(self.encoder).requires_grad_(False)
         self.register_buffer("queue", torch.zeros(K, dim))
@@ -511,8 +493,7 @@ class SimCLR(Contrastive):
     """SimCLR (Chen et al. 2020) with BE plugged in: Eq. 7 with the batch in place of the queue.
 
     Each side is the query once, so `erase_side` query and key are one method. Negatives are all clips of other videos
-    in the global batch (NT-Xent) and, with `hard_negative`, another clip of the same video. stats, too: negative: mean
-    similarity to other videos.
+    in the global batch (NT-Xent) and the hard negative. stats, too: negative: mean similarity to other videos.
     """
 
     def __init__(self, backbone, *, dim=128, temperature=0.07, pool="max", **base):
@@ -612,10 +593,8 @@ def build(method, backbone, options) -> Objective:
 
 
 def taken(make, options) -> dict:
-    """Those of `options` that the signature of an objective and its bases name.
-
-    Raises ConfigError for an erase_side of `both` with a method that has no two sides.
-    """
+    """Those of `options` that the signature of an objective and its bases name. Raises ConfigError for an erase_side of
+    `both` with a method that has no two sides."""
     kind = getattr(make, "func", make)
     if options.get("erase_side") == "both" and not issubclass(kind, Contrastive):
         raise ConfigError("erase_side=both is for methods with a query and a key: moco, triplet, simclr, byol")

@@ -1,11 +1,7 @@
 """The frozen network: are the nearest training clips of a test clip of its class (paper 4.3), and a linear classifier.
 
-    extract    videos -> features, appended to a file as they are made; both verbs read it
-    search     for each query the k rows of the gallery of the largest cosine: exact, by blocks
-    recall     R@k, the share of queries that have their class among the k nearest
-    linear     logistic regression on the features of clips, kNN on their means
-
-The paper's features of HMDB51 take 12 GB, which stay on disk; the search holds `memory_gb` of them at a time.
+`extract` appends features to a file as they are made; both verbs read it. The paper's of HMDB51 take 12 GB, which stay
+on disk; the search holds `memory_gb` of them at a time.
 """
 
 import dataclasses
@@ -110,11 +106,8 @@ def stored(file: Path, inputs: str) -> Features | None:
 
 def extract(subset: str, backbone, cfg: Config, accelerator: Accelerator, classes=None):
     """The list, Samples, and Features of all its readable videos under `protocol`, in OUT/NAME/retrieve-.../, file
-    PROTOCOL-SUBSET.f32; PROTOCOL-SUBSET.json says what each row is of. classes: of the train list, for others.
-
-    Those of the same weights, videos and settings are used again. RunError where a feature is not finite, or there is
-    none; ConfigError where the list has other classes.
-    """
+    PROTOCOL-SUBSET.f32. Those of the same weights, videos and settings are used again. classes: of the train list, for
+    others. RunError where a feature is not finite, or there is none; ConfigError where the list has other classes."""
     samples = evaluate.load_list(cfg, subset, classes) if classes else datasets.load_for(cfg, subset)
     protocol = PROTOCOLS[cfg.protocol](cfg)
     file = run_dir(cfg, "retrieve") / f"{cfg.protocol}-{subset}.f32"
@@ -150,11 +143,11 @@ def extract(subset: str, backbone, cfg: Config, accelerator: Accelerator, classe
 
 @torch.no_grad()
 def search(queries: Features, gallery: Features, k: int, memory_gb: float, device="cpu", rank: int = 0, world: int = 1):
-    """The k rows of the gallery of the largest cosine with each query: int64 (Q, k), on the CPU.
+    """The k rows of the gallery (all, if fewer) of the largest cosine with each query: int64 (Q, k), on the CPU.
 
-    k is cut to the size of the gallery. Exact up to the rounding of float32 sums; of equal scores the first in the
-    gallery wins. memory_gb: GiB for a block of each and what is computed from them; ConfigError if it is too little for
-    one row of each. rank, world: searches for the rank-th of `world` equal parts of the queries alone.
+    Exact up to the rounding of float32 sums; of equal scores the first in the gallery wins. memory_gb: GiB for a block
+    of each and what is computed from them; ConfigError if it is too little for one row of each. rank, world: searches
+    for the rank-th of `world` equal parts of the queries alone.
     """
     begin, end = (part * len(queries) // world for part in (rank, rank + 1))
     G, k = len(gallery), min(k, len(gallery))

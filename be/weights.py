@@ -66,17 +66,14 @@ def load_weights(path, module) -> dict:
 
 
 def find(source: str) -> Path | None:
-    """The file or folder that `source` means; None if it is a plain name, so an experiment's.
-
-    `torchvision:NAME` and `hf:USER/REPO` come from their caches or the network. WeightsError where there is nothing.
-    """
+    """The file or folder that `source` means; None if it is a plain name, so an experiment's. `torchvision:NAME` and
+    `hf:USER/REPO` come from their caches or the network. WeightsError where there is nothing."""
     kind, _, name = source.partition(":")
     if kind == "hf":
         with refused(f"{source} cannot be fetched, and is not a folder here"):
             return Path(huggingface_hub.hf_hub_download(name, "backbone.safetensors")).parent
     if kind == "torchvision":
         from torchvision.models import get_model_weights
-
         folder = Path(torch.hub.get_dir(), "checkpoints")
         with refused(f"{source} (googlenet, r3d_18, r2plus1d_18 or s3d) cannot be fetched, and is not in {folder}"):
             weights = get_model_weights(name).DEFAULT
@@ -123,11 +120,8 @@ def load(path: Path, module: nn.Module, strict: bool = False) -> dict:
 
 
 def read(path):
-    """All tensors of a file under dotted names; the containers of a checkpoint ("state_dict") become part of them.
-
-    Of a folder: of the first of FILES that lies there. Raises WeightsError, which says what the file is instead, or
-    where torch.load would have to run code from it.
-    """
+    """All tensors of a file, or of the first of FILES in a folder, under dotted names; the containers of a checkpoint
+    ("state_dict") become part of them. Raises WeightsError as `named` does."""
     path = Path(path)
     if path.is_dir():
         path, folder = next(filter(Path.is_file, (path / name for name in FILES)), None), path
@@ -155,7 +149,7 @@ BREAKS_OFF = "central directory|EOF|truncated|Ran out of input|not fully covered
 
 @contextlib.contextmanager
 def named(path: Path):
-    """Turns what reading `path` raises into a WeightsError that says what the file is instead of weights."""
+    """Turns what reading `path` raises into a WeightsError: what it is instead, or that it could run code."""
     try:
         yield
     except OSError as error:
@@ -211,11 +205,8 @@ def _best_fit(tensors, wanted):
 
 def googlenet(tensors):
     """torchvision's, inflated into I3D (Carreira & Zisserman 2017): a k x k kernel becomes k of them in time, each 1/k.
-
-    It has the same tensors in the same order, and its head behind them.
-    """
+    It has the same tensors in the same order, and its head behind them."""
     from torchvision.models import get_model  # takes a second, and few ask for it
-
     with torch.device("meta"):
         theirs, ours = get_model("googlenet", aux_logits=False, init_weights=False), build("i3d")
     names = dict(zip(theirs.state_dict(), ours.state_dict(), strict=False))
@@ -330,10 +321,8 @@ def export(run: str, to: str, private: bool = True):
 
 
 def from_pretrained(source) -> nn.Module:
-    """The backbone of a folder, of a run or of `export`, or of a repository `USER/REPO` on the Hub.
-
-    It is in eval mode; `.config` is what the file says about it. Raises WeightsError.
-    """
+    """The backbone of a folder, of a run or of `export`, or of a repository `USER/REPO` on the Hub, in eval mode.
+    `.config` is what the file says about it. Raises WeightsError."""
     folder = Path(source) if Path(source).is_dir() else find(f"hf:{str(source).removeprefix('hf:')}")
     about = read_about(folder / "backbone.safetensors")
     with refused(f"{folder}: backbone.safetensors does not say which backbone it is"):
