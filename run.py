@@ -13,8 +13,10 @@
 
 import ast
 import difflib
+import fnmatch
 import importlib
 import inspect
+import itertools
 import json
 import os
 import re
@@ -43,7 +45,7 @@ ADVICE = {
 # stage `runs` is for verbs that look at finished runs: --cfg names their directories, the function gets (directory,
 # config) of each. The stage `dataset`: --cfg names a data set, all else are arguments of the function.
 VERBS = {
-    "list": ("be.config", "show_list", None, "run.py list"),
+    "list": ("run", "show_list", None, "run.py list"),
     "steps": ("be.prepare", "steps", None, "run.py steps target=table1-moco-be splits=[1] synth=true"),
     "synth": ("be.synthetic", "synth", None, "run.py synth root=data/demo scene_bias=0.9"),
     "prepare": ("be.prepare", "prepare", "dataset", "run.py prepare --cfg ucf101 data=data"),
@@ -124,6 +126,30 @@ def main(argv: list[str]) -> int:
         complain(f"run.py {verb}: {said[0] if said else f'{error.filename}: {error.strerror}'}")
         return 2
     return 0
+
+
+def show_list(names: str = "*"):
+    """list: show the experiments and the paper's numbers, in [] and %
+
+    names   a pattern such as table1-* (default: all)
+
+    Each but the demo's is a target of make, and so is a table. `run.py plan --cfg NAME` says what one costs.
+    """
+    from be.config import ConfigError, experiments, nearest, paper_numbers
+
+    found = fnmatch.filter(experiments(), names)
+    if not found:
+        raise ConfigError(f"no experiment is named {names}; {nearest(names, experiments())}")
+    width = 100 if sys.stdout.isatty() else sys.maxsize  # in a pipe, a line is an experiment
+    for _, group in itertools.groupby(found, lambda name: name.split("-")[0]):
+        names = list(group)
+        print(end="" if names[0] == found[0] else "\n")
+        for name in names:
+            paper = ", ".join(f"{key}\xa0{value}" for key, value in paper_numbers(name).items() if value is not None)
+            text = f"{experiments()[name].get('about', '')}{f'  [{paper}]' if paper else ''}"
+            start = f"{name:{max(map(len, names))}}  "
+            lines = textwrap.fill(text, width, initial_indent=start, subsequent_indent=" " * len(start))
+            print(lines.replace("\xa0", " "))  # which kept a number with its name
 
 
 def check_names(configs):

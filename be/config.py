@@ -13,15 +13,11 @@ No torch in here, so that `run.py --help` answers at once.
 import contextlib
 import dataclasses
 import difflib
-import fnmatch
 import functools
 import inspect
-import itertools
 import math
 import os
 import re
-import sys
-import textwrap
 import types
 import typing
 from dataclasses import dataclass
@@ -250,35 +246,12 @@ def registry() -> dict[str, dict]:
 
 def experiments() -> dict[str, dict]:
     """The experiments alone, in the order of the file."""
-    entries = registry()
-    return {name: entry for name, entry in entries.items() if name not in ("defaults", "presets")}
+    return {name: entry for name, entry in registry().items() if name not in ("defaults", "presets")}
 
 
 def paper_numbers(name: str) -> dict[str, float]:
     """The paper's numbers of an experiment, `{"ucf101": 86.8, ...}`; never inherited: a variant is another row."""
     return experiments().get(name, {}).get("paper", {})
-
-
-def show_list(names: str = "*"):
-    """list: show the experiments and the paper's numbers, in [] and %
-
-    names   a pattern such as table1-* (default: all)
-
-    Each but the demo's is a target of make, and so is a table. `run.py plan --cfg NAME` says what one costs.
-    """
-    found = fnmatch.filter(experiments(), names)
-    if not found:
-        raise ConfigError(f"no experiment is named {names}; {nearest(names, experiments())}")
-    width = 100 if sys.stdout.isatty() else sys.maxsize  # in a pipe, a line is an experiment
-    for _, group in itertools.groupby(found, lambda name: name.split("-")[0]):
-        names = list(group)
-        print(end="" if names[0] == found[0] else "\n")
-        for name in names:
-            paper = ", ".join(f"{key}\xa0{value}" for key, value in paper_numbers(name).items() if value is not None)
-            text = f"{experiments()[name].get('about', '')}{f'  [{paper}]' if paper else ''}"
-            start = f"{name:{max(map(len, names))}}  "
-            lines = textwrap.fill(text, width, initial_indent=start, subsequent_indent=" " * len(start))
-            print(lines.replace("\xa0", " "))  # which kept a number with its name
 
 
 def run_dir(cfg: Config, stage: str, name: str | None = None) -> Path:

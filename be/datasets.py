@@ -5,8 +5,7 @@
     for batch in loader(clips, [[(0, 7), (0, 1)], [(0, 4), (0, 2)]], workers=4): ...  # epoch 0, two videos a batch
 
 A data set is a parser of its official lists, registered with what is known of it; `plain` is a short one to copy.
-Lists are read without torch. Every number of an item follows from (seed, epoch, index) and the files: a batch does not
-depend on how many workers or processes decode it.
+Lists are read without torch. Every number of an item follows from (seed, epoch, index) and the files alone.
 """
 
 import atexit
@@ -39,6 +38,8 @@ from be.video import Index, Reader, VideoError, opens, walk
 MANIFEST = "manifest.npz"  # of a data set's folder
 COPIED = "transcode.json"  # in a copy: how `prepare` made it
 DRAWN = "synthetic.jsonl"  # beside the lists of drawn videos: what each was made of
+VIDEO = frozenset(["avi", "flv", "gif", "m4v", "mkv", "mov", "mp4", "mpeg", "mpg", "webm", "wmv"])  # suffixes
+REPLACED = "replacement"  # CVDF's folder of whole files for broken ones
 TIME_LIMIT = 120  # seconds of a processor for the clips of one video
 in_worker = False  # is this process one of a loader's?
 
@@ -134,10 +135,6 @@ class Samples:
 
 
 # ---- the registry
-
-VIDEO = frozenset(["avi", "flv", "gif", "m4v", "mkv", "mov", "mp4", "mpeg", "mpg", "webm", "wmv"])  # suffixes
-REPLACED = "replacement"  # CVDF's folder of whole files for broken ones
-
 
 @dataclass(frozen=True)
 class Source:
@@ -327,8 +324,8 @@ def load_for(cfg, subset: str, data: str | None = None) -> Samples:
     if data and Path(data, "classes.txt").exists():
         samples = load("plain", data, subset, 1, cfg.classes)
     else:
-        samples = load(cfg.dataset, data or cfg.data, subset, cfg.split, cfg.classes, *(
-            () if data else (cfg.videos, cfg.lists)))
+        folders = () if data else (cfg.videos, cfg.lists)
+        samples = load(cfg.dataset, data or cfg.data, subset, cfg.split, cfg.classes, *folders)
     if (side := copied_at(samples.root)) and side < cfg.short_side:
         raise ConfigError(f"{samples.root} is a copy made with short_side={side}, too small for short_side="
                           f"{cfg.short_side}; give data= the original, or a copy that `prepare transcode=true "
@@ -478,9 +475,7 @@ def kinetics400(folder, subset, split):
     return sorted({label for _, _, label in train}), train if subset == "train" else [*listed(subset)]
 
 
-@register(
-    lists=r"(?:classes|(?P<subset>(?!prepare-report).+))\.(?:txt|csv)",
-)
+@register(lists=r"(?:classes|(?P<subset>(?!prepare-report).+))\.(?:txt|csv)")
 def plain(folder, subset, split, forms=("{}.txt", "{}.csv")):
     """Between path and label there may be spaces, tabs or commas, and the number of frames. Without classes.txt a class
     is called as the folder of its videos, if each has one, or else by its number."""

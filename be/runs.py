@@ -15,8 +15,7 @@
         lock                 held while a process writes here
 
 Every file is written aside and renamed, so a crash leaves the old one or the new one, never half. A checkpoint holds
-the objective (teacher and queue are its buffers), the optimizer, the loss scaler, the step, and which list of videos it
-is of. There is no random state: every draw is a function of (seed, step, sample).
+the objective (teacher and queue are its buffers), the optimizer, the loss scaler, the step, and which list it is of.
 """
 
 import contextlib
@@ -135,9 +134,7 @@ def _warn_of_no_locks(why: str):
 
 class Run:
     """One stage's directory, open for writing by one process (the main one; the others hold `write=False`).
-
-    Raises RunError when another process writes here, or when the directory holds a run of another config.
-    """
+    Raises RunError when another process writes here, or when the directory holds a run of another config."""
 
     def __init__(self, path: Path, cfg: Config, write: bool = True):
         self.path, self.cfg, self.write = Path(path), cfg, write
@@ -213,7 +210,6 @@ class Run:
 
 
 # ---- reading runs
-
 
 def read_metrics(path: Path) -> list[dict]:
     """The lines of metrics.jsonl; a last line cut short by a crash is left out."""
@@ -360,9 +356,7 @@ def progress(work, total: int, what: str):
 
 class Clock:
     """Shares of wall time: `with clock("data"): ...`; how many were done in it: `clock.count += 8`.
-
-    What is done in `with clock():` takes no time.
-    """
+    What is done in `with clock():` takes no time."""
 
     def __init__(self):
         self.since, self.count, self.spent = time.perf_counter(), 0, Counter()

@@ -39,6 +39,9 @@ from be.video import Reader, VideoError, static_clips
 from be.weights import load_weights
 
 AUGMENTATION = tuple(inspect.signature(draw_view).parameters)[2:]  # keys of the config that say how views are drawn
+HELD_OUT = 0.1  # of the training list, with select=holdout
+ECHO = 3  # seconds; a signal that comes again sooner is the same request, which a launcher passes on to its group
+ASK_EVERY = 10  # steps; as often at least, processes tell each other of a signal: a launcher kills them after 30 s
 
 
 def lr_at(step: int, per_epoch: int, cfg) -> float:
@@ -84,7 +87,6 @@ def fit(objective, samples, cfg, run, accelerator, at_epoch=None):
             stats = state.advance(batches)  # one optimizer step
             bar.update()
             done = state.step
-
             # All device syncs are from here on; a quiet step has none
             logs, saves = (done % every == 0 or done == total for every in (cfg.log_every, cfg.save_every))
             asks = accelerator.num_processes == 1 or logs or saves or done % ASK_EVERY == 0
@@ -113,10 +115,7 @@ def fit(objective, samples, cfg, run, accelerator, at_epoch=None):
 
 
 class State:
-    """What a training keeps from step to step: model, optimizer, the step, and losses that nobody has read yet.
-
-    Nothing random is in it: every draw is a function of (seed, step, sample).
-    """
+    """What a training keeps from step to step: model, optimizer, the step, and losses that nobody has read yet."""
 
     def __init__(self, objective, samples, cfg, run, accelerator):
         self.objective, self.samples, self.cfg, self.run, self.accelerator = objective, samples, cfg, run, accelerator
@@ -201,9 +200,8 @@ class State:
 
 def epoch_batches(n, batch_size, seed, epoch, rank=0, world=1):
     """Yields the keys [(epoch, i), ...] of this rank's part of every training batch of an epoch.
-
-    A permutation of the n videos is cut into batches of `batch_size`, of which rank r has the r-th of `world` equal
-    parts. An incomplete last one is dropped. `check_batch` sees to it that the numbers fit."""
+    A permutation of the n videos is cut into batches of `batch_size`; rank r has the r-th of `world` equal parts of
+    each. An incomplete last one is dropped. `check_batch` sees to it that the numbers fit."""
     # Items draw from (seed, epoch, i) with i < n. (seed, epoch) is that of item 0: numpy pads seeds with zeros.
     order = np.random.default_rng((seed, epoch, n)).permutation(n)
     part = batch_size // world
@@ -213,9 +211,7 @@ def epoch_batches(n, batch_size, seed, epoch, rank=0, world=1):
 
 def clip_stream(objective, samples, cfg, accelerator, start):
     """This process's batches from step `start` to the last, in one stream, so that no epoch starts with cold workers.
-
-    Each batch is cut into `accumulate` parts; an incomplete one is dropped with all its parts.
-    """
+    Each batch is cut into `accumulate` parts; an incomplete one is dropped with all its parts."""
     part, parts = cfg.batch_size // cfg.accumulate, len(samples) // cfg.batch_size * cfg.accumulate  # of an epoch
     first, offset = divmod(start * cfg.accumulate, parts)
     epochs = (epoch_batches(len(samples), part, cfg.seed, epoch, accelerator.process_index,
@@ -243,10 +239,7 @@ def check_same(accelerator, run, samples, checkpoint):
 
 def share_statistics(objective):
     """Gives all processes the first one's running statistics of BatchNorm, in place, for an evaluation.
-
-    Each process has statistics of its own clips; only the first one's are saved. Training never reads them. So sharing
-    changes nothing, and a resumed run sees the same.
-    """
+    Each has its own, and the first one's are saved. Training never reads them, so a resumed run sees the same."""
     for name, buffer in objective.named_buffers():
         if "running_" in name:
             broadcast(buffer)
@@ -265,9 +258,7 @@ def compile_backbones(objective):
 
 def make_views(batch: datasets.Batch, wanted, draws: Draws, cfg, flips_together=False) -> list[torch.Tensor]:
     """Clips (B, K, T, H, W, 3) uint8 -> a float view (B, 3, T, S, S) per (clip, augmentation) pair of `wanted`.
-
-    An augmentation is a number, or (w, a): draw a in the window of draw w. See be/objectives.py.
-    """
+    An augmentation is a number, or (w, a): draw a in the window of draw w. See be/objectives.py."""
     clips, size = (x.to(draws.device, non_blocking=True) for x in (batch.clips, batch.size))
     pairs = [(clip, *(aug if isinstance(aug, tuple) else (aug, aug))) for clip, aug in wanted]
     options = {name: getattr(cfg, name) for name in AUGMENTATION}
@@ -315,10 +306,6 @@ def show_line(accelerator, bar, done: int, total: int, line: dict, state: State)
                           flush=True)
 
 
-ECHO = 3  # seconds; a signal that comes again sooner is the same request, which a launcher passes on to its group
-ASK_EVERY = 10  # steps; as often at least, processes tell each other of a signal: a launcher kills them after 30 s
-
-
 class Interrupt:
     """Turns SIGTERM and SIGINT (Ctrl-C) into a request that the loop honours after the running step."""
 
@@ -349,7 +336,6 @@ class Interrupt:
 
 
 # ---- recipes
-
 
 ABOUT = """{stage} {name}: {method}, erase {erase}, {backbone} of width {width}
   clips    {frames} frames of stride {stride} at {size} pixels
@@ -433,9 +419,6 @@ def build(cfg, classes: int, backbone):
     return objectives.build(cfg.method, backbone, {**dataclasses.asdict(cfg), "classes": classes})
 
 
-HELD_OUT = 0.1  # of the training list, with select=holdout
-
-
 def finetune(cfg: Config):
     """Verb `finetune`: trains a pre-trained backbone under a new linear layer, all layers (paper 4.1)
 
@@ -451,7 +434,6 @@ def finetune(cfg: Config):
     if (run.path / "model.safetensors").exists():
         accelerator.print(f"{run.path}: done already; remove the folder to run it again")
         return
-
     backbone = load_backbone(cfg)  # seeds the initial weights, the head's too; all later draws have seeds of their own
     objective = build(cfg, len(samples.classes), backbone)
     about = {"experiment": cfg.name, "backbone": cfg.backbone, "width": cfg.width, "classes": samples.classes,
@@ -486,8 +468,6 @@ def finetune(cfg: Config):
 GIB = 2**30
 # Dense 16-bit peak in TFLOP/s, as the makers state it, and the share of it that 3-D networks are assumed to reach
 GPUS, SHARE = {"V100": 125, "RTX 4090": 165, "A100": 312, "H100": 989}, 0.15
-
-
 COST = """
   memory   {memory:.1f} GiB a device, checkpointing={checkpointing}
   time     of one device at {share:.0%} of its peak: {hours}; {step:.3g} TFLOP a step
@@ -555,9 +535,7 @@ def random_step(cfg, classes: int, clips: int):
 
 def count_step(cfg, classes: int, clips: int) -> tuple[float, float, float]:
     """(FLOP, bytes at the peak, bytes of a checkpoint) of a step of `clips` on one device, without computing it.
-
-    A multiply and an add are two. The peak holds weights, gradients, momentum, activations and views.
-    """
+    A multiply and an add are two. The peak holds weights, gradients, momentum, activations and views."""
     objective, arguments = random_step(cfg, classes, clips)
     momentum = 4 * sum(p.numel() for p in objective.parameters() if p.requires_grad)  # gradients are counted
     with (FakeTensorMode(allow_non_fake_inputs=True) as fake, Live() as live,

@@ -282,10 +282,7 @@ class Reader(AbstractContextManager):
 
     def _take(self, missing, outputs):
         """(number, picture) of the frames that are in the set `missing`, and out of it from then on.
-
-        The decoder tells of damage once, not of the pictures predicted from what it made up. So any damage on the
-        way to a needed frame counts as damage to that frame.
-        """
+        The decoder tells of damage once, not of the pictures predicted from it. So any damage on the way counts."""
         for n, picture, error in outputs:
             if error or picture.is_corrupt:
                 raise Damage(f"{self.path}: damaged near frame {max(n, 0)}: {error or 'parts of it are missing'}")
@@ -366,7 +363,6 @@ class Reader(AbstractContextManager):
 
     def _seek(self, first):
         """The packets from key packet `first` on, or from an earlier key, as the container's own index has it."""
-        target = int(self.index.pts[first])
         for key in np.flatnonzero(self.index.key[: first + 1])[::-1]:
             try:
                 self._container.seek(int(self.index.pts[key]), stream=self._stream)
@@ -374,7 +370,7 @@ class Reader(AbstractContextManager):
                 break  # not a file to seek in
             packets = self._packets()
             start = next((packet for packet in packets if packet.is_keyframe), None)
-            if start is not None and start.pts is not None and start.pts <= target:
+            if start is not None and start.pts is not None and start.pts <= self.index.pts[first]:
                 return chain([start], packets)
         self._open()
         return self._packets()
@@ -487,8 +483,7 @@ def encode(path, frames, fps, codec="libx264", options=None, pix_fmt="yuv420p"):
             stream.height, stream.width, stream.pix_fmt = *first.shape[:2], pix_fmt
             stream.codec_context.thread_count = 1  # the same file whatever the machine
             for rgb in chain([first], frames):
-                picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), format="rgb24")
-                container.mux(stream.encode(picture))
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), format="rgb24")))
             container.mux(stream.encode())
     except (av.error.FFmpegError, OSError) as error:
         raise VideoError(f"{path}: cannot be written: {error.strerror}") from error
@@ -497,14 +492,12 @@ def encode(path, frames, fps, codec="libx264", options=None, pix_fmt="yuv420p"):
 # Which frames make a clip. All return int64 (K, T): K clips of T frames, `stride` apart, of a video of n >= 1 frames.
 # A clip spans (T - 1) * stride + 1 frames; in a shorter video it wraps around: T = 4, n = 5 gives 1 3 0 2.
 
-
 def _clips(n, starts, T, stride):
     return (np.asarray(starts, np.int64)[:, None] + np.arange(T, dtype=np.int64) * stride) % n  # (K, T)
 
 
 def random_clips(n, rng, *, K, T, stride):
-    """K clips from random starts, distinct as long as there are K different ones. In a video shorter than a clip they
-    start anywhere and wrap around."""
+    """K clips from random starts, distinct while there are so many; anywhere in a video shorter than a clip."""
     places = n - (T - 1) * stride
     return _clips(n, np.resize(rng.permutation(places if places > 0 else n), K), T, stride)
 

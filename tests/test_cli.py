@@ -151,7 +151,7 @@ def test_what_ends_a_run_from_outside_is_one_line(monkeypatch, capsys, error, me
     def end():
         raise error
 
-    monkeypatch.setattr("be.config.show_list", end)
+    monkeypatch.setattr("run.show_list", end)
     assert importlib.import_module("run").main(["list"]) == 2
     said = capsys.readouterr().err
     assert message in said and len(said.splitlines()) == 1
