@@ -6,7 +6,6 @@
 `experiments.yaml` holds the diffs. A block may have a part for a stage (`pretrain:` ...), which counts in that stage,
 and a part for a data set (`for: {hmdb51: ...}`), which counts where the stage reads it. An unknown key, a wrong type
 or a value out of range stops the run with one line (`ConfigError`) that names the nearest choices.
-
 No torch in here, so that `run.py --help` answers at once.
 """
 
@@ -180,9 +179,7 @@ def cores() -> int:
 
 def changes(saved: Path, cfg: Config, keys=None) -> str:
     """In what `cfg` would compute something else than the run whose config.yaml is `saved`; "" in nothing.
-
-    A key that the code gained after that run was made stands for its default. keys: to look at these alone.
-    """
+    A key that the code gained after that run was made stands for its default. keys: to look at these alone."""
     before, now = vars(load(str(saved))), vars(cfg)
     free = FREE_KEYS - ({"test_clips"} if cfg.select == "holdout" else set())  # they choose the epoch there
     for key, value, idle in (("erase", "none", ("erase_side", "gamma")), ("hard_negative", False, HARD_NEGATIVE)):

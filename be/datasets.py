@@ -40,6 +40,7 @@ COPIED = "transcode.json"  # in a copy: how `prepare` made it
 DRAWN = "synthetic.jsonl"  # beside the lists of drawn videos: what each was made of
 VIDEO = frozenset(["avi", "flv", "gif", "m4v", "mkv", "mov", "mp4", "mpeg", "mpg", "webm", "wmv"])  # suffixes
 REPLACED = "replacement"  # CVDF's folder of whole files for broken ones
+DATASETS: dict[str, "Source"] = {}  # by name
 TIME_LIMIT = 120  # seconds of a processor for the clips of one video
 in_worker = False  # is this process one of a loader's?
 
@@ -302,9 +303,6 @@ class Source:
                 "where from, and in which layouts it is found. To try the code without any data: make demo")
 
 
-DATASETS: dict[str, Source] = {}
-
-
 def load(dataset: str, data, subset: str, split: int = 1, classes=None, videos=None, lists=None) -> Samples:
     """The videos of `subset` ('train', 'test' or any other that has a list), in the order of the list.
 
@@ -400,8 +398,7 @@ def ucf101(folder, subset, split):
     expected={(subset, split): n for subset, n in (("train", 3570), ("test", 1530)) for split in (1, 2, 3)},
 )
 def hmdb51(folder, subset, split):
-    """A list per class. Of `CLASS_test_splitN.txt`, state 1 is train, 2 test and 0 neither; another subset S
-    is state 1 of `CLASS_S_splitN.txt`."""
+    """A list per class. CLASS_test_splitN.txt: 1 is train, 2 test, 0 neither; CLASS_S_splitN.txt: 1 is subset S."""
     tail = f"_test_split{split}.txt"
     classes = sorted(file.name.removesuffix(tail) for file in folder.glob(f"[!.]*{tail}"))
     kind, wanted = {"train": ("test", "1"), "test": ("test", "2")}.get(subset, (subset, "1"))
@@ -454,8 +451,7 @@ def diving48(folder, subset, split):
     partial=True,
 )
 def kinetics400(folder, subset, split):
-    """A clip is named by its video and its seconds. Classes are the sorted labels of train.csv, so that every
-    subset numbers them alike."""
+    """A clip is named by its video and its seconds. Classes are the sorted labels of train.csv, for every subset."""
     def listed(part):
         files = [folder / name for name in (f"{part}.csv", f"kinetics_{part}.csv", f"{part}idate.csv")]
         file = next(filter(Path.exists, files), files[0])

@@ -51,6 +51,9 @@ from be.video import VideoError
 
 PATIENCE = 600  # seconds without a line, and ten times what a line usually takes, before a run counts as stale
 END = {"pretrain": "backbone.safetensors", "finetune": "model.safetensors"}  # what a stage writes last
+# A lock is held as long as any process has it open; a loader's workers outlive a killed run for some seconds
+_LOCKS = weakref.WeakSet()
+os.register_at_fork(after_in_child=lambda: [lock.close() for lock in _LOCKS])
 
 
 class RunError(UserError, RuntimeError):
@@ -108,11 +111,6 @@ def tracking(accelerator: Accelerator, run: "Run"):
     finally:
         for tracker in accelerator.trackers:
             tracker.finish()
-
-
-# A lock is held as long as any process has it open; a loader's workers outlive a killed run for some seconds
-_LOCKS = weakref.WeakSet()
-os.register_at_fork(after_in_child=lambda: [lock.close() for lock in _LOCKS])
 
 
 def lock(file, how: int):

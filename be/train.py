@@ -438,9 +438,7 @@ def finetune(cfg: Config):
     objective = build(cfg, len(samples.classes), backbone)
     about = {"experiment": cfg.name, "backbone": cfg.backbone, "width": cfg.width, "classes": samples.classes,
              **provenance(samples, accelerator)}
-    held = None
-    if cfg.select == "holdout":
-        samples, held = holdout(samples, HELD_OUT, cfg.seed)
+    samples, held = holdout(samples, HELD_OUT, cfg.seed) if cfg.select == "holdout" else (samples, None)
 
     def keep_best(epoch):
         """Tests on the list `held`; best.safetensors holds the best epoch's weights."""

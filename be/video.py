@@ -229,10 +229,8 @@ class Reader(AbstractContextManager):
         labels = corrupt is None and None not in pts and len(set(pts)) == len(pts) > 0 and key[0] and pts[0] == min(pts)
         # They tell the order too, unless made up: AVI stores none, and where pictures are reordered pts must be.
         made_up = avi or (labels and codec.has_b_frames and pts == sorted(pts))
-        order = None
-        if mpeg4 and all(shown):
-            order = _mpeg4_order(mpeg4)
-        elif labels and not made_up and codec.name in ONE_PICTURE_A_PACKET:
+        order = _mpeg4_order(mpeg4) if mpeg4 and all(shown) else None
+        if labels and not made_up and codec.name in ONE_PICTURE_A_PACKET:
             order = [position for position in np.argsort(pts) if shown[position]]
         if order is None:
             order, labels = range(sum(picture is not None for _, picture, _ in self._counted())), False
