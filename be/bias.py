@@ -35,7 +35,7 @@ from be.augment import MEAN, Draws, denormalise, eval_view
 from be.config import Config, ConfigError
 from be.erase import draw_frame
 from be.evaluate import load_classifier, load_list, over_videos, spread_clips
-from be.report import page, plot_differences
+from be.report import page
 from be.runs import make_accelerator, place, progress, provenance, write_text, writing
 from be.video import Reader, VideoError, encode
 
@@ -414,12 +414,11 @@ def robustness(*runs: tuple[Path, Config]):
     test,swapped; the clips are the `test_clips` of `evaluate`. `scene` says where the masks of actors are from, `pairs`
     which videos are swapped, `backgrounds` which pictures are put behind the actor. Runs of one experiment (seeds,
     splits) are averaged; of a single run the draws of a test are. All is in % of the videos that are asked about; the
-    unreadable are wrong. To OUT go robustness-DATASET-SUBSET.json, .md and .png.
+    unreadable are wrong. To OUT go robustness-DATASET-SUBSET.json and .md.
     """
     for out, about, rows in compare("robustness", runs, measure):
-        lines, drawn = table(rows, about["classes"])
-        publish(out, f"Top-1 in %, {about['test_clips']} clips a video, masks: {about['scene']}", about, rows, lines)
-        plot_differences(out.with_suffix(".png"), drawn, f"{out.name}: top-1 or share of answers, in %")
+        what = f"Top-1 in %, {about['test_clips']} clips a video, masks: {about['scene']}"
+        publish(out, what, about, rows, table(rows, about["classes"]))
 
 
 def compare(verb: str, runs, one):
@@ -513,10 +512,10 @@ def judge(answers, asked, samples, lenders, masked) -> dict[str, list[tuple[np.n
     return found
 
 
-def table(rows, classes: int) -> tuple[list[dict], dict[str, np.ndarray]]:
+def table(rows, classes: int) -> list[dict]:
     """A line for each question: what guessing gets; of how many videos it is asked; of each experiment the numbers of
-    its runs, of a single run those of its draws, None where one lacks it. And these numbers."""
-    lines, found = [], {"chance": np.array([100 / classes])}
+    its runs, of a single run those of its draws, None where one lacks it."""
+    lines = []
     for what, told in QUESTIONS.items():
         videos = sorted({n for row in rows for n in row.get(f"{what}, videos", ())})
         guess = 100 / classes * (1 - (what == "contrasted") / classes)
@@ -526,9 +525,7 @@ def table(rows, classes: int) -> tuple[list[dict], dict[str, np.ndarray]]:
             values = [row.get(what) for row in mine]
             values = np.array(mine[0].get(f"{what}, draws", values) if len(mine) == 1 else values, float)
             lines[-1][name] = None if np.isnan(values).any() else values.tolist()
-            if lines[-1][name]:
-                found[f"{what}, {name}"] = values
-    return lines, found
+    return lines
 
 
 # ---- generated sets

@@ -340,17 +340,6 @@ def panels(rows: int, columns: int, width: float, height: float, title: str):
     return figure, axes.flatten()
 
 
-def plot_differences(path: Path, drawn: dict[str, np.ndarray], title: str):
-    """A row for each name: a dot per pair, the mean and its 95 % interval."""
-    figure, (axis,) = panels(1, 1, 8, 1 + 0.17 * len(drawn), title)
-    for name, d in drawn.items():
-        axis.plot(d, [name] * len(d), ".", color="skyblue")
-        axis.errorbar(d.mean(), name, xerr=paired(d)["± 95 %"], fmt="s", ms=3, color="C0")
-    axis.axvline(0, color="0.3", lw=0.8)
-    axis.set(xlabel="points", ylim=(len(drawn) - 0.5, -0.5))
-    save(figure, path)
-
-
 def curves(out: Path, paths: list[Path]) -> list[dict]:
     """For each stage, a picture of every logged quantity over the epochs: a colour an experiment, a style a seed."""
     sections, colours = [], dict(zip(dict.fromkeys(path.parent.name for path in paths), cycle(COLOURS), strict=False))
