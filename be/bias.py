@@ -5,9 +5,8 @@ from), the same as videos (`biasset`), masks of actors.
     for i, shot in shots(samples, sampler, cfg, accelerator, "test", lenders=lenders):
         y = MANIPULATIONS["Action-Swap"](shot, 0)  # with the first lender: clips (K, 3, T, S, S), normalised
 
-The config key `scene` says where masks are from. `masks` are those stored in the folder that the key `masks` names.
-`rendered` is the truth of synthetic videos. `median` needs a still camera and an actor who leaves his place: of persons
-in clips of HMDB51 it finds a quarter, and as much of the scene (docs/evidence/masks.md).
+The config key `scene` says where masks are from. Of persons in clips of HMDB51 `median` finds a quarter, and as much of
+the scene (docs/evidence/masks.md).
 
 Frames are composed as they are decoded, before a square is cut from them, and follow from the video alone, not from the
 clip: its scene is told from SPREAD frames of it. So `biasset` writes what `robustness` shows.
@@ -119,7 +118,6 @@ def specs(root: str) -> dict[bytes, synthetic.Spec]:
 
 
 # ---- what is shown
-
 
 @dataclass(frozen=True, eq=False)
 class Shot:
@@ -285,12 +283,10 @@ def grown(mask: Tensor, rim: int) -> Tensor:
 
 def centre(mask: Tensor) -> Tensor:
     """The centre of mass of a mask (n, H, W, 1), y and x in px; of the picture if nothing is masked."""
-    places = (mask if mask.any() else ~mask).nonzero()[:, 1:3]
-    return places.double().mean(0)
+    return (mask if mask.any() else ~mask).nonzero()[:, 1:3].double().mean(0)
 
 
 # ---- manipulations
-
 
 def sinusoid(rng, H: int, W: int) -> np.ndarray:
     """A sine wave's stripes, in a random colour and its complement, at a random angle; with the ranges of StillMix (Li
@@ -436,8 +432,7 @@ def compare(verb: str, runs, one):
         for name, (path, cfg) in zip(names, runs, strict=True):
             model, classes = load_classifier(cfg, path)
             samples = load_list(cfg, subset, classes)
-            numbers = one(place(model, accelerator.device, cfg.precision), samples, cfg, accelerator, path,
-                          subset)
+            numbers = one(place(model, accelerator.device, cfg.precision), samples, cfg, accelerator, path, subset)
             name += ", frozen" * path.name.startswith("linear-")
             rows.append({"experiment": name, "run": str(path), "split": cfg.split, "seed": cfg.seed, **numbers})
         if accelerator.is_main_process:
@@ -530,15 +525,13 @@ def table(rows, classes: int) -> list[dict]:
 
 # ---- generated sets
 
-
 def biasset(cfg: Config):
     """biasset: write a test of `robustness` as videos, for other code: OUT/bias-DATASET-.../KIND/.../NAME__DRAW.mp4
 
     `kind` says which. A test of them, with the same short_side, seed and masks, is that of `robustness`, to the bit:
-    H.264 without loss, in RGB, which all read that build on FFmpeg, and where a still background costs next to nothing.
-    A video without a mask, or without a lender, is not written, and counted. The folder is a `plain` data set:
-    test_data=FOLDER subset=KIND tests a network on it. KIND.json says what each video was made from, the BLAKE2b of its
-    frames, and one hash of all. Under `accelerate launch` each process takes its share.
+    H.264 without loss, in RGB (docs/BIAS.md). A video without a mask, or without a lender, is not written, and counted.
+    The folder is a `plain` data set: test_data=FOLDER subset=KIND tests a network on it. KIND.json says what each was
+    made from, the BLAKE2b of its frames, and one hash of all. Under `accelerate launch` each process takes its share.
     """
     accelerator, kind = make_accelerator(cfg), {name.lower(): name for name in KINDS}[cfg.kind]
     samples = datasets.load_for(cfg, cfg.subset, cfg.test_data)
