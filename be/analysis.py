@@ -122,6 +122,7 @@ def cam(*runs: tuple[Path, Config]):
                 raise RunError(f"{samples.root}: of {len(samples)} videos none is readable with one of another class "
                                f"beside it that lends it a body")
             out = Path(cfg.out) / f"cam-{cfg.dataset}-{subset}"
+            out.parent.mkdir(parents=True, exist_ok=True)
             draw_maps(out.with_suffix(".png"), networks, samples, shown)
             about = {**vars(cfg), "subset": subset, "runs": [*map(str, paths)],
                      "videos": [os.fsdecode(samples.paths[i]) for i, _ in shown], **provenance(samples, accelerator)}
