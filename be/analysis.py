@@ -246,7 +246,6 @@ def locator(source: str, weights: str | None, score: float, device, samples):
                 sure = (found["labels"] == 1) & (found["scores"] >= score)  # label 1 is a person
                 persons.append((found["masks"][sure, 0] > 0.5).any(0).cpu())  # (n, 1, H, W), probabilities
         return torch.stack(persons).numpy()
-
     return locate
 
 

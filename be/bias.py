@@ -6,10 +6,8 @@ from), the same as videos (`biasset`), masks of actors.
         y = MANIPULATIONS["Action-Swap"](shot, 0)  # with the first lender: clips (K, 3, T, S, S), normalised
 
 The config key `scene` says where masks are from. Of persons in clips of HMDB51 `median` finds a quarter, and as much of
-the scene (docs/evidence/masks.md).
-
-Frames are composed as they are decoded, before a square is cut from them, and follow from the video alone, not from the
-clip: its scene is told from SPREAD frames of it. So `biasset` writes what `robustness` shows.
+the scene (docs/evidence/masks.md). Frames are composed as they are decoded, before a square is cut from them, and are
+functions of the video, not of the clip: SPREAD frames tell its scene. So `biasset` writes what `robustness` shows.
 """
 
 import json
@@ -77,7 +75,6 @@ def stored_masks(samples, folder):
             print(f"no mask of {samples.path(i)}: {file}: {error}", file=sys.stderr)
             return NO_MASK
         return Mask(mask, source)
-
     return read
 
 
@@ -99,7 +96,6 @@ def masks_of(samples, cfg: Config):
         mask = torch.from_numpy(read(i).mask).to(frames.device)[..., None]
         size = frames.shape[1:3]
         return fit(mask[numbers], *size) if len(mask) else mask.new_zeros(len(frames), *size, 1)
-
     return actor_in
 
 
@@ -316,7 +312,6 @@ def backgrounds(folder: str | None):
                 return fit(torch.from_numpy(picture.decode([0])), H, W)[0].numpy()
         except VideoError as error:
             raise ConfigError(f"{error}; take it out of backgrounds={folder}") from None
-
     return still
 
 
