@@ -2,12 +2,8 @@
 `actors` (Actor-HMDB51, Figure 5).
 
 The map is the mean over the channels of the last feature map, which is nowhere negative, resized to the clip in space
-and time (paper 4.7). Networks see each clip as it is, `original`, and in ways that should not mislead one that looks at
-motion:
-
-    frozen           one frame in place of all, nothing moves: the response should be low
-    static body      the actor of another video stands in the picture, cut out of one frame: no response there
-    foreign frame    a still frame of another video lies over all frames, weight 0.3: the response should stay
+and time (paper 4.7). Networks see each clip as it is, and manipulated (docs/BIAS.md). One that looks at motion should
+respond little to `frozen`, not at all to the `static body`, and under a `foreign frame` as before.
 """
 
 import json
@@ -50,14 +46,12 @@ SMALLEST = 32  # px, the least side of a cropped video
 
 # ---- pictures
 
-
 def show_batch(cfg: Config):
     """show-batch: draw OUT/what-the-network-sees.png: three training clips as they enter the network, and distracted"""
     samples = datasets.load_for(cfg, "train")
     sampler = partial(random_clips, K=1, T=cfg.frames, stride=cfg.stride)
     clips = datasets.Clips(samples, sampler, cfg.short_side, cfg.seed, train=True)
-    places = np.linspace(0, len(samples) - 1, 3).astype(int).tolist()
-    batch = datasets.collate([clips[0, i] for i in places])
+    batch = datasets.collate([clips[0, i] for i in np.linspace(0, len(samples) - 1, 3).astype(int).tolist()])
     draws = Draws(cfg.seed, 0)
     (x,) = make_views(batch, ((0, 0),), draws, cfg)  # (B, 3, T, S, S)
     distracted = choose(ERASE, cfg.erase, "erase")(x, draws, cfg.gamma)
@@ -95,7 +89,6 @@ def draw(path, rows, title: str):
 
 # ---- activation maps
 
-
 def activation(features, T, S):
     """Mean over channels of a feature map (K, C, T', H', W'), resized to the clip, trilinearly -> (K, T, S, S)."""
     return F.interpolate(features.float().mean(1, keepdim=True), (T, S, S), mode="trilinear")[:, 0]
@@ -129,6 +122,7 @@ def cam(*runs: tuple[Path, Config]):
                 raise RunError(f"{samples.root}: of {len(samples)} videos none is readable with one of another class "
                                f"beside it that lends it a body")
             out = Path(cfg.out) / f"cam-{cfg.dataset}-{subset}"
+            out.parent.mkdir(parents=True, exist_ok=True)
             draw_maps(out.with_suffix(".png"), networks, samples, shown)
             about = {**vars(cfg), "subset": subset, "runs": [*map(str, paths)],
                      "videos": [os.fsdecode(samples.paths[i]) for i, _ in shown], **provenance(samples, accelerator)}
@@ -150,7 +144,6 @@ def draw_maps(path, networks, samples, shown):
 
 
 # ---- where persons are
-
 
 def masks(dataset: str, data: str = "data", source: str = DETECTOR, weights: str | None = None, score: float = 0.8,
           to: str | None = None):
@@ -253,7 +246,6 @@ def locator(source: str, weights: str | None, score: float, device, samples):
                 sure = (found["labels"] == 1) & (found["scores"] >= score)  # label 1 is a person
                 persons.append((found["masks"][sure, 0] > 0.5).any(0).cpu())  # (n, 1, H, W), probabilities
         return torch.stack(persons).numpy()
-
     return locate
 
 
@@ -265,18 +257,15 @@ def all_frames(path):
 
 # ---- Actor-HMDB51 (paper 4.6, Figure 5)
 
-
 def actors(data: str = "data"):
     """actors: make Actor-HMDB51, which is HMDB51 cropped to its persons: DATA/actor_hmdb51 from DATA/hmdb51 (Figure 5)
 
-    `run.py masks --cfg hmdb51` comes first, which finds the persons.
-
-    The authors did not publish theirs. As they say (paper 4.6), a person detector looks at every frame, and the video
-    is cropped to the smallest box that holds all persons of all its frames, with even sides of at least 32 px, as far
-    as the picture goes. Theirs was Faster R-CNN; Mask R-CNN is that with outlines. Use it as dataset=actor_hmdb51, with
-    HMDB51's lists and names. A video in which no person was seen is kept whole. Of one that cannot be read there is no
-    copy, and a test counts it as wrong, here as in HMDB51. After a crash the same command goes on where it stopped.
-    Under `accelerate launch` each process takes its share.
+    `run.py masks --cfg hmdb51` comes first, which finds the persons. The authors did not publish theirs. As they say
+    (paper 4.6), a person detector looks at every frame, and the video is cropped to the smallest box that holds all
+    persons of all its frames, with even sides of at least 32 px, as far as the picture goes. Theirs was Faster R-CNN;
+    Mask R-CNN is that with outlines. Use it as dataset=actor_hmdb51, with HMDB51's lists and names. A video in which no
+    person was seen is kept whole. Of one that cannot be read there is no copy, and a test counts it as wrong, here as
+    in HMDB51. After a crash the same command goes on. Under `accelerate launch` each process takes its share.
     """
     accelerator, samples = patient_accelerator(), all_videos("hmdb51", data)
     folder, target = Path(data) / "masks/hmdb51", Path(data) / "actor_hmdb51"
@@ -298,8 +287,7 @@ def actors(data: str = "data"):
     copies = [Path(target, "actor-hmdb51", *os.fsdecode(path).split("/")[-2:]) for path in samples.paths]  # CLASS/NAME
     make_missing(copies, lambda i, copy: crop_video(samples.path(i), copy, read(i).mask), accelerator, "cropping")
     if accelerator.is_main_process:
-        unreadable = sum(not copy.exists() for copy in copies)
-        tell(target / "actors.json", {**json.loads(how), "unreadable": unreadable})
+        tell(target / "actors.json", {**json.loads(how), "unreadable": sum(not copy.exists() for copy in copies)})
 
 
 def crop_video(source, copy: Path, mask):
@@ -316,8 +304,7 @@ def crop_video(source, copy: Path, mask):
         if mask.any():
             left, top, right, bottom = smallest_box(mask.any(0), *frames.shape[1:3])
             # The codec of HMDB51 at a fixed fine quantiser: what it loses once more cannot be seen
-            fine = {"qmin": "2", "qmax": "2"}
-            encode(aside, frames[:, top:bottom, left:right], fps, codec="mpeg4", options=fine)
+            encode(aside, frames[:, top:bottom, left:right], fps, "mpeg4", {"qmin": "2", "qmax": "2"})
         else:
             shutil.copyfile(source, aside)
         aside.replace(copy)

@@ -5,12 +5,9 @@ from), the same as videos (`biasset`), masks of actors.
     for i, shot in shots(samples, sampler, cfg, accelerator, "test", lenders=lenders):
         y = MANIPULATIONS["Action-Swap"](shot, 0)  # with the first lender: clips (K, 3, T, S, S), normalised
 
-The config key `scene` says where masks are from. `masks` are those stored in the folder that the key `masks` names.
-`rendered` is the truth of synthetic videos. `median` needs a still camera and an actor who leaves his place: of persons
-in clips of HMDB51 it finds a quarter, and as much of the scene (docs/evidence/masks.md).
-
-Frames are composed as they are decoded, before a square is cut from them, and follow from the video alone, not from the
-clip: its scene is told from SPREAD frames of it. So `biasset` writes what `robustness` shows.
+The config key `scene` says where masks are from. Of persons in clips of HMDB51 `median` finds a quarter, and as much of
+the scene (docs/evidence/masks.md). Frames are composed as they are decoded, before a square is cut from them, and are
+functions of the video, not of the clip: SPREAD frames tell its scene. So `biasset` writes what `robustness` shows.
 """
 
 import json
@@ -35,7 +32,7 @@ from be.augment import MEAN, Draws, denormalise, eval_view
 from be.config import Config, ConfigError
 from be.erase import draw_frame
 from be.evaluate import load_classifier, load_list, over_videos, spread_clips
-from be.report import page, plot_differences
+from be.report import page
 from be.runs import make_accelerator, place, progress, provenance, write_text, writing
 from be.video import Reader, VideoError, encode
 
@@ -78,7 +75,6 @@ def stored_masks(samples, folder):
             print(f"no mask of {samples.path(i)}: {file}: {error}", file=sys.stderr)
             return NO_MASK
         return Mask(mask, source)
-
     return read
 
 
@@ -100,7 +96,6 @@ def masks_of(samples, cfg: Config):
         mask = torch.from_numpy(read(i).mask).to(frames.device)[..., None]
         size = frames.shape[1:3]
         return fit(mask[numbers], *size) if len(mask) else mask.new_zeros(len(frames), *size, 1)
-
     return actor_in
 
 
@@ -119,7 +114,6 @@ def specs(root: str) -> dict[bytes, synthetic.Spec]:
 
 
 # ---- what is shown
-
 
 @dataclass(frozen=True, eq=False)
 class Shot:
@@ -285,12 +279,10 @@ def grown(mask: Tensor, rim: int) -> Tensor:
 
 def centre(mask: Tensor) -> Tensor:
     """The centre of mass of a mask (n, H, W, 1), y and x in px; of the picture if nothing is masked."""
-    places = (mask if mask.any() else ~mask).nonzero()[:, 1:3]
-    return places.double().mean(0)
+    return (mask if mask.any() else ~mask).nonzero()[:, 1:3].double().mean(0)
 
 
 # ---- manipulations
-
 
 def sinusoid(rng, H: int, W: int) -> np.ndarray:
     """A sine wave's stripes, in a random colour and its complement, at a random angle; with the ranges of StillMix (Li
@@ -320,7 +312,6 @@ def backgrounds(folder: str | None):
                 return fit(torch.from_numpy(picture.decode([0])), H, W)[0].numpy()
         except VideoError as error:
             raise ConfigError(f"{error}; take it out of backgrounds={folder}") from None
-
     return still
 
 
@@ -414,12 +405,11 @@ def robustness(*runs: tuple[Path, Config]):
     test,swapped; the clips are the `test_clips` of `evaluate`. `scene` says where the masks of actors are from, `pairs`
     which videos are swapped, `backgrounds` which pictures are put behind the actor. Runs of one experiment (seeds,
     splits) are averaged; of a single run the draws of a test are. All is in % of the videos that are asked about; the
-    unreadable are wrong. To OUT go robustness-DATASET-SUBSET.json, .md and .png.
+    unreadable are wrong. To OUT go robustness-DATASET-SUBSET.json and .md.
     """
     for out, about, rows in compare("robustness", runs, measure):
-        lines, drawn = table(rows, about["classes"])
-        publish(out, f"Top-1 in %, {about['test_clips']} clips a video, masks: {about['scene']}", about, rows, lines)
-        plot_differences(out.with_suffix(".png"), drawn, f"{out.name}: top-1 or share of answers, in %")
+        what = f"Top-1 in %, {about['test_clips']} clips a video, masks: {about['scene']}"
+        publish(out, what, about, rows, table(rows, about["classes"]))
 
 
 def compare(verb: str, runs, one):
@@ -437,8 +427,7 @@ def compare(verb: str, runs, one):
         for name, (path, cfg) in zip(names, runs, strict=True):
             model, classes = load_classifier(cfg, path)
             samples = load_list(cfg, subset, classes)
-            numbers = one(place(model, accelerator.device, cfg.precision), samples, cfg, accelerator, path,
-                          subset)
+            numbers = one(place(model, accelerator.device, cfg.precision), samples, cfg, accelerator, path, subset)
             name += ", frozen" * path.name.startswith("linear-")
             rows.append({"experiment": name, "run": str(path), "split": cfg.split, "seed": cfg.seed, **numbers})
         if accelerator.is_main_process:
@@ -513,10 +502,10 @@ def judge(answers, asked, samples, lenders, masked) -> dict[str, list[tuple[np.n
     return found
 
 
-def table(rows, classes: int) -> tuple[list[dict], dict[str, np.ndarray]]:
+def table(rows, classes: int) -> list[dict]:
     """A line for each question: what guessing gets; of how many videos it is asked; of each experiment the numbers of
-    its runs, of a single run those of its draws, None where one lacks it. And these numbers."""
-    lines, found = [], {"chance": np.array([100 / classes])}
+    its runs, of a single run those of its draws, None where one lacks it."""
+    lines = []
     for what, told in QUESTIONS.items():
         videos = sorted({n for row in rows for n in row.get(f"{what}, videos", ())})
         guess = 100 / classes * (1 - (what == "contrasted") / classes)
@@ -526,22 +515,18 @@ def table(rows, classes: int) -> tuple[list[dict], dict[str, np.ndarray]]:
             values = [row.get(what) for row in mine]
             values = np.array(mine[0].get(f"{what}, draws", values) if len(mine) == 1 else values, float)
             lines[-1][name] = None if np.isnan(values).any() else values.tolist()
-            if lines[-1][name]:
-                found[f"{what}, {name}"] = values
-    return lines, found
+    return lines
 
 
 # ---- generated sets
-
 
 def biasset(cfg: Config):
     """biasset: write a test of `robustness` as videos, for other code: OUT/bias-DATASET-.../KIND/.../NAME__DRAW.mp4
 
     `kind` says which. A test of them, with the same short_side, seed and masks, is that of `robustness`, to the bit:
-    H.264 without loss, in RGB, which all read that build on FFmpeg, and where a still background costs next to nothing.
-    A video without a mask, or without a lender, is not written, and counted. The folder is a `plain` data set:
-    test_data=FOLDER subset=KIND tests a network on it. KIND.json says what each video was made from, the BLAKE2b of its
-    frames, and one hash of all. Under `accelerate launch` each process takes its share.
+    H.264 without loss, in RGB (docs/BIAS.md). A video without a mask, or without a lender, is not written, and counted.
+    The folder is a `plain` data set: test_data=FOLDER subset=KIND tests a network on it. KIND.json says what each was
+    made from, the BLAKE2b of its frames, and one hash of all. Under `accelerate launch` each process takes its share.
     """
     accelerator, kind = make_accelerator(cfg), {name.lower(): name for name in KINDS}[cfg.kind]
     samples = datasets.load_for(cfg, cfg.subset, cfg.test_data)

@@ -6,8 +6,6 @@ they know of each other by their journals alone.
 
 A copy has the paths and lists of the original, and H.264 in MP4 behind every name. Nothing is predicted from its
 B-pictures, so a reader skips those it does not need: of I b b b P b b b P, three pictures are decoded at stride 4.
-
-At the end stands what the Makefile asks for: the commands that are left to do of an experiment, or of a group of them.
 """
 
 import base64
@@ -39,7 +37,6 @@ from be.config import Config, ConfigError, UserError, changes, choose, experimen
 from be.datasets import COPIED, DATASETS, MANIFEST, Manifest
 from be.video import Reader, VideoError, encode
 
-# Processes that read files do without torch, which takes seconds and 300 MB
 REPORT, JOURNAL = "prepare-report.txt", "prepare-journal{}.jsonl"
 # H.264's quantiser: films come out at about 39 dB. Key frames and B-pictures at fixed places.
 QP, FIXED = 22, {"bf": "3", "b_strategy": "0", "b-pyramid": "none", "sc_threshold": "0", "tune": "fastdecode"}
@@ -83,7 +80,6 @@ def prepare(dataset: str, data: str = "data", check: Literal["decode", "packets"
 
 def part_of(shard: str):
     """path -> bool: is a file of the part K/N? Its name decides, and not its folder, which a copy may not have yet.
-
     Raises ConfigError unless K is in 1 to N."""
     found = re.fullmatch(r"(\d+)/(\d+)", shard)
     part, parts = map(int, found.groups()) if found else (0, 0)
@@ -104,7 +100,6 @@ def whole_file(path: Path):
 
 
 # ---- one file
-
 
 @dataclass
 class Record:
@@ -191,7 +186,6 @@ def write_copy(source, target, short_side, gop):
 
 # ---- many files
 
-
 def parallel(job, items, what, workers=None, limit=lambda item: 600):
     """Yields (item, job(item), None) of every item, from `workers` processes (None: one per core), as they finish.
 
@@ -199,7 +193,7 @@ def parallel(job, items, what, workers=None, limit=lambda item: 600):
     killed, this yields (item, None, what happened). An exception in a job is a bug: its traceback is printed, and
     RuntimeError raised. Closing the generator kills the processes. They are spawned, as threads and GPUs of the caller
     do not survive a fork, so `job` is a function of a module, or a partial of one."""
-    from be.runs import progress
+    from be.runs import progress  # it imports torch: seconds and 300 MB that processes which read files do without
 
     context, own, started = multiprocessing.get_context("spawn"), threading.local(), []
     lock, over = threading.Lock(), threading.Event()  # no process starts once the others are killed
@@ -263,9 +257,7 @@ def read_journals(root, check) -> dict[tuple, Record]:
 
 
 def inspect_files(root, paths, check, workers, shard) -> tuple[list[Record], int]:
-    """Reads its part of the files. -> the records of all `paths`, in order, and how many are left to other jobs.
-
-    A file that a journal knows as it is now is not read again."""
+    """Reads its part of the files. -> the records of all `paths`, in order, and how many are left to other jobs."""
     known, now = read_journals(root, check), [look(root, path) for path in filter(part_of(shard), paths)]
     # What killed its reader is tried again, once in a run
     todo = [new for new in now if new.key not in known or known[new.key].deadly]
@@ -283,7 +275,6 @@ def inspect_files(root, paths, check, workers, shard) -> tuple[list[Record], int
 
 def copy_dataset(root, copy, lists, paths, workers=None, *, short_side, gop):
     """Copies the `lists`, in which paths may begin with ROOT, and transcodes the videos `paths` that COPY lacks yet.
-
     Raises UserError if COPY holds copies made in another way, or ROOT lacks a video; OSError if the disk is full."""
     if outside := [path for path in paths if os.path.isabs(path)]:
         common = os.path.commonpath([*map(os.path.dirname, outside)])
@@ -310,12 +301,9 @@ def copy_dataset(root, copy, lists, paths, workers=None, *, short_side, gop):
 
 # ---- the data set
 
-
 def survey(source, root, folder, check, shortest, workers, shard) -> tuple[list[Record], int]:
-    """Inspects its part of the files of all lists and, if no part is left, writes manifest and report. Returns the
-    records and how many problems."""
-    lists, names, notes = {}, {}, [f"{root}, check={check}"]
-    wrong, leaks = [], []
+    """Inspects its part of the listed files; the last part writes manifest and report. -> records, how many problems"""
+    lists, names, notes, wrong, leaks = {}, {}, [f"{root}, check={check}"], [], []
     for subset, split in source.subsets(folder):
         on = f"{subset} {split}"
         try:
@@ -404,8 +392,7 @@ NETWORKS = {"figure4": ("table1-moco", "table1-moco-be"), "analyses": ("table1-m
 CAM = ("cam --cfg {runs} data={data} out={out}/{target} dataset=hmdb51 split=1", "{target}/cam-hmdb51-test.json")
 PICTURES = {
     "figure4": [("figure4 out={out} dataset=hmdb51", "gain-hmdb51-test.json")],
-    "figure6": [CAM],
-    "figure7": [CAM],
+    "figure6": [CAM], "figure7": [CAM],
     "analyses": [("robustness --cfg {runs} data={data} out={out}", "robustness-hmdb51-test.json")]}
 TRAIN, SPREAD = ("pretrain", "finetune", "evaluate", "retrieve", "linear"), ("masks", "actors", "cam", "robustness")
 # SYNTH=1: the demo's networks on stand-ins for all data sets, 48 videos to train on and 16 to test on
@@ -453,8 +440,7 @@ def steps(target: str, words: str = "", splits: list[int] = (1, 2, 3), seeds: li
         raise ConfigError(f"{key}={own[key]} cannot be one of the words, a target says it for each command; give make "
                           f"SEED=... and SPLIT=...")
     todo, again = collect(target, typed, splits, seeds, synth), False
-    runs = {step.end.parent for step in todo if force and step.words[0] in TRAIN}
-    removed = sorted(filter(Path.exists, runs))
+    removed = sorted(filter(Path.exists, {step.end.parent for step in todo if force and step.words[0] in TRAIN}))
     for folder in removed:
         print(f"rm -r {shlex.quote(str(folder))}")
     for step in todo:

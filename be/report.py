@@ -86,7 +86,6 @@ def headline(found: list[dict]) -> dict:
 
 # ---- pages
 
-
 def page(sections: list[dict], folder: Path, kind: str = "md") -> str:
     """The text of a file in `folder`: Markdown, with links to pictures, or HTML that holds them (be/report.KIND.j2).
 
@@ -131,7 +130,6 @@ def said_once(rows: list[dict], columns) -> dict:
 
 
 # ---- tables
-
 
 def entry(name: str) -> dict:
     """An experiment's; {} for a name that experiments.yaml does not have."""
@@ -225,9 +223,7 @@ def summary(found: dict[tuple, dict], metric: str = "top1", paper: float | None 
 
 def other_settings(name: str, path: Path, result: dict) -> list[str]:
     """`STAGE KEY=VALUE, ...` that the run in `path`, and the pre-training before it, have not from their entries.
-
-    result: of a test, with what it says itself, such as `test_clips`; of a pre-training, empty.
-    """
+    result: of a test, with what it says itself, such as `test_clips`; of a pre-training, empty."""
     stage, saved = path.name.split("-")[0].replace("linear", "finetune"), path / "config.yaml"
     if name not in experiments() or not saved.exists():
         return []
@@ -281,13 +277,11 @@ def provenance(out: Path, paths: list[Path], results: list[dict]) -> dict:
 
 # ---- differences, paired
 
-
 def paired(d: np.ndarray) -> dict[str, float]:
     """Is a difference (n,) other than 0? Its parts are of the same split and seed.
 
     Returns the mean; half the width of its 95 % t interval; p of the two-sided t test, for normal differences, and of
-    the sign-flip test, for symmetric ones: exact up to 16 pairs, 65,536 random flips beyond. Of one pair NaN.
-    """
+    the sign-flip test, for symmetric ones: exact up to 16 pairs, 65,536 random flips beyond. Of one pair NaN."""
     half = p = p_flip = math.nan
     if len(d) > 1:
         error, df = stats.sem(d), len(d) - 1
@@ -298,10 +292,8 @@ def paired(d: np.ndarray) -> dict[str, float]:
 
 
 def differences(names: list[str], tests: dict) -> list[dict]:
-    """An experiment less its `against`, or NAME-be less NAME; and a test list less `swapped`, the background gap.
-
-    In points of top-1, of all splits and seeds that both have.
-    """
+    """An experiment less its `against`, or NAME-be less NAME; and a test list less `swapped`, the background gap. In
+    points of top-1, of all splits and seeds that both have."""
     rows = []
     for name, what in [on for name in names for *on, metric in tests if on[0] == name and metric == "top1"]:
         others = entry(name).get("against", name.replace("-be", "", 1))
@@ -324,7 +316,6 @@ def common(x: dict[tuple, dict], y: dict[tuple, dict]) -> list[tuple]:
 
 # ---- pictures
 
-
 def save(figure, path: Path):
     figure.savefig(path, dpi=110)
     plt.close(figure)
@@ -338,17 +329,6 @@ def panels(rows: int, columns: int, width: float, height: float, title: str):
         figure, axes = plt.subplots(rows, columns, squeeze=False, layout="constrained", figsize=size)
     figure.suptitle(title, fontsize=9, wrap=True)
     return figure, axes.flatten()
-
-
-def plot_differences(path: Path, drawn: dict[str, np.ndarray], title: str):
-    """A row for each name: a dot per pair, the mean and its 95 % interval."""
-    figure, (axis,) = panels(1, 1, 8, 1 + 0.17 * len(drawn), title)
-    for name, d in drawn.items():
-        axis.plot(d, [name] * len(d), ".", color="skyblue")
-        axis.errorbar(d.mean(), name, xerr=paired(d)["± 95 %"], fmt="s", ms=3, color="C0")
-    axis.axvline(0, color="0.3", lw=0.8)
-    axis.set(xlabel="points", ylim=(len(drawn) - 0.5, -0.5))
-    save(figure, path)
 
 
 def curves(out: Path, paths: list[Path]) -> list[dict]:
@@ -384,7 +364,6 @@ def pictures(out: Path, paths: list[Path]) -> list[dict]:
 
 
 # ---- Figure 4
-
 
 def figure4(out: str = "runs", dataset: str = "hmdb51", static: str = "figure4-static", base: str = "table1-moco",
             better: str = "table1-moco-be", subset: str = "test"):
@@ -442,9 +421,7 @@ def compared(out: Path, on: str, names) -> list[list[dict]]:
 
 def per_class(results: list[dict], soft: bool = False) -> np.ndarray:
     """Accuracy in % of each class (C,), over all tests, unreadable videos being wrong; NaN of a class without videos.
-
-    soft: the mean probability of the right class in its place. RunError where `evaluate` has not kept its answers.
-    """
+    soft: the mean probability of the right class in its place. RunError where `evaluate` has not kept its answers."""
     right = videos = 0
     for r in results:
         path = Path(r["path"]) / f"probabilities-{r['subset']}.safetensors"

@@ -35,14 +35,8 @@ from be.video import encode
 # class -> how far it moves coordinates of STATE in a cycle. All are in cycles: 1.0 is back at the start.
 STATE = ("y", "x", "turn", "pulse", "orbit")
 MOTIONS = {
-    "orbit": {"orbit": 1},
-    "pulse": {"pulse": 1},
-    "rotate_left": {"turn": -1},
-    "rotate_right": {"turn": 1},
-    "translate_down": {"y": 1},
-    "translate_left": {"x": -1},
-    "translate_right": {"x": 1},
-    "translate_up": {"y": -1},
+    "orbit": {"orbit": 1}, "pulse": {"pulse": 1}, "rotate_left": {"turn": -1}, "rotate_right": {"turn": 1},
+    "translate_down": {"y": 1}, "translate_left": {"x": -1}, "translate_right": {"x": 1}, "translate_up": {"y": -1},
 }
 CYCLE, FPS = 32, 25  # frames of a cycle, on average: one in a clip of 16 frames with stride 2; and of a second
 RADIUS, STRAY, ORBIT = 0.2, 0.12, 0.13  # of the actor, a stray and an orbit, in short sides of the frame
@@ -372,8 +366,7 @@ def claim(root, values):
             raise ConfigError(f"{root} is not empty and has no synthetic.json: name a new folder")
         write(note, json.dumps(values, indent=1))
     held = json.loads(note.read_text())
-    differ = [key for key in held | values if held.get(key) != values.get(key)]
-    if differ:
+    if differ := [key for key in held | values if held.get(key) != values.get(key)]:
         made, asked = ({key: of.get(key) for key in differ} for of in (held, values))
         raise ConfigError(f"{root} was made with {made}, not {asked}: ask for that, name another folder or delete this")
 
@@ -390,7 +383,6 @@ def write(path, content):
 
 
 # ---- the benchmark; drift and shake in short sides of the frame. A change that changes a frame is a new VERSION.
-
 VERSION = "v1"
 LOOK = dict(drift=0.6, shake=0.0125, zoom=0.25, actors=2, strays=2, tempo=0.8, natural=True)
 SIZES = {  # videos per class to pre-train on, to fine-tune on and to test on, frames, height, width

@@ -454,9 +454,6 @@ def test_the_verb_averages_runs_of_an_experiment(tiny, tmp_path, monkeypatch, ca
     path, out = tmp_path / "robustness-ucf101-test", capsys.readouterr().out
     rows = json.loads(path.with_suffix(".json").read_text())["rows"]
     assert [row["experiment"] for row in rows] == ["demo-random", "demo-random", "other"]
-    drawn = bias.table([{k: np.nan if v is None else v for k, v in row.items()} for row in rows], 8)[1]
-    assert {what: values.tolist() for what, values in drawn.items()} == {
-        "chance": [12.5], "frozen, demo-random": [10, 11], "frozen, other": [11], "SBErr, other": [1, 2, 3]}
     assert [row["SBErr"] for row in rows] == [None, 1, 1]
     lines = {line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:6]]
              for line in path.with_suffix(".md").read_text().splitlines()[4:]}
@@ -465,7 +462,7 @@ def test_the_verb_averages_runs_of_an_experiment(tiny, tmp_path, monkeypatch, ca
     assert lines["SBErr ↓ HAT: Action-Swap"] == ["12.5", "11 to 12", "-", "2.0 ± 1.0"]
     assert lines["shuffled"] == ["12.5", "-", "-", "-"]
     assert lines["contrasted ↑ StillMix: SCUBA and not SCUFO"][0] == "10.9"  # 1/8 by 7/8
-    assert "45 of 48 videos scored" in out and path.with_suffix(".png").stat().st_size > 10_000
+    assert "45 of 48 videos scored" in out
     bias.robustness(runs[0], tuned(tiny, tmp_path / "elsewhere")[:2])  # of the same name: no second seed
     rows = json.loads(path.with_suffix(".json").read_text())["rows"]
     assert [row["experiment"] for row in rows] == ["demo-random", "elsewhere/demo-random"]
