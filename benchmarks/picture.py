@@ -42,7 +42,8 @@ def main():
         pictures.append(page)
     palette = pictures[len(pictures) // 2].quantize(64)  # one for all, so that only what changes is stored
     pictures = [page.quantize(palette=palette, dither=Image.Dither.NONE) for page in pictures]
-    pictures[0].save(ROOT / "docs/be.gif", save_all=True, append_images=pictures[1:], duration=90, loop=0, optimize=True)
+    file = ROOT / "docs/be.gif"
+    pictures[0].save(file, save_all=True, append_images=pictures[1:], duration=90, loop=0, optimize=True)
 
 
 if __name__ == "__main__":

@@ -126,6 +126,7 @@ def gpu(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "backward", backward)
     accelerator.fake = FakeTensorMode(allow_non_fake_inputs=True)
     yield accelerator
+    monkeypatch.undo()  # or it would put the device back into a state that is none
     AcceleratorState._reset_state(True)
 
 
