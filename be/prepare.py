@@ -10,6 +10,7 @@ B-pictures, so a reader skips those it does not need: of I b b b P b b b P, thre
 
 import base64
 import errno
+import fnmatch
 import json
 import multiprocessing
 import os
@@ -447,7 +448,9 @@ def steps(target: str, words: str = "", splits: list[int] = (1, 2, 3), seeds: li
         if step.end.parent in removed or not step.done or (step.picture and again):
             again = True
             print(launch if spreads(step, launch) else run, shlex.join(step.words))
-    print(run, shlex.join(["report", f"out={own.get('out', 'runs')}"]))
+    names = own.get("name", target if target in experiments() else f"{target}-*")
+    every = "name" not in own and not fnmatch.filter(experiments(), names)  # a group without rows of its own
+    print(run, shlex.join(["report", *([] if every else [f"names={names}"]), f"out={own.get('out', 'runs')}"]))
 
 
 def spreads(step: Step, launch: str) -> bool:

@@ -232,4 +232,4 @@ def test_the_evidence_draws_its_videos_first(capsys):
     commands = [words_of(line) for line in capsys.readouterr().out.splitlines()]
     assert commands[0] == ["scenebias", "data=data", "size=tiny"]
     assert [words[0] for words in commands].count("scenebias") == 1
-    assert commands[-1] == ["report", "out=runs"]
+    assert commands[-1] == ["report", "names=evidence-methods-*", "out=runs"]
