@@ -262,8 +262,8 @@ def write_result(kind, cfg: Config, samples, accelerator, began, path, subset, t
         write_aside(path / f"probabilities-{subset}.safetensors", partial(save_file, content))
         result |= accuracy(**content) | {"test_clips": cfg.test_clips}
     result |= {"experiment": cfg.name, "dataset": cfg.dataset, "subset": subset, "split": cfg.split, "seed": cfg.seed,
-               "synthetic": cfg.synthetic, "n_damaged": len(samples.damaged), **provenance(samples, accelerator),
-               "seconds": round(time.perf_counter() - began, 1)}
+               "synthetic": cfg.synthetic or bool(samples.scenes), "n_damaged": len(samples.damaged),
+               **provenance(samples, accelerator), "seconds": round(time.perf_counter() - began, 1)}
     write_text(path / f"{kind}-{subset}.json", json.dumps(result, indent=1) + "\n")
     print(format_result(result))
 

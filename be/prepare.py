@@ -455,7 +455,9 @@ def steps(target: str, words: str = "", splits: list[int] = (1, 2, 3), seeds: li
 
 def spreads(step: Step, launch: str) -> bool:
     """Whether a command can use all devices that `launch` starts. A training needs whole BatchNorm groups on each."""
-    devices = re.search(r"--num_processes (\d+)", launch)
+    devices = re.search(r"--num_processes (\S+)", launch)
+    if devices and not re.fullmatch("[1-9][0-9]*", devices[1]):
+        raise ConfigError(f"GPUS={devices[1]} is no number of devices from 1 on")
     if not (devices and step.cfg):
         return step.words[0] in TRAIN + SPREAD
     each, rest = divmod(step.cfg.batch_size, int(devices[1]) * step.cfg.accumulate)

@@ -59,8 +59,8 @@ def report(out: str = "runs", names: str = "*"):
     ours = dict.fromkeys(map(runs_of, known))
     paths = [path for name in ours for path in sorted((folder / name).glob("*-seed*"))]
     if not paths and not any(name in known for name, *_ in tests):
-        raise RunError(f"there is no run named {names} in {folder}: run.py status out={folder} lists those that are "
-                       f"there")
+        raise RunError(f"there is no run named {names} in {folder} with a test or an entry of its own: run.py status "
+                       f"out={folder} lists those that are there")
     (folder / "report").mkdir(exist_ok=True)
     found = [*tables(known, tests), *differences(ours, tests)]
     first = {**SECTIONS["results"], "out": out, "names": names, "code": git_sha(), "headline": headline(found)}
@@ -216,6 +216,9 @@ def summary(found: dict[tuple, dict], metric: str = "top1", paper: float | None 
     notes += dict.fromkeys(note for r in results for note in other_settings(r["experiment"], Path(r["path"]), r))
     scored, expected, damaged = (sum(r.get(key, 0) for r in results) for key in ("n_scored", "n_expected", "n_damaged"))
     official = DATASETS.get(results[0]["dataset"]) if paper is not None else None
+    if official and metric == "top1" and not notes:
+        notes += dict.fromkeys(f"{r['n_expected']} of {listed} videos" for r in results
+                               if (listed := official.expected.get((r["subset"], r["split"]), 0)) > r["n_expected"])
     return {"ours": ours, "delta": None if notes or paper is None else mean(ours) - paper,
             "splits": f"{len(most)} of {len(official.splits)}" if official else most, "seeds": seeds,
             "scored": f"{scored}/{expected}{f', {damaged} damaged' if damaged else ''}", "note": "; ".join(notes)}

@@ -351,7 +351,7 @@ def describe(stage, cfg, n, accelerator, samples=None) -> str:
     world = accelerator.num_processes
     each, epoch = cfg.batch_size // world // cfg.accumulate, n // cfg.batch_size
     falls = f"times {cfg.lr_factor:g} after epochs {', '.join(f'{step:g}' for step in cfg.lr_steps) or 'none'}"
-    falls = falls if cfg.schedule == "step" else "along a cosine"
+    falls = falls if cfg.schedule == "step" else f"along a {cfg.schedule}"
     said = vars(cfg) | dict(
         stage=stage, place=f"in {cfg.data}:" if samples else f"is MISSING in {cfg.data}, officially", n=n, epoch=epoch,
         steps=cfg.epochs * epoch, world=world, each=each, group=cfg.bn_group or each,
@@ -480,7 +480,7 @@ def plan(pretrain: Config, finetune: Config):
     have shapes and no numbers. Time is estimated from that, without decoding: a run's log says what it really takes.
     """
     accelerator, source = make_accelerator(pretrain), pretrain.pretrained
-    accelerator.print(f"{pretrain.name}: {experiments().get(pretrain.name, {}).get('about', 'no entry of its own')}\n")
+    accelerator.print(f"{pretrain.name}: {experiments().get(pretrain.name, {}).get('about', 'without a text')}\n")
     if source == "self":
         accelerator.print(plan_stage("pretrain", pretrain, accelerator))
     else:

@@ -9,7 +9,7 @@ from conftest import ROOT
 from scipy.stats import linregress, t
 
 PAGE = (ROOT / "docs/EVIDENCE.md").read_text()
-README = (ROOT / "README.md").read_text().split("## When does it help?")[1].split("\n## ")[0]
+README = (ROOT / "README.md").read_text().split("On small drawn videos")[1].split("\n\n")[0]
 TABLES = re.findall(r"^Records?: (.+)\n\n\|(.+)\|\n\|.+\n((?:\|.*\n)+)", PAGE, re.M)  # files, header, rows
 PAIRS = {  # what two arms of each pair differ in, alike
     "hard negative, mean of two pairs": [("MoCo + hard negative", "MoCo"), ("MoCo + BE", "BE without hard negative")],
