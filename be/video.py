@@ -418,13 +418,14 @@ class FrameFolder(Reader):
 
 
 def walk(root, start: str, known, levels: int, seen=()):
-    """Paths relative to root of the files below ROOT/START, not more than so many folders deep. A folder with a name
-    that is `known` is a video, and not entered. Links are followed, but not in circles."""
+    """Paths relative to root of the files below ROOT/START, not more than so many folders deep. A folder whose name or
+    path is `known` is a video, and not entered. Links are followed, but not in circles."""
     found, real, before = [], os.path.realpath(os.path.join(root, start)), "" if start in ("", ".") else f"{start}/"
     with suppress(OSError):  # no such folder, or none that may be read
         found = sorted(os.scandir(real), key=lambda one: one.name)
     for one in found if real not in seen else ():
-        if one.name in known or not (os.path.isdir(one.path) if one.is_symlink() else one.is_dir()):  # a link may loop
+        video = one.name in known or before + one.name in known
+        if video or not (os.path.isdir(one.path) if one.is_symlink() else one.is_dir()):  # a link may loop
             yield before + one.name
         elif levels and one.name[0] != ".":
             yield from walk(root, before + one.name, known, levels - 1, (*seen, real))

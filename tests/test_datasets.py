@@ -402,6 +402,16 @@ def test_people_s_own_lists(tmp_path, capsys):
     assert samples.classes == ["walk", "run"] and capsys.readouterr().err == ""
 
 
+def test_a_list_of_frame_folders(tmp_path):
+    """Beside the list or in folders of classes, with or without the suffix that the video had."""
+    write(tmp_path / "train.txt", f"jpegs/run/v_1 1\njpegs/run/v_2.avi 1\nv_3 0\n{tmp_path}/jpegs/sit/v_4 0\n")
+    touch(tmp_path, *(f"{at}/image_0000{n}.jpg" for at in ("jpegs/run/v_1", "jpegs/run/v_2", "v_3", "jpegs/sit/v_4")
+                      for n in (1, 2)))
+    samples = load("plain", tmp_path, "train")
+    assert names(samples) == ["jpegs/run/v_1", "jpegs/run/v_2", "v_3", "jpegs/sit/v_4"]
+    assert all(Path(samples.path(i)).is_dir() for i in range(4))
+
+
 def test_a_file_of_another_line_does_not_stand_in(tmp_path):
     write(tmp_path / "train.txt", "x.mp4 0\nx.avi 1\ny.mp4 0\ny.mov 1\nz.mp4 0\n")
     touch(tmp_path, "x.mp4", "x.avi", "y.mov", "z.mkv")  # none of them opens
