@@ -303,7 +303,8 @@ def test_linear_by_scipy(tiny, tmp_path, monkeypatch, capsys):
     rows = report.table(["demo-random"], report.index(read_results(tmp_path, "linear")))
     assert [(row["tested on"], row["metric"], row["ours"], row["scored"]) for row in rows] == [
         ("ucf101 test, frozen", metric, [result[metric]], "16/16") for metric in ("top1", "knn")]
-    assert rows[0]["note"].startswith("finetune ") and "width=4" in rows[0]["note"] and not read_results(tmp_path)
+    assert rows[0]["note"].startswith("synthetic videos; finetune ") and "width=4" in rows[0]["note"]
+    assert not read_results(tmp_path)
 
     model, classes = evaluate.load_classifier(config.load(path / "config.yaml", [], "finetune"), path)
     ((_, _, rows),) = bias.compare("seen", [(path, cfg)], lambda *_: {"n_scored": 16, "n_expected": 16})
