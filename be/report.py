@@ -377,24 +377,28 @@ def figure4(out: str = "runs", dataset: str = "hmdb51", static: str = "figure4-s
     base, better    the experiments whose accuracies are compared, class by class
     dataset, subset the list they were tested on; all splits count that the three have, and seeds that the two have
 
-    The gain in points of top-1 is correlated with two measures of `static`: its top-1, and its mean probability of the
-    right class. These, all classes and a plot of each go to OUT/gain-DATASET-SUBSET.json, .md and .png.
+    Pearson's r, with its two-sided p, of two gains (in points of top-1; in % of `base`, None for a class of which
+    `base` knows nothing) and two measures of `static` (its top-1; its mean probability of the right class). These, all
+    classes and four plots go to OUT/gain-DATASET-SUBSET.json, .md and .png.
     """
     path, names = Path(out) / f"gain-{dataset}-{subset}", (static, base, better)
     results = compared(Path(out), f"{dataset} {subset}", names)
     known, before, after = map(per_class, results)
     columns = {"static top-1": known, "static probability": per_class(results[0], soft=True), base: before,
-               better: after, "gain": after - before}
+               better: after, "gain": after - before,
+               "gain, % of base": 100 * (after - before) / np.where(before, before, np.nan)}
     classes = read_about(Path(results[0][0]["path"]) / "model.safetensors")["classes"]
-    rows = [dict(zip(("class", *columns), row, strict=True)) for row in zip(classes, *columns.values(), strict=True)]
-    rows = sorted((row for row in rows if row["gain"] == row["gain"]), key=lambda row: -row["gain"])
-    fits = [{"y": "gain", "x": x, **correlation(rows, x, "gain")} for x in list(columns)[:2]]
+    values = zip(*([None if v != v else v for v in of.tolist()] for of in columns.values()), strict=True)  # NaN: None
+    rows = [{"class": name, **dict(zip(columns, of, strict=True))} for name, of in zip(classes, values, strict=True)]
+    rows = sorted((row for row in rows if row["gain"] is not None), key=lambda row: -row["gain"])
+    fits = [{"y": y, "x": x, **correlation(rows, x, y)} for y in list(columns)[4:] for x in list(columns)[:2]]
     splits, synthetic = sorted({r["split"] for r in results[0]}), any(r.get("synthetic") for r in sum(results, []))
     title = f"{better} - {base}, {dataset} {subset}, splits {readable(splits)}{', synthetic videos' * synthetic}"
-    figure, axes = panels(1, 2, 5, 3.6, title)
+    figure, axes = panels(2, 2, 5, 3.6, title)
     for axis, fit in zip(axes, fits, strict=True):
-        axis.plot(columns[fit["x"]], columns["gain"], ".")
-        axis.set(xlabel=fit["x"], ylabel="gain", title=f"r = {readable(fit['r'], 'r')}, p = {readable(fit['p'], 'p')}")
+        axis.plot(columns[fit["x"]], columns[fit["y"]], ".")
+        found = f"r = {readable(fit['r'], 'r')}, p = {readable(fit['p'], 'p')}"
+        axis.set(xlabel=fit["x"], ylabel=fit["y"], title=found)
     save(figure, path.with_suffix(".png"))
     about = {"static": static, "base": base, "better": better, "dataset": dataset, "subset": subset, "splits": splits,
              "git_sha": git_sha(), "correlations": fits, "per_class": rows}
@@ -439,7 +443,8 @@ def per_class(results: list[dict], soft: bool = False) -> np.ndarray:
 
 
 def correlation(rows: list[dict], *names: str) -> dict:
-    """Pearson's r of two columns and its two-sided p; None of fewer than 3 rows, or of a constant."""
-    x, y = ([row[name] for row in rows] for name in names)
-    r, p = stats.pearsonr(x, y) if len(rows) > 2 and np.ptp(x) and np.ptp(y) else (None, None)
-    return {"r": r, "p": p, "classes": len(rows)}
+    """Pearson's r of two columns and its two-sided p, of rows that have both; None of less than 3, or of a constant."""
+    both = [[row[name] for name in names] for row in rows if all(row[name] is not None for name in names)]
+    x, y = np.reshape(both, (-1, 2)).T
+    r, p = stats.pearsonr(x, y) if len(both) > 2 and np.ptp(x) and np.ptp(y) else (None, None)
+    return {"r": r, "p": p, "classes": len(both)}

@@ -219,7 +219,7 @@ def linear(cfg: Config):
     clips of the train list by L-BFGS; its weight decay is the one that is best on a fifth of that list (whole source
     videos), which it then learns from, too. A test video gets its mean softmax. kNN compares means over clips.
 
-    To OUT/NAME/linear-... go model.safetensors, as a fine-tuning leaves it, so that robustness, errors and cam take
+    To OUT/NAME/linear-... go model.safetensors, as a fine-tuning leaves it, so that robustness and cam take
     that directory, too; and for each list of `subset` the result and probabilities. A video that cannot be read is
     left out of the train list, and counts as wrong in the others.
     """

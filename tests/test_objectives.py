@@ -12,6 +12,7 @@ import torch.multiprocessing as mp
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.flop_counter import FlopCounterMode
 
 from be import backbones, objectives
 from be.augment import Draws
@@ -159,6 +160,18 @@ def test_both_sides_are_the_mean_of_two_losses(method):
 def test_both_needs_two_sides(method):
     with pytest.raises(ConfigError, match="erase_side=both is for methods with a query and a key: .*moco, triplet"):
         build(method, erase_side="both")
+
+
+def test_both_sides_cost_as_said():
+    """1.8 times the arithmetic of MoCo + BE, in the backbone."""
+    flop = {}
+    for side in ("query", "both"):
+        model = build("moco", backbones.build("c3d", 8), erase_side=side)
+        views = [torch.zeros(6, 3, 16, 32, 32) for _ in model.views]
+        with FlopCounterMode(display=False) as counter:
+            model(views, None, torch.arange(6), Draws(0, 0))[0].backward()
+        flop[side] = counter.get_total_flops()
+    assert flop["both"] / flop["query"] == pytest.approx(1.8, abs=0.05)
 
 
 def test_classify_with_be():

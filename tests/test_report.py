@@ -480,15 +480,21 @@ def test_figure4_by_hand(tmp_path, capsys):
                    for a, b in zip(STATIC, [h + (c != 2) for c, h in enumerate(STATIC)], strict=True)]
     expected = {("gain", "static top-1"): pearson(static, better - base),
                 ("gain", "static probability"): pearson(probability, better - base)}
+    kept = [0, 1, 3, 4, 5]  # of the third class `base` knows nothing
+    relative = 100 * (better - base)[kept] / base[kept]
+    expected["gain, % of base", "static top-1"] = pearson(static[kept], relative)
+    expected["gain, % of base", "static probability"] = pearson(np.array(probability)[kept], relative)
     assert {(fit["y"], fit["x"]): (fit["r"], fit["p"]) for fit in said["correlations"]} == {
         key: pytest.approx(value, rel=1e-4) for key, value in expected.items()}
-    assert [fit["classes"] for fit in said["correlations"]] == [6, 6]
+    assert [fit["classes"] for fit in said["correlations"]] == [6, 6, 5, 5]
+    assert [row["class"] for row in said["per_class"] if row["gain, % of base"] is None] == ["class_2"]
     row = next(row for row in said["per_class"] if row["class"] == "class_3")
     assert row.pop("class") and row == pytest.approx({
-        "static top-1": 25, "static probability": probability[3], "table1-moco": 45, "table1-moco-be": 85, "gain": 40})
+        "static top-1": 25, "static probability": probability[3], "table1-moco": 45, "table1-moco-be": 85, "gain": 40,
+        "gain, % of base": 100 * 40 / 45})
     assert said["splits"] == [1, 2] and (tmp_path / "gain-hmdb51-test.png").stat().st_size > 10_000
     out = capsys.readouterr().out
-    assert "r = -0.48, p = 0.0004 compares with `gain` against `static probability`" in out and "+40.0" in out
+    assert "r = -0.48, p = 0.0004 compares with `gain` against `static probability`" in out and "+88.9" in out
 
 
 def test_figure4_says_what_it_misses(tmp_path, capsys):
