@@ -213,7 +213,8 @@ def test_mistakes_in_a_file(tmp_path):
                           ("retrieve: {memory_gb: -1}", "retrieve: memory_gb=-1.0 is too small"),
                           ("for: {hmdb51: {finetune: {dropout: 1.5}}}", "dropout=1.5 is too large"),
                           ("a: 2026-02-31", "is not YAML"), ("[" * 5000, "is not YAML"),
-                          ("a: {lr: 1}\na: {lr: 2}", "a is given twice"), ("a: {lr: 1, lr: 1}", "lr is given twice")]:  # fmt: skip
+                          ("a: {lr: 1}\na: {lr: 2}", "a is given twice"),
+                          ("a: {lr: 1, lr: 1}", "lr is given twice")]:  # fmt: skip
         path = tmp_path / "bad.yaml"
         path.write_text(text)
         with pytest.raises(ConfigError, match=message.replace("'", ".")):
