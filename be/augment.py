@@ -86,6 +86,9 @@ class ViewParams:
 def draw_view(draws, n, scale=None, flip=0.0, rotate=0.0, jitter=(0.0, 0.0, 0.0, 0.0), jitter_ops="all"):
     """Draw n augmentations, of keys whose ranges be/config.py holds. Default: a plain random crop. -> ViewParams
 
+    An argument of your own is a key of Config of the same name. Draw for it after what is drawn already: runs of before
+    then see the same views.
+
     scale: range of the area of a square window, resized to S x S; 1 = the frame's largest. None: S x S as stored.
     flip: probability that left and right change places.
     rotate: angles are uniform in (-rotate, rotate) degrees. Paper: 10.
