@@ -22,7 +22,7 @@ import threading
 import zlib
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from hashlib import blake2b
@@ -192,8 +192,9 @@ def parallel(job, items, what, workers=None, limit=lambda item: 600):
 
     Some files make FFmpeg crash or never return: if the process dies, or takes over `limit(item)` seconds and is
     killed, this yields (item, None, what happened). An exception in a job is a bug: its traceback is printed, and
-    RuntimeError raised. Closing the generator kills the processes. They are spawned, as threads and GPUs of the caller
-    do not survive a fork, so `job` is a function of a module, or a partial of one."""
+    RuntimeError raised. Close the generator, which kills the processes. Left to the end of the interpreter, when its
+    threads stand still, it may wait for them for ever. The processes are spawned, as threads and GPUs of the caller do
+    not survive a fork, so `job` is a function of a module, or a partial of one."""
     from be.runs import progress  # it imports torch: seconds and 300 MB that processes which read files do without
 
     context, own, started = multiprocessing.get_context("spawn"), threading.local(), []
@@ -265,7 +266,7 @@ def inspect_files(root, paths, check, workers, shard) -> tuple[list[Record], int
     work = parallel(partial(inspect_file, root, check), todo, f"inspecting {root.name}", workers,
                     lambda record: 60 + record.size / 1e5)  # far more than any machine needs for a sound file
     own = "" if shard == "1/1" else f"-{shard.replace('/', '-of-')}"
-    with open(root / JOURNAL.format(own), "a", buffering=1) as file:
+    with closing(work), open(root / JOURNAL.format(own), "a", buffering=1) as file:
         for old, new, problem in work:
             known[old.key] = new = new or replace(old, problem=problem, deadly=True)
             file.write(f"\n{json.dumps(asdict(new))}\n")  # the first break ends a line that was cut
@@ -293,11 +294,12 @@ def copy_dataset(root, copy, lists, paths, workers=None, *, short_side, gop):
             file.write_bytes(path.read_bytes().replace(os.fsencode(f"{root}/"), b""))
     todo = [path for path in paths if not (copy / path).exists()]
     work = parallel(partial(transcode, root, copy, short_side, gop), todo, "transcoding", workers, lambda path: 3600)
-    for path, problem, crash in work:
-        if isinstance(problem, OSError):
-            raise problem
-        if problem or crash:
-            print(f"not copied: {path}: {problem or crash}")
+    with closing(work):
+        for path, problem, crash in work:
+            if isinstance(problem, OSError):
+                raise problem
+            if problem or crash:
+                print(f"not copied: {path}: {problem or crash}")
 
 
 # ---- the data set

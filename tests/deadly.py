@@ -15,5 +15,9 @@ def deadly(offset, item):
     return len(str(item)) + offset, os.getpid()
 
 
+def full_disk(*_):
+    return OSError(28, "No space left on device")
+
+
 def limit(item):
     return {"hang": 1, "slow": 3}.get(item, 60)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from deadly import deadly, limit
+from deadly import deadly, full_disk, limit
 from PIL import Image
 
 from be import datasets, synthetic, video
@@ -248,6 +248,15 @@ def test_wrong_words_and_places(data, tmp_path):
     (data / "ucf101/ucfTrainTestlist/testlist01.txt").unlink()
     with pytest.raises(ConfigError, match="trainlist01.txt:1: "):
         prepare("ucf101", str(data))
+
+
+def test_a_full_disk_leaves_no_process(data, tmp_path, monkeypatch):
+    """Not even while somebody holds the error, and with it all that was at work."""
+    monkeypatch.setattr("be.prepare.transcode", full_disk)
+    others = set(multiprocessing.active_children())
+    with pytest.raises(OSError, match="No space left") as kept:
+        copy_dataset(data, tmp_path / "copy", [], [f"{i}.avi" for i in range(9)], 2, short_side=16, gop=1)
+    assert not set(multiprocessing.active_children()) - others and kept.tb
 
 
 def test_as_it_is_typed_where_files_may_not_grow(data):
