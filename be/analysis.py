@@ -30,6 +30,7 @@ from be import backbones, bias, datasets
 from be.augment import Draws, denormalise
 from be.config import Config, ConfigError, choose
 from be.erase import ERASE
+from be.prepare import part_of
 from be.report import panels, save
 from be.runs import RunError, make_accelerator, progress, provenance, write_aside, write_text, writing
 from be.train import make_views
@@ -146,7 +147,7 @@ def draw_maps(path, networks, samples, shown):
 # ---- where persons are
 
 def masks(dataset: str, data: str = "data", source: str = DETECTOR, weights: str | None = None, score: float = 0.8,
-          to: str | None = None):
+          to: str | None = None, shard: str = "1/1"):
     """masks: find the persons in all videos of a data set and store where they are, for robustness and actors
 
     source     maskrcnn_resnet50_fpn_v2: torchvision's Mask R-CNN, trained on COCO; rendered: the truth of synthetic
@@ -154,20 +155,21 @@ def masks(dataset: str, data: str = "data", source: str = DETECTOR, weights: str
     weights    a file of the detector's weights; default: torchvision's own, downloaded once
     score      the least confidence, 0 to 1, of what is taken for a person
     to         the folder to write to; default DATA/masks/DATASET
+    shard      such as 3/16: of 16 jobs on any machines the 3rd; when all are done, source=none counts
 
     What has a mask in TO is not done again: the command goes on after a crash, and does the rest where you have masks
     of some videos. `python benchmarks/masks.py convert` makes them of pictures, boxes and JHMDB's puppets. Each
     TO/CLASS/NAME.npz tells its source; TO/masks.json counts them, and has a hash of all masks. Under `accelerate
     launch` each process takes its share.
     """
-    accelerator, samples = patient_accelerator(), all_videos(dataset, data)
+    mine, accelerator, samples = part_of(shard), patient_accelerator(), all_videos(dataset, data)
     to = Path(to or Path(data) / "masks" / dataset)
     files = [bias.mask_file(to, path) for path in samples.paths]
     if source != "none":
         locate = locator(source, weights, score, accelerator.device, samples)
         told = f"{source}, score {score}, weights {weights or 'of torchvision'}" if source == DETECTOR else source
-        make_missing(files, partial(store_mask, locate, told), accelerator, "masks")
-    if accelerator.is_main_process:
+        make_missing(files, partial(store_mask, locate, told), accelerator, "masks", mine)
+    if accelerator.is_main_process and (shard == "1/1" or source == "none"):
         tell(to / "masks.json", {"videos": len(samples), **count_masks(samples, to)})
 
 
@@ -207,9 +209,10 @@ def all_videos(dataset: str, data) -> datasets.Samples:
     return datasets.Samples(lists[0].root, paths, np.zeros(len(paths), int), np.arange(len(paths)), ["any"])
 
 
-def make_missing(files: list[Path], make, accelerator, what: str):
-    """Calls make(i, file) for each file that is not there. The processes share them, and wait for each other."""
-    todo = [(i, file) for i, file in enumerate(files) if not file.exists()]
+def make_missing(files: list[Path], make, accelerator, what: str, wanted=lambda file: True):
+    """Calls make(i, file) for each file that is `wanted` and not there. The processes share them, and wait for each
+    other."""
+    todo = [(i, file) for i, file in enumerate(files) if wanted(file) and not file.exists()]
     accelerator.wait_for_everyone()  # until all have looked: they must see the same
     mine = todo[accelerator.process_index :: accelerator.num_processes]
     for one in progress(mine, len(mine), what) if accelerator.is_main_process else mine:

@@ -132,6 +132,22 @@ def test_what_others_have_is_converted_and_the_verb_does_the_rest(data, theirs, 
     assert sum(file.stat().st_size for file in to.rglob("*.npz")) < 32 * T * H * W / 8
 
 
+def test_jobs_that_share_the_masks_make_what_one_makes(data, capsys):
+    tmp_path, _ = data
+    whole, parts, made = tmp_path / "whole", tmp_path / "parts", []
+    analysis.masks("hmdb51", str(tmp_path), "rendered", to=str(whole))
+    for part in "213":
+        analysis.masks("hmdb51", str(tmp_path), "rendered", to=str(parts), shard=f"{part}/3")
+        made.append(len([*parts.rglob("*.npz")]))
+        assert not (parts / "masks.json").exists()
+    assert 0 < made[0] < made[1] < made[2] == 32
+    analysis.masks("hmdb51", str(tmp_path), "none", to=str(parts))
+    files = [{file.relative_to(to): file.read_bytes() for file in to.rglob("*.*")} for to in (whole, parts)]
+    assert files[0] == files[1] and len(files[0]) == 33
+    with pytest.raises(ConfigError, match="shard=4/3 must be K/N, K from 1 to N"):
+        analysis.masks("hmdb51", str(tmp_path), "rendered", to=str(parts), shard="4/3")
+
+
 class Evil:
     def __reduce__(self):
         return (exec, ("raise SystemExit('code ran')",))
