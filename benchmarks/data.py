@@ -1,11 +1,12 @@
-"""What decoding costs, beside decord and torchcodec; how many workers are enough; whether their memory grows.
+"""What decoding costs, beside decord and torchcodec; workers or threads, and how many; whether their memory grows.
 
     pip install -e '.[bench]'             the peers; those that are absent are left out
     python benchmarks/data.py rounds=9    every argument of `measure` is a key
 
 The videos are made here: two like Kinetics-400 as it is mostly kept (`raw`: 340 x 256, H.264 as x264 makes it by
-default: key frames 250 apart, three of five pictures B), two like UCF101 (`xvid`: 320 x 240, MPEG-4 in AVI), and the
-copies of the former that `prepare transcode=true` makes (`copy`).
+default: key frames 250 apart, three of five pictures B), two like UCF101 (`xvid`: 320 x 240, MPEG-4 in AVI), the
+copies of the former that `prepare transcode=true` makes (`copy`), and their frames in JPEG files, a folder a video
+(`jpeg`; the peer is Pillow). Files of your own in a folder are `yours`, with yours=FOLDER.
 """
 
 import gc
@@ -16,12 +17,15 @@ import sys
 import tempfile
 import time
 from functools import partial
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
+from shutil import copy
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import numpy as np
 import torch
+from PIL import Image
 
 from be import datasets, video
 from be.config import ConfigError, UserError, arguments
@@ -60,9 +64,18 @@ def one_pass(read, samples, i, clips, size):
     return read(samples.path(i), needed, size)[place.reshape(clips.shape)]
 
 
-def readers() -> dict:
-    """{name: reader}: ours and those of the peers that are installed."""
+def read_pictures(path, indices, size):
+    """As code that reads folders of frames does it: Pillow opens a file for each frame."""
+    files = sorted(Path(path).iterdir())
+    pictures = (Image.open(files[n]).convert("RGB") for n in indices)
+    return np.stack([picture.resize(size[::-1], Image.Resampling.BILINEAR) for picture in pictures])
+
+
+def readers(folders: bool) -> dict:
+    """{name: reader}: ours and those of the peers that are installed, of videos or of folders of frames."""
     found = {"be": ours}
+    if folders:
+        return found | {"Pillow": partial(one_pass, read_pictures)}
     try:
         import decord
 
@@ -117,8 +130,9 @@ def film(frames: int, height: int, width: int, seed: int):
         yield (shot + 2 * rng.standard_normal((height, width, 1))).clip(0, 255).astype(np.uint8)
 
 
-def make(folder: Path, short_side: int, length: int = 300) -> dict[str, datasets.Samples]:
-    """Writes the videos, of `length` frames, and their manifests. -> {"raw", "xvid", "copy": two videos each}"""
+def make(folder: Path, short_side: int, length: int = 300, yours: str | None = None) -> dict[str, datasets.Samples]:
+    """Writes the videos, of `length` frames, and their manifests. -> {"raw", "xvid", "copy", "jpeg": two videos each}
+    and, of what lies in the folder `yours`, "yours"."""
     data = folder / "films"
     (data / "plain").mkdir(parents=True)
     (data / "plain/classes.txt").write_text("one\n")
@@ -126,10 +140,17 @@ def make(folder: Path, short_side: int, length: int = 300) -> dict[str, datasets
         video.encode(data / f"plain/{i}.mp4", film(length, 256, 340, i), 30)
         video.encode(data / f"plain/{i}.avi", film(length * 3 // 5, 240, 320, i), 25, codec="mpeg4",
                      options={"g": "250", "b": "400k"})
-    for name, suffix in (("raw", "mp4"), ("xvid", "avi")):
-        (data / f"plain/{name}.txt").write_text("".join(f"{i}.{suffix} 0\n" for i in range(2)))
+        (data / f"plain/{i}").mkdir()
+        with video.Reader(data / f"plain/{i}.mp4") as reader:
+            for n, frame in enumerate(reader.decode(np.arange(length)), 1):
+                Image.fromarray(frame).save(data / f"plain/{i}/{n:05d}.jpg", quality=90)
+    lists = {"raw": ["0.mp4", "1.mp4"], "xvid": ["0.avi", "1.avi"], "jpeg": ["0", "1"]}
+    if yours:
+        lists["yours"] = [Path(copy(file, data / "plain")).name for file in sorted(Path(yours).iterdir())]
+    for name, files in lists.items():
+        (data / f"plain/{name}.txt").write_text("".join(f"{file} 0\n" for file in files))
     prepare("plain", str(data), "packets", transcode=True, short_side=short_side, workers=1)
-    return {"raw": datasets.load("plain", data, "raw"), "xvid": datasets.load("plain", data, "xvid"),
+    return {**{name: datasets.load("plain", data, name) for name in lists},
             "copy": datasets.load("plain", f"{data}-{short_side}", "raw")}
 
 
@@ -137,16 +158,17 @@ def make(folder: Path, short_side: int, length: int = 300) -> dict[str, datasets
 
 
 def right_frames(read, samples, size) -> float:
-    """The share of the frames asked for in all workloads that are nearer to that frame of `be` than to its others."""
+    """The share of the frames asked for in all workloads to which no frame of `be` is nearer than that one."""
     hits = []
     for i in range(len(samples)):
         whole = ours(samples, i, np.arange(samples.manifest.frames[samples.rows[i]])[None], size)[0, :, ::4, ::4]
-        whole = whole.reshape(len(whole), -1).astype(np.float32)
+        whole = whole.reshape(len(whole), -1).astype(float)
         for sampler in WORKLOADS.values():
             clips = sampler(len(whole), np.random.default_rng(i))
-            got = read(samples, i, clips, size)[:, :, ::4, ::4].reshape(clips.size, -1).astype(np.float32)
+            got = read(samples, i, clips, size)[:, :, ::4, ::4].reshape(clips.size, -1).astype(float)
             distance = np.square(whole).sum(1) - 2 * got @ whole.T  # squared, less a constant of each row
-            hits += (distance.argmin(1) == clips.ravel()).tolist()
+            asked = np.take_along_axis(distance, clips.reshape(-1, 1), 1)
+            hits += (asked <= distance.min(1, keepdims=True) + 1).ravel().tolist()  # some videos stand still
     return float(np.mean(hits))
 
 
@@ -166,10 +188,11 @@ def in_turns(found: dict, samples, sampler, size, rounds: int, draws: int) -> di
 
 def compare(lists: dict, short_side: int, rounds: int, draws: int) -> dict:
     """Prints samples per second, and their ratio to those of be. -> {(list, workload, reader): seconds of a sample}"""
-    found, seconds = readers(), {}
+    seconds = {}
     print("\nsamples per second and core, by CPU time (be over this reader)")
-    print(f"{'file':6}{'workload':16}" + "".join(f"{name:>26}" for name in found))
     for name, samples in lists.items():
+        found = readers(name == "jpeg")
+        print(f"{'file':6}{'workload':16}" + "".join(f"{reader:>26}" for reader in found))
         size = ours(samples, 0, np.zeros((1, 1), int), (short_side, short_side)).shape[2:4]
         for reader, read in found.items():
             if (share := right_frames(read, samples, size)) < 1:
@@ -189,15 +212,43 @@ def stream(samples, short_side: int, count: int, workers: int):
     return iter(datasets.loader(clips, batches, workers))
 
 
-def by_workers(samples, short_side: int, counts) -> dict[int, float]:
-    """{workers: samples per second of the loader, by the clock}"""
+def by_workers(samples, short_side: int, counts) -> dict[int, tuple[float, float]]:
+    """{workers: samples per second of the loader, by the clock; MiB of the workers' memory, shared pages in parts}"""
     rates = {}
     for workers in counts:
-        batches = stream(samples, short_side, 64 * workers, workers)
+        batches = stream(samples, short_side, 128 * workers, workers)
         next(batches)  # by now the workers have started
         began = time.perf_counter()
-        rates[workers] = 8 * sum(1 for _ in batches) / (time.perf_counter() - began)
+        count = 8 * sum(1 for _ in batches)
+        seconds = time.perf_counter() - began
+        rates[workers] = count / seconds, sum(memory(child.pid) for child in multiprocessing.active_children())
+        del batches
     return rates
+
+
+def by_threads(samples, short_side: int, counts) -> dict[int, tuple[float, float]]:
+    """As `by_workers`, of threads of this process that make a batch each; the memory is what it grows by. PyAV lets
+    other threads run while it decodes and scales."""
+    clips, rates = datasets.Clips(samples, moco, short_side, 0, train=True), {}
+
+    def batch(start):
+        return datasets.collate([clips[0, (start + i) % len(samples)] for i in range(8)])
+
+    for threads in counts:
+        before = memory(os.getpid())
+        with ThreadPool(threads) as pool:
+            pool.map(batch, range(threads))
+            began, todo = time.perf_counter(), range(0, 128 * threads, 8)
+            for _ in pool.imap(batch, todo):
+                pass
+            rates[threads] = 8 * len(todo) / (time.perf_counter() - began), memory(os.getpid()) - before
+    return rates
+
+
+def memory(pid: int) -> float:
+    """MiB of a process; of pages that it shares with n - 1 others an nth."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
 
 
 def memory_slope(samples, short_side: int, count: int) -> float:
@@ -211,7 +262,7 @@ def memory_slope(samples, short_side: int, count: int) -> float:
     return float(np.polyfit(8 * np.arange(len(later)) / 1000, later, 1)[0])
 
 
-def measure(rounds: int = 5, draws: int = 2, short_side: int = 128, samples: int = 2000):
+def measure(rounds: int = 5, draws: int = 2, short_side: int = 128, samples: int = 2000, yours: str | None = None):
     """Prints all tables.
 
     rounds: in each, every reader in turn decodes the same clips, in this process, on one thread, to the same size.
@@ -219,20 +270,27 @@ def measure(rounds: int = 5, draws: int = 2, short_side: int = 128, samples: int
     draws: clips drawn of each of the two videos of a kind, in each round.
     short_side: px, of the frames that all readers give out, and of the copies.
     samples: while so many pass through the loader its memory is watched, after as many to warm up.
+    yours: a folder of videos, which are measured, too.
     """
     if min(rounds, draws) < 1 or samples < 100:
         raise ConfigError(f"rounds={rounds} and draws={draws} must be at least 1, samples={samples} at least 100")
     torch.set_num_threads(1)
     gc.freeze()  # as a worker of the loader does
     with tempfile.TemporaryDirectory() as folder:
-        lists = make(Path(folder), short_side)
+        lists = make(Path(folder), short_side, yours=yours)
         compare(lists, short_side, rounds, draws)
-        print("\nsamples per second of the loader, MoCo+BE, by the clock")
+        print("\nsamples per second of the loader, MoCo+BE, by the clock (MiB)")
         for name in ("raw", "copy"):
-            rates = by_workers(lists[name], short_side, range(1, (os.cpu_count() or 1) + 1))
+            counts = range(1, (os.cpu_count() or 1) + 1)
+            found = {"workers": by_workers(lists[name], short_side, counts),
+                     "threads": by_threads(lists[name], short_side, counts)}
+            for what, rates in found.items():
+                print(f"{name}: " + ", ".join(f"{rate:.1f} ({mib:.0f}) by {n}" for n, (rate, mib) in rates.items())
+                      + f" {what}")
+            rates = {n: rate for n, (rate, _) in found["workers"].items()}
             enough = next(n for n, rate in rates.items() if rate >= 0.95 * max(rates.values()))
-            print(f"{name}: " + ", ".join(f"{rate:.1f} by {n}" for n, rate in rates.items())
-                  + f"; {enough} are enough here, or one for every {rates[1]:.0f} samples a second that training takes")
+            print(f"{name}: {enough} workers are enough here, or one for every {rates[1]:.0f} samples a second that "
+                  f"training takes")
         slope = memory_slope(lists["copy"], short_side, samples)
         print(f"a worker's memory grows by {slope:+.2f} MiB per 1,000 samples, over {samples:,}")
 

@@ -11,7 +11,7 @@ import torch
 from conftest import ROOT
 from torch.utils.flop_counter import FlopCounterMode
 
-from be import backbones, objectives
+from be import backbones, objectives, video
 from be.augment import Draws
 
 
@@ -28,16 +28,22 @@ def script(monkeypatch, capsys):
 def test_data(tmp_path, capsys):
     """Whoever gives other frames is named, and whoever takes twice the time is said to."""
     data = runpy.run_path(str(ROOT / "benchmarks/data.py"))
-    lists, ours = data["make"](tmp_path, 32, 40), data["ours"]
+    (tmp_path / "yours").mkdir()
+    video.encode(tmp_path / "yours/own.avi", data["film"](40, 64, 80, 7), 25)
+    lists, ours = data["make"](tmp_path, 32, 40, str(tmp_path / "yours")), data["ours"]
+    assert list(lists) == ["raw", "xvid", "jpeg", "yours", "copy"] and len(lists["yours"]) == 1
     found = {"be": ours, "twice": lambda *job: (ours(*job), ours(*job))[1],
              "other": lambda samples, i, clips, size: ours(samples, i, np.maximum(clips - 1, 0), size)}
-    data["compare"].__globals__["readers"] = lambda: found
+    pictures, data["compare"].__globals__["readers"] = data["readers"](True), lambda folders: found
+    assert data["right_frames"](pictures["Pillow"], lists["jpeg"], (32, 42)) == 1
     seconds = data["compare"](lists, 32, rounds=1, draws=2)
     said = capsys.readouterr().out
     assert "other gives other frames than it is asked for" in said and "twice gives" not in said
     assert 1.4 < np.median([seconds[name, what, "twice"] / spent for (name, what, reader), spent in seconds.items()
                             if reader == "be"]) < 2.8
-    assert data["by_workers"](lists["copy"], 32, [1])[1] > 1
+    for way in ("by_workers", "by_threads"):
+        rate, mib = data[way](lists["copy"], 32, [1])[1]
+        assert rate > 1 and mib < 2000, way
     assert abs(data["memory_slope"](lists["copy"], 32, 100)) < 20
 
 
