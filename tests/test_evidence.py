@@ -57,3 +57,17 @@ def test_the_text_has_no_other_numbers():
     told, held = (set(re.findall(r"[+-]?\d+\.\d ± \d+\.\d", " ".join(text.split())))
                   for text in (PAGE + README, "".join(rows for *_, rows in TABLES)))  # fmt: skip
     assert len(TABLES) > 9 and told <= held
+
+
+def test_what_is_said_of_decoding_was_printed():
+    """Rows of docs/BENCHMARKS.md against evidence/decoding.txt, and its ratios against its rates."""
+    record = (ROOT / "docs/evidence/decoding.txt").read_text().replace("\nyours ", "\nucf101 ")
+    rows = re.findall(r"^\| (raw|xvid|jpeg|ucf101|copy) +\| (\w.+?) +\| ([\d.]+) +\|(.+)\|$",
+                      (ROOT / "docs/BENCHMARKS.md").read_text(), re.M)
+    assert len(rows) == 20
+    for file, workload, rate, others in rows:
+        cells = [cell for cell in map(str.strip, others.split("|")) if cell]
+        line = r" +".join(map(re.escape, [file, workload, f"{rate} (1.00)", *cells]))
+        assert re.search(f"^{line}$", record, re.M), (file, workload)
+        for other, ratio in (cell.strip(")").split(" (") for cell in cells):
+            assert float(rate) / float(other) == pytest.approx(float(ratio), rel=0.05)
