@@ -37,7 +37,7 @@ def measures(out: Path, split: int) -> dict[tuple, dict[str, float]]:
                     name = what.split()[0] + names[metric]
                     found.setdefault((experiment, seed), {})[name] = round(result[metric], 3)
                     found[experiment, seed][f"{name}, videos"] = result["n_scored"]
-    for file in sorted(out.glob("robustness-*-test.json")):
+    for file in sorted(out.rglob("robustness-*-test.json")):
         about = json.loads(file.read_text())
         for row in about["rows"]:
             numbers = {f"{about['dataset']} {what}": row[what] for what in QUESTIONS if row.get(what) is not None}

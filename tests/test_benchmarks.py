@@ -117,3 +117,34 @@ def test_a_mistake_is_one_line(script, name, word, problem):
     with pytest.raises(SystemExit, match=problem) as error:
         script(name, word)
     assert len(str(error.value).splitlines()) == 1
+
+
+def test_a_record_holds_what_runs_left(tmp_path, script):
+    """Of two seeds; a swapped list, another split and other experiments do not count."""
+    def leave(name, kind, seed=0, subset="test", split=1, **numbers):
+        folder = tmp_path / "runs" / name / f"{kind}-{seed}-{split}-{subset}"
+        folder.mkdir(parents=True, exist_ok=True)
+        result = {"experiment": name, "dataset": "hmdb51", "subset": subset, "split": split, "seed": seed,
+                  "test_clips": 10, "n_scored": 7, "n_expected": 7, "git_sha": "abc", **numbers}
+        (folder / f"{kind}-{subset}.json").write_text(json.dumps(result))
+
+    for seed in (0, 1):
+        for arm, top1 in (("random", 10.0), ("moco", 20.0)):
+            leave(f"real-methods-{arm}", "result", seed, top1=top1 + seed)
+    leave("real-methods-moco", "result", 1, subset="swapped", top1=99.0)
+    leave("real-methods-moco", "result", 2, split=2, top1=99.0)
+    leave("real-methods-moco", "linear", top1=30.0, knn=40.0)
+    leave("real-methods-moco", "recall", protocol="gap", **{"R@1": 50.0, "R@20": 99.0})
+    leave("table1-moco", "result", top1=99.0)
+    row = {"experiment": "real-methods-moco", "seed": 0, "SHAcc": 60.0, "shuffled": None}
+    asked = {"dataset": "hmdb51", "rows": [row]}
+    (tmp_path / "runs/suite").mkdir()
+    (tmp_path / "runs/suite/robustness-hmdb51-test.json").write_text(json.dumps(asked))
+    said = script("record", "question=real-methods", f"out={tmp_path / 'runs'}", f"to={tmp_path}")
+    assert "no pre-training: 2, plain MoCo: 2" in said and (tmp_path / "real-methods.png").stat().st_size
+    kept = json.loads((tmp_path / "real-methods.json").read_text())
+    assert kept["code"] == ["abc"] and [row["hmdb51"] for row in kept["runs"]["no pre-training"]] == [10, 11]
+    row = {key: number for key, number in kept["runs"]["plain MoCo"][0].items() if "videos" not in key}
+    assert row == {"seed": 0, "hmdb51": 20, "hmdb51 linear": 30, "hmdb51 knn": 40, "hmdb51 R@1": 50, "hmdb51 SHAcc": 60}
+    with pytest.raises(SystemExit, match="no test of split 1 of real-gamma-...; entries: real-gamma-0, "):
+        script("record", "question=real-gamma", f"out={tmp_path / 'suite'}", f"to={tmp_path}")

@@ -1,4 +1,4 @@
-"""docs/EVIDENCE.md against its records: every number of its tables is computed again, and its text has no others."""
+"""What docs/ says was measured, against its records: numbers of tables are computed again, the text has no others."""
 
 import json
 import re
@@ -8,9 +8,11 @@ import pytest
 from conftest import ROOT
 from scipy.stats import linregress, t
 
-PAGE = (ROOT / "docs/EVIDENCE.md").read_text()
+PAGES = [ROOT / "docs/EVIDENCE.md", ROOT / "docs/evidence/previous-default.md"]
+PAGE = "\n".join(page.read_text() for page in PAGES)
 README = (ROOT / "README.md").read_text().split("On small drawn videos")[1].split("\n\n")[0]
-TABLES = re.findall(r"^Records?: (.+)\n\n\|(.+)\|\n\|.+\n((?:\|.*\n)+)", PAGE, re.M)  # files, header, rows
+TABLES = [(page.parent, *found) for page in PAGES  # folder, files, header, rows
+          for found in re.findall(r"^Records?: (.+)\n\n\|(.+)\|\n\|.+\n((?:\|.*\n)+)", page.read_text(), re.M)]
 PAIRS = {  # what two arms of each pair differ in, alike
     "hard negative, mean of two pairs": [("MoCo + hard negative", "MoCo"), ("MoCo + BE", "BE without hard negative")],
     "BE on the key, mean of two pairs": [("BE without hard negative", "MoCo"), ("MoCo + BE", "MoCo + hard negative")],
@@ -43,11 +45,11 @@ def cell(runs, corner, row, column):
     return f"{mean(values):+.1f} ± {half:.1f}"
 
 
-@pytest.mark.parametrize("files, header, rows", TABLES, ids=range(len(TABLES)))
-def test_a_table_follows_from_its_records(files, header, rows):
+@pytest.mark.parametrize("folder, files, header, rows", TABLES, ids=range(len(TABLES)))
+def test_a_table_follows_from_its_records(folder, files, header, rows):
     runs, (corner, *columns) = {}, map(str.strip, header.split("|"))
     for file in re.findall(r"\]\((\S+\.json)\)", files):
-        for arm, found in json.loads((ROOT / "docs" / file).read_text())["runs"].items():
+        for arm, found in json.loads((folder / file).read_text())["runs"].items():
             runs.setdefault(arm, []).extend(found)
     for row, *cells in (map(str.strip, line.strip("|").split("|")) for line in rows.splitlines()):
         assert cells == [cell(runs, corner, row, column) for column in columns], row
