@@ -1,4 +1,4 @@
-"""What decoding costs, beside decord and torchcodec; workers or threads, and how many; whether their memory grows.
+"""What decoding costs, beside decord2 and torchcodec; workers or threads, and how many; whether their memory grows.
 
     pip install -e '.[bench]'             the peers; those that are absent are left out
     python benchmarks/data.py rounds=9    every argument of `measure` is a key
@@ -83,9 +83,9 @@ def readers(folders: bool) -> dict:
             return decord.VideoReader(path, width=size[1], height=size[0], num_threads=1).get_batch(indices).asnumpy()
 
         decord.logging.set_level(decord.logging.QUIET)
-        found |= {"decord, a read per clip": partial(each_clip, read), "decord": partial(one_pass, read)}
+        found |= {"decord2, a read per clip": partial(each_clip, read), "decord2": partial(one_pass, read)}
     except (ImportError, OSError) as error:
-        print(f"decord is not installed ({error})")
+        print(f"decord2 is not installed ({error})")
     try:
         import torchcodec.decoders
         import torchcodec.transforms
