@@ -87,7 +87,7 @@ def test_links_lead_somewhere(page):
 
 
 def test_the_table_and_the_drawing_of_rooms_are_what_is_tested():
-    table = README.split("| row | room | holds |\n|---|---|---|\n")[1].split("\n\n")[0]
+    table = README.split("| layer | module | holds |\n|---|---|---|\n")[1].split("\n\n")[0]
     expected = [("" if i else str(n), room) for n, row in enumerate(ROWS, 1) for i, room in enumerate(row)]
     assert re.findall(r"^\| (\d?) ?\| `(\w+)`", table, re.M) == expected
     drawn = re.findall(r"^ (\d)   ((?:\w+  ?)+) {3}", (ROOT / "docs/HOUSE.md").read_text(), re.M)
