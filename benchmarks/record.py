@@ -69,7 +69,8 @@ def record(question: str, out: str = "runs", to: str = str(ROOT / "docs/evidence
 
 def draw(runs: dict[str, list[dict]], path: Path):
     shared = [name for name in next(iter(runs.values()))[0] if name != "seed" and not name.endswith(", videos")
-              and all(name in rows[0] for rows in runs.values())][:DRAWN]
+              and all(name in rows[0] for rows in runs.values())]
+    shared = sorted(shared, key=lambda name: " " in name)[:DRAWN]  # fine-tuned networks first
     figure, axes = panels(1, len(shared), 2.2 + 1.2 / len(shared), 0.4 + 0.3 * len(runs), f"{path.stem}, %")
     for name, axis in zip(shared, axes, strict=True):
         for place, rows in enumerate(runs.values()):

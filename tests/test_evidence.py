@@ -68,7 +68,10 @@ def test_what_the_tests_of_bias_said_follows_from_the_record():
     (_, *arms), _, *rows = ([part.strip() for part in line.strip("|").split("|")] for line in table.splitlines())
     assert len(arms) == 3 and len(rows) > 15
     for question, *cells in rows:
-        assert cells == [cell(runs, "", arm, f"hmdb51 {question.rstrip(' ↑↓')}") for arm in arms], question
+        measure = f"hmdb51 {question.rstrip(' ↑↓')}"
+        assert cells == [cell(runs, "", arm, measure) for arm in arms], question
+        delta, half = map(float, cell(runs, "", f"{arms[2]} minus {arms[1]}", measure).split(" ± "))
+        assert abs(delta) <= half  # the page says that none tells these two apart
 
 
 def test_what_is_said_of_decoding_was_printed():
