@@ -40,9 +40,12 @@ def measures(out: Path, split: int) -> dict[tuple, dict[str, float]]:
     for file in sorted(out.rglob("robustness-*-test.json")):
         about = json.loads(file.read_text())
         for row in about["rows"]:
-            numbers = {f"{about['dataset']} {what}": row[what] for what in QUESTIONS if row.get(what) is not None}
-            found.setdefault((row["experiment"], row["seed"]), {}).update(
-                {name: round(number, 3) for name, number in numbers.items()})
+            numbers = {f"{about['dataset']} {what}": round(row[what], 3) for what in QUESTIONS
+                       if row.get(what) is not None}
+            known = found.setdefault((row["experiment"], row["seed"]), {})
+            if known.keys() & numbers:
+                raise RunError(f"{file}: another robustness-*.json below {out} has {row['run']}, too: keep one")
+            known.update(numbers)
     return found
 
 

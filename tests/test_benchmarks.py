@@ -136,7 +136,7 @@ def test_a_record_holds_what_runs_left(tmp_path, script):
     leave("real-methods-moco", "linear", top1=30.0, knn=40.0)
     leave("real-methods-moco", "recall", protocol="gap", **{"R@1": 50.0, "R@20": 99.0})
     leave("table1-moco", "result", top1=99.0)
-    row = {"experiment": "real-methods-moco", "seed": 0, "SHAcc": 60.0, "shuffled": None}
+    row = {"experiment": "real-methods-moco", "run": "THIS", "seed": 0, "SHAcc": 60.0, "shuffled": None}
     asked = {"dataset": "hmdb51", "rows": [row]}
     (tmp_path / "runs/suite").mkdir()
     (tmp_path / "runs/suite/robustness-hmdb51-test.json").write_text(json.dumps(asked))
@@ -148,3 +148,6 @@ def test_a_record_holds_what_runs_left(tmp_path, script):
     assert row == {"seed": 0, "hmdb51": 20, "hmdb51 linear": 30, "hmdb51 knn": 40, "hmdb51 R@1": 50, "hmdb51 SHAcc": 60}
     with pytest.raises(SystemExit, match="no test of split 1 of real-gamma-...; entries: real-gamma-0, "):
         script("record", "question=real-gamma", f"out={tmp_path / 'suite'}", f"to={tmp_path}")
+    (tmp_path / "runs/robustness-hmdb51-test.json").write_text(json.dumps(asked))
+    with pytest.raises(SystemExit, match="another robustness-.*has THIS, too: keep one"):
+        script("record", "question=real-methods", f"out={tmp_path / 'runs'}", f"to={tmp_path}")

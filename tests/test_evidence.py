@@ -21,10 +21,10 @@ PAIRS = {  # what two arms of each pair differ in, alike
 
 
 def numbers(runs, arm, measure):
-    """Of one measure, a number a seed that has it."""
+    """Of one measure, {seed: number}, of the seeds that have it."""
     key = {"gap": "reliance"}.get(measure, measure.replace(" ", "_"))
     found = {run["seed"]: run.get(measure, run.get(key)) for run in runs[arm]}
-    return [found[seed] for seed in sorted(found) if found[seed] is not None]
+    return {seed: found[seed] for seed in sorted(found) if found[seed] is not None}
 
 
 def cell(runs, corner, row, column):
@@ -34,13 +34,15 @@ def cell(runs, corner, row, column):
     at = sorted({arm.split(f", {x} ")[1] for arm in runs}) if column == "mean" else [column]
     if row == "slope for 1 of gamma":
         gammas = [float(arm.split()[1]) for arm in runs]
-        values = [linregress(gammas, y).slope for y in zip(*(numbers(runs, arm, measure) for arm in runs), strict=True)]
+        columns = (numbers(runs, arm, measure).values() for arm in runs)
+        values = [linregress(gammas, y).slope for y in zip(*columns, strict=True)]
     elif pairs := PAIRS.get(row) or [row.split(" minus ")] * (" minus " in row):
         arms = [[f"{arm}, {x} {value}" if x else arm for arm in pair] for pair in pairs for value in at]
-        paired = [zip(numbers(runs, a, measure), numbers(runs, b, measure), strict=True) for a, b in arms]
-        values = [mean(of_a_seed) for of_a_seed in zip(*([p - q for p, q in pair] for pair in paired), strict=True)]
+        paired = [(numbers(runs, a, measure), numbers(runs, b, measure)) for a, b in arms]
+        assert all(p.keys() == q.keys() for p, q in paired), (row, column)  # of the same seeds
+        values = [mean(of_a_seed) for of_a_seed in zip(*([p[n] - q[n] for n in p] for p, q in paired), strict=True)]
     else:
-        values = numbers(runs, f"{row}, {x} {column}" if x else row, measure)
+        values = numbers(runs, f"{row}, {x} {column}" if x else row, measure).values()
         return f"{mean(values):.1f} ± {stdev(values):.1f}"
     half = t.ppf(0.975, len(values) - 1) * stdev(values) / len(values) ** 0.5  # of the 95 % interval
     return f"{mean(values):+.1f} ± {half:.1f}"
