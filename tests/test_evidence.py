@@ -27,25 +27,32 @@ def numbers(runs, arm, measure):
     return {seed: found[seed] for seed in sorted(found) if found[seed] is not None}
 
 
-def cell(runs, corner, row, column):
-    """A cell as it must read. A corner such as `swapped at bias` says that the columns are values of the bias."""
+def values(runs, corner, row, column):
+    """What a cell is the mean of, a number a seed, and if it is a difference. A corner such as `swapped at bias` says
+    that the columns are values of the bias."""
     measure, _, x = corner.partition(" at ")
     measure = measure or column
     at = sorted({arm.split(f", {x} ")[1] for arm in runs}) if column == "mean" else [column]
     if row == "slope for 1 of gamma":
         gammas = [float(arm.split()[1]) for arm in runs]
         columns = (numbers(runs, arm, measure).values() for arm in runs)
-        values = [linregress(gammas, y).slope for y in zip(*columns, strict=True)]
-    elif pairs := PAIRS.get(row) or [row.split(" minus ")] * (" minus " in row):
+        return [linregress(gammas, y).slope for y in zip(*columns, strict=True)], True
+    if pairs := PAIRS.get(row) or [row.split(" minus ")] * (" minus " in row):
         arms = [[f"{arm}, {x} {value}" if x else arm for arm in pair] for pair in pairs for value in at]
         paired = [(numbers(runs, a, measure), numbers(runs, b, measure)) for a, b in arms]
-        assert all(p.keys() == q.keys() for p, q in paired), (row, column)  # of the same seeds
-        values = [mean(of_a_seed) for of_a_seed in zip(*([p[n] - q[n] for n in p] for p, q in paired), strict=True)]
-    else:
-        values = numbers(runs, f"{row}, {x} {column}" if x else row, measure).values()
-        return f"{mean(values):.1f} ± {stdev(values):.1f}"
-    half = t.ppf(0.975, len(values) - 1) * stdev(values) / len(values) ** 0.5  # of the 95 % interval
-    return f"{mean(values):+.1f} ± {half:.1f}"
+        shared = [p.keys() & q.keys() for p, q in paired]  # the seeds that both have
+        assert all(seeds == shared[0] for seeds in shared), (row, column)
+        return [mean(p[seed] - q[seed] for p, q in paired) for seed in sorted(shared[0])], True
+    return [*numbers(runs, f"{row}, {x} {column}" if x else row, measure).values()], False
+
+
+def cell(runs, corner, row, column):
+    """A cell as it must read."""
+    found, difference = values(runs, corner, row, column)
+    if not difference:
+        return f"{mean(found):.1f} ± {stdev(found):.1f}"
+    half = t.ppf(0.975, len(found) - 1) * stdev(found) / len(found) ** 0.5  # of the 95 % interval
+    return f"{mean(found):+.1f} ± {half:.1f}"
 
 
 @pytest.mark.parametrize("folder, files, header, rows", TABLES, ids=range(len(TABLES)))
@@ -55,7 +62,9 @@ def test_a_table_follows_from_its_records(folder, files, header, rows):
         for arm, found in json.loads((folder / file).read_text())["runs"].items():
             runs.setdefault(arm, []).extend(found)
     for row, *cells in (map(str.strip, line.strip("|").split("|")) for line in rows.splitlines()):
-        assert cells == [cell(runs, corner, row, column) for column in columns], row
+        if columns[0] == "seeds":
+            assert {cells.pop(0)} == {str(len(values(runs, corner, row, column)[0])) for column in columns[1:]}, row
+        assert cells == [cell(runs, corner, row, column) for column in columns if column != "seeds"], row
 
 
 def test_the_text_has_no_other_numbers():
