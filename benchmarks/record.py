@@ -71,15 +71,16 @@ def record(question: str, out: str = "runs", to: str = str(ROOT / "docs/evidence
 
 
 def draw(runs: dict[str, list[dict]], path: Path):
-    shared = [name for name in next(iter(runs.values()))[0] if name != "seed" and not name.endswith(", videos")
-              and all(name in rows[0] for rows in runs.values())]
+    told = dict.fromkeys(name for rows in runs.values() for row in rows for name in row)
+    shared = [name for name in told if name != "seed" and not name.endswith(", videos")
+              and (len(runs) == 1 or sum(any(name in row for row in rows) for rows in runs.values()) > 1)]
     shared = sorted(shared, key=lambda name: " " in name)[:DRAWN]  # fine-tuned networks first
     figure, axes = panels(1, len(shared), 2.2 + 1.2 / len(shared), 0.4 + 0.3 * len(runs), f"{path.stem}, %")
     for name, axis in zip(shared, axes, strict=True):
         for place, rows in enumerate(runs.values()):
-            values = [row[name] for row in rows if name in row]
-            axis.plot(values, [-place] * len(values), "o", ms=3, color=COLOURS[place % len(COLOURS)])
-            axis.plot([sum(values) / len(values)] * 2, [-place - 0.3, 0.3 - place], color="black")
+            if values := [row[name] for row in rows if name in row]:
+                axis.plot(values, [-place] * len(values), "o", ms=3, color=COLOURS[place % len(COLOURS)])
+                axis.plot([sum(values) / len(values)] * 2, [-place - 0.3, 0.3 - place], color="black")
         axis.set(title=name, yticks=[-place for place in range(len(runs))], yticklabels=[*runs])
         axis.tick_params(labelleft=axis is axes[0])
     save(figure, path)
