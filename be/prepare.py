@@ -198,7 +198,8 @@ def parallel(job, items, what, workers=None, limit=lambda item: 600):
     from be.runs import progress  # it imports torch: seconds and 300 MB that processes which read files do without
 
     context, own, started = multiprocessing.get_context("spawn"), threading.local(), []
-    lock, over = threading.Lock(), threading.Event()  # no process starts once the others are killed
+    # No process starts once the others are killed; and only one thread at a time learns that a process ended
+    lock, over = threading.Lock(), threading.Event()
 
     def attempt(item):  # in a thread, each with a process of its own
         if not hasattr(own, "process"):
@@ -219,7 +220,8 @@ def parallel(job, items, what, workers=None, limit=lambda item: 600):
             own.process.kill()
             problem = f"makes no progress, given up after {seconds} s"
         except (EOFError, ConnectionError):
-            own.process.join()
+            with lock:
+                own.process.join()
             if own.process.exitcode == 1:
                 raise RuntimeError(f"the job failed on {item}; its traceback is above") from None
             problem = f"crashes the process that reads it (exit code {own.process.exitcode})"

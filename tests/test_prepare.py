@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import zlib
 from collections import Counter
@@ -251,7 +252,18 @@ def test_wrong_words_and_places(data, tmp_path):
 
 
 def test_a_full_disk_leaves_no_process(data, tmp_path, monkeypatch):
-    """Not even while somebody holds the error, and with it all that was at work."""
+    """Not even while somebody holds the error, and with it all that was at work; and none is left in the books because
+    two threads wait for it at once, one of which is told that there is no such process."""
+    waitpid = os.waitpid
+
+    def slow(*process):  # the others come first, and take their time to write down what they were told
+        main = threading.current_thread() is threading.main_thread()
+        time.sleep(0.1 if main else 0)
+        ended = waitpid(*process)
+        time.sleep(0 if main or not ended[0] else 0.5)
+        return ended
+
+    monkeypatch.setattr("os.waitpid", slow)
     monkeypatch.setattr("be.prepare.transcode", full_disk)
     others = set(multiprocessing.active_children())
     with pytest.raises(OSError, match="No space left") as kept:
