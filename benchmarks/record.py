@@ -5,11 +5,14 @@
 A number a measure and seed, for each entry QUESTION-... of experiments.yaml that has been tested; an arm is called by
 the `about` of its entry. `ucf101` is top-1 after fine-tuning; `ucf101 linear`, `ucf101 knn` and `ucf101 R@1` are of the
 frozen backbone; what `robustness` has asked bears its name, such as `hmdb51 frozen`. All in %, of the list `test`.
+`pretrain contrast_top1` and its like are of the batches of pre-training, the mean of the last fifth of the log's lines:
+how often the positive is nearest; the similarity (x 100) of positive and hard negative to the query; RankMe of a batch.
 """
 
 import json
 import sys
 from pathlib import Path
+from statistics import mean
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -19,11 +22,12 @@ import torch
 from be.bias import QUESTIONS
 from be.config import UserError, arguments, experiments
 from be.report import COLOURS, index, panels, runs_of, save
-from be.runs import RunError, read_results, write_text
+from be.runs import RunError, read_metrics, read_results, write_text
 
 ROOT = Path(__file__).parents[1]
 NAMES = {"linear": {"top1": " linear", "knn": " knn"}, "recall": {f"R@{k}": f" R@{k}" for k in (1, 5, 10)},
          "result": {"top1": ""}}
+PRETRAINED = {"contrast_top1": 100, "positive": 100, "hard_negative": 100, "rankme": 1}
 DRAWN = 6  # measures in the figure, at most
 
 
@@ -46,6 +50,11 @@ def measures(out: Path, split: int) -> dict[tuple, dict[str, float]]:
             if known.keys() & numbers:
                 raise RunError(f"{file}: another robustness-*.json below {out} has {row['run']}, too: keep one")
             known.update(numbers)
+    for (experiment, seed), known in found.items():
+        lines = [line for line in read_metrics(out / experiment / f"pretrain-seed{seed}") if "rankme" in line]
+        for name, scale in PRETRAINED.items():
+            if values := [line[name] for line in lines[-(len(lines) // 5 or 1):] if name in line]:
+                known[f"pretrain {name}"] = round(scale * mean(values), 3)
     return found
 
 

@@ -140,12 +140,16 @@ def test_a_record_holds_what_runs_left(tmp_path, script):
     asked = {"dataset": "hmdb51", "rows": [row]}
     (tmp_path / "runs/suite").mkdir()
     (tmp_path / "runs/suite/robustness-hmdb51-test.json").write_text(json.dumps(asked))
+    log = [json.dumps({"step": step, "rankme": step, "contrast_top1": step / 100}) for step in range(10)]
+    (tmp_path / "runs/real-methods-moco/pretrain-seed0").mkdir()
+    (tmp_path / "runs/real-methods-moco/pretrain-seed0/metrics.jsonl").write_text("\n".join(log) + '\n{"step": 9, "loss')
     said = script("record", "question=real-methods", f"out={tmp_path / 'runs'}", f"to={tmp_path}")
     assert "no pre-training: 2, plain MoCo: 2" in said and (tmp_path / "real-methods.png").stat().st_size
     kept = json.loads((tmp_path / "real-methods.json").read_text())
     assert kept["code"] == ["abc"] and [row["hmdb51"] for row in kept["runs"]["no pre-training"]] == [10, 11]
     row = {key: number for key, number in kept["runs"]["plain MoCo"][0].items() if "videos" not in key}
-    assert row == {"seed": 0, "hmdb51": 20, "hmdb51 linear": 30, "hmdb51 knn": 40, "hmdb51 R@1": 50, "hmdb51 SHAcc": 60}
+    assert row == {"seed": 0, "hmdb51": 20, "hmdb51 linear": 30, "hmdb51 knn": 40, "hmdb51 R@1": 50, "hmdb51 SHAcc": 60,
+                   "pretrain contrast_top1": 8.5, "pretrain rankme": 8.5}
     with pytest.raises(SystemExit, match="no test of split 1 of real-gamma-...; entries: real-gamma-0, "):
         script("record", "question=real-gamma", f"out={tmp_path / 'suite'}", f"to={tmp_path}")
     (tmp_path / "runs/robustness-hmdb51-test.json").write_text(json.dumps(asked))
