@@ -47,9 +47,8 @@ def values(runs, corner, row, column):
     if pairs := PAIRS.get(row) or [row.split(" minus ")] * (" minus " in row):
         arms = [[f"{arm}, {x} {value}" if x else arm for arm in pair] for pair in pairs for value in at]
         paired = [(numbers(runs, a, measure), numbers(runs, b, measure)) for a, b in arms]
-        shared = [p.keys() & q.keys() for p, q in paired]  # the seeds that both have
-        assert all(seeds == shared[0] for seeds in shared), (row, column)
-        return [mean(p[seed] - q[seed] for p, q in paired) for seed in sorted(shared[0])], True
+        shared = sorted(set.intersection(*(p.keys() & q.keys() for p, q in paired)))  # the seeds that all have
+        return [mean(p[seed] - q[seed] for p, q in paired) for seed in shared], True
     return [*numbers(runs, f"{row}, {x} {column}" if x else row, measure).values()], False
 
 
