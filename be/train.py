@@ -464,8 +464,10 @@ def finetune(cfg: Config):
 # ---- what a run costs
 
 GIB = 2**30
-# Dense 16-bit peak in TFLOP/s, as the makers state it, and the share of it that 3-D networks are assumed to reach
-GPUS, SHARE = {"V100": 125, "RTX 4090": 165, "A100": 312, "H100": 989}, 0.15
+# Dense 16-bit peak in TFLOP/s, as the makers state it
+GPUS = {"V100": 125, "RTX 4090": 165, "A100": 312, "H100": 989}
+# The share of it that a step reaches. At 112 pixels an H100 had 0.13 with C3D, 0.03 with R3D-18, 0.02 with I3D
+SHARE, OTHERS = {"c3d": 0.13}, 0.04  # docs/GPU.md
 COST = """
   memory   {memory:.1f} GiB a device, checkpointing={checkpointing}
   time     of one device at {share:.0%} of its peak: {hours}; {step:.3g} TFLOP a step
@@ -496,9 +498,10 @@ def plan_stage(stage, cfg, accelerator) -> str:
     parts = accelerator.num_processes * cfg.accumulate
     flop, memory, state = count_step(cfg, classes, cfg.batch_size // parts)
     step = parts * flop / 1e12
-    seconds = step * cfg.epochs * (n // cfg.batch_size) / SHARE
+    share = SHARE.get(cfg.backbone, OTHERS)
+    seconds = step * cfg.epochs * (n // cfg.batch_size) / share
     hours = ", ".join(f"{gpu} {duration(seconds / peak)}" for gpu, peak in GPUS.items())
-    said = vars(cfg) | dict(memory=memory / GIB, state=state / GIB, share=SHARE, hours=hours, step=step)
+    said = vars(cfg) | dict(memory=memory / GIB, state=state / GIB, share=share, hours=hours, step=step)
     return describe(stage, cfg, n, accelerator, samples) + COST.format(**said)
 
 

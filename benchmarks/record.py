@@ -5,8 +5,10 @@
 A number a measure and seed, for each entry QUESTION-... of experiments.yaml that has been tested; an arm is called by
 the `about` of its entry. `ucf101` is top-1 after fine-tuning; `ucf101 linear`, `ucf101 knn` and `ucf101 R@1` are of the
 frozen backbone; what `robustness` has asked bears its name, such as `hmdb51 frozen`. All in %, of the list `test`.
+`ucf101 swapped` and its like are of the other lists of drawn videos.
 `pretrain contrast_top1` and its like are of the batches of pre-training, the mean of the last fifth of the log's lines:
 how often the positive is nearest; the similarity (x 100) of positive and hard negative to the query; RankMe of a batch.
+`pretrain probe_linear` and `probe_linear_scene` are of the last probe: class and scene, read by a linear layer.
 """
 
 import json
@@ -27,7 +29,8 @@ from be.runs import RunError, read_metrics, read_results, write_text
 ROOT = Path(__file__).parents[1]
 NAMES = {"linear": {"top1": " linear", "knn": " knn"}, "recall": {f"R@{k}": f" R@{k}" for k in (1, 5, 10)},
          "result": {"top1": ""}}
-PRETRAINED = {"contrast_top1": 100, "positive": 100, "hard_negative": 100, "rankme": 1}
+PRETRAINED = {"contrast_top1": 100, "positive": 100, "hard_negative": 100, "rankme": 1, "probe_linear": 1,
+              "probe_linear_scene": 1}
 DRAWN = 6  # measures in the figure, at most
 
 
@@ -37,8 +40,8 @@ def measures(out: Path, split: int) -> dict[tuple, dict[str, float]]:
     for kind, names in NAMES.items():
         for (experiment, what, metric), results in index(read_results(out, kind)).items():
             for (of, seed), result in results.items():
-                if metric in names and of == split and result["subset"] == "test":
-                    name = what.split()[0] + names[metric]
+                if metric in names and of == split:
+                    name = what.split(",")[0].removesuffix(" test") + names[metric]
                     found.setdefault((experiment, seed), {})[name] = round(result[metric], 3)
                     found[experiment, seed][f"{name}, videos"] = result["n_scored"]
     for file in sorted(out.rglob("robustness-*-test.json")):
@@ -51,10 +54,10 @@ def measures(out: Path, split: int) -> dict[tuple, dict[str, float]]:
                 raise RunError(f"{file}: another robustness-*.json below {out} has {row['run']}, too: keep one")
             known.update(numbers)
     for (experiment, seed), known in found.items():
-        lines = [line for line in read_metrics(out / experiment / f"pretrain-seed{seed}") if "rankme" in line]
+        lines = read_metrics(out / experiment / f"pretrain-seed{seed}")
         for name, scale in PRETRAINED.items():
-            if values := [line[name] for line in lines[-(len(lines) // 5 or 1):] if name in line]:
-                known[f"pretrain {name}"] = round(scale * mean(values), 3)
+            if values := [line[name] for line in lines if name in line]:
+                known[f"pretrain {name}"] = round(scale * mean(values[-(len(values) // 5 or 1):]), 3)
     return found
 
 

@@ -378,3 +378,22 @@ def test_moco_steps_are_the_same():
             optimizer.zero_grad()
         states.append(copy.deepcopy(moco.state_dict()))
     torch.testing.assert_close(*states, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", ["r3d18", "i3d", "r2plus1d18", "s3d"])
+def test_first_layer_of_eight_channels_computes_the_same(name, monkeypatch):
+    class OnGPU(torch.Tensor):
+        is_cuda = True
+
+    network = backbones.build(name, width=4).eval()
+    first = next(m for m in network.modules() if isinstance(m, nn.Conv3d))
+    x, channels, convolve = torch.randn(2, 3, 4, 32, 32), [], first._conv_forward
+    first._conv_forward = lambda x, *how: channels.append(x.shape[1]) or convolve(x, *how)
+    expected, copied = network(x), copy.deepcopy(network)
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: device == "cuda")
+    got = network(x.as_subclass(OnGPU))
+    assert channels == [3, 8]
+    torch.testing.assert_close(got.as_subclass(torch.Tensor), expected)
+    with torch.no_grad():
+        first.weight.zero_()
+    torch.testing.assert_close(copied(x), expected)  # a momentum encoder's first layer is its own
