@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT
 from scipy.stats import linregress, t, ttest_rel
 
-PAGES = [ROOT / "docs/EVIDENCE.md", ROOT / "docs/evidence/previous-default.md"]
+PAGES = [ROOT / "docs/EVIDENCE.md", *(ROOT / f"docs/evidence/{name}.md" for name in ("drawn", "previous-default"))]
 PAGE = "\n".join(page.read_text() for page in PAGES)
 README = (ROOT / "README.md").read_text().split("## Numbers")[1].split("\n## ")[0]
 TABLES = [(page.parent, *found) for page in PAGES  # folder, files, header, rows
