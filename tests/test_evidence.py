@@ -9,7 +9,8 @@ import pytest
 from conftest import ROOT
 from scipy.stats import linregress, t, ttest_rel
 
-PAGES = [ROOT / "docs/EVIDENCE.md", *(ROOT / f"docs/evidence/{name}.md" for name in ("drawn", "previous-default"))]
+PAGES = [ROOT / "docs/EVIDENCE.md", *(ROOT / "docs/evidence" / name for name in (
+    "real-methods.md", "drawn.md", "previous-default.md"))]
 PAGE = "\n".join(page.read_text() for page in PAGES)
 README = (ROOT / "README.md").read_text().split("## Numbers")[1].split("\n## ")[0]
 TABLES = [(page.parent, *found) for page in PAGES  # folder, files, header, rows
