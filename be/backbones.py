@@ -269,11 +269,12 @@ def checkpoint_activations(network):
 
 
 def padded(convolution, x):
-    """`convolution(x)` for x of 3 channels. In 16 bits on a GPU, zeros make them 8, and the result is the same: for 3
-    channels cuDNN has no kernel that uses the tensor cores, and takes over twice the time (docs/BENCHMARKS.md)."""
+    """`convolution(x)` for x of 3 channels, up to rounding. In 16 bits on a GPU, zeros make them 8: for 3, cuDNN took a
+    kernel without tensor cores, and 2.5 times as long (docs/GPU.md)."""
     weight = convolution.weight
     if x.is_cuda and torch.is_autocast_enabled("cuda"):
-        x, weight = (F.pad(tensor, (0, 0, 0, 0, 0, 0, 0, 5)) for tensor in (x, weight))
+        half = torch.get_autocast_dtype("cuda")
+        x, weight = (F.pad(tensor.to(half), (0, 0, 0, 0, 0, 0, 0, 5)) for tensor in (x, weight))
     return convolution._conv_forward(x, weight, convolution.bias)
 
 
@@ -314,9 +315,9 @@ def build(name: str, width: int = 64, checkpointing: bool = False) -> nn.Module:
     with torch.device("meta"):  # shapes without the memory
         if width != 64 and dim == factory(width=64).dim:
             raise ConfigError(f"backbone={name}: its factory ignores `width`: dim={dim} for width={width} as for 64")
-    for module in network.modules():  # of 3 x 3 x 3 alone it would be slower
-        if isinstance(module, nn.Conv3d) and module.in_channels == 3 and 7 in module.kernel_size:
-            module.forward = partial(padded, module)
+    for m in network.modules():  # 3 x 3 x 3 gains nothing; a class of your own knows what it does
+        if type(m) is nn.Conv3d and m.groups == 1 and m.in_channels == 3 and 7 in m.kernel_size:
+            m.forward = partial(padded, m)
     if checkpointing:
         if not any(getattr(module, "pieces", ()) for module in network.modules()):
             raise ConfigError(f"backbone={name}: checkpointing=true, but none of its modules names its `pieces`")

@@ -466,8 +466,8 @@ def finetune(cfg: Config):
 GIB = 2**30
 # Dense 16-bit peak in TFLOP/s, as the makers state it
 GPUS = {"V100": 125, "RTX 4090": 165, "A100": 312, "H100": 989}
-# The share of it that a step reaches. At 112 pixels an H100 had 0.13 with C3D, 0.03 with R3D-18, 0.02 with I3D
-SHARE, OTHERS = {"c3d": 0.13}, 0.04  # docs/GPU.md
+# The share of it that a step is taken to reach: at 112 px an H100 had 0.13 with C3D, 0.03 with R3D-18, 0.02 with I3D
+SHARE, OTHERS = {"c3d": 0.13}, 0.03  # docs/GPU.md
 COST = """
   memory   {memory:.1f} GiB a device, checkpointing={checkpointing}
   time     of one device at {share:.0%} of its peak: {hours}; {step:.3g} TFLOP a step

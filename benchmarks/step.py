@@ -70,12 +70,14 @@ class Step:
         clips = torch.randint(256, (B, K, cfg.frames, side, side * 4 // 3, 3), dtype=torch.uint8)
         size, index = torch.tensor(clips.shape[3:5]).repeat(B, 1), torch.arange(B)
         self.batch = datasets.Batch(*(x.to(device) for x in (clips, size, index, index)), None, None)
-        self()  # to warm up, and to make the optimizer's state
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats()
+        self.cfg = replace(cfg, precision="fp32")  # in 16 bits the first layer has zeros, which are no work
         with FlopCounterMode(display=False) as flops:
             self()
-        self.flop = flops.get_total_flops()
+        self.flop, self.cfg = flops.get_total_flops(), cfg
+        self()  # to warm up; the optimizer has its state
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        self()
         self.memory = torch.cuda.max_memory_allocated() - others if device.type == "cuda" else None
 
     def __call__(self) -> float:

@@ -391,9 +391,26 @@ def test_first_layer_of_eight_channels_computes_the_same(name, monkeypatch):
     first._conv_forward = lambda x, *how: channels.append(x.shape[1]) or convolve(x, *how)
     expected, copied = network(x), copy.deepcopy(network)
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: device == "cuda")
+    monkeypatch.setattr(torch, "get_autocast_dtype", lambda device: torch.float32)
     got = network(x.as_subclass(OnGPU))
     assert channels == [3, 8]
     torch.testing.assert_close(got.as_subclass(torch.Tensor), expected)
     with torch.no_grad():
         first.weight.zero_()
     torch.testing.assert_close(copied(x), expected)  # a momentum encoder's first layer is its own
+
+
+def test_first_layer_of_ones_own_stays_as_it_is(monkeypatch):
+    class Own(nn.Conv3d):
+        def forward(self, x):
+            return super().forward(F.pad(x, [3] * 6))
+
+    def network(layer):
+        layer.dim = 8
+        return layer
+
+    for layer in Own(3, 8, 7), nn.Conv3d(3, 9, 7, groups=3), nn.Conv3d(3, 8, 3):
+        monkeypatch.setitem(BACKBONES, "own", lambda width, layer=layer: network(layer))
+        assert "forward" not in vars(backbones.build("own"))
+    monkeypatch.setitem(BACKBONES, "own", lambda width: network(nn.Conv3d(3, 8, 7)))
+    assert "forward" in vars(backbones.build("own"))
