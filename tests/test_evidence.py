@@ -1,6 +1,7 @@
 """What docs/ says was measured, against its records: numbers of tables are computed again, the text has no others."""
 
 import json
+import math
 import re
 from itertools import combinations
 from statistics import mean, stdev
@@ -87,17 +88,34 @@ def test_the_text_has_no_other_numbers():
     assert len(TABLES) > 9 and told <= held
 
 
+def told_apart(runs, measures, but=()):
+    """(differences of all pairs of arms, how many of them leave 0 out)."""
+    found = [cell(runs, "", f"{a} minus {b}", measure).split(" ± ") for measure in measures
+             for a, b in combinations([arm for arm in runs if arm not in but], 2)]
+    return len(found), sum(abs(float(delta)) > float(half) for delta, half in found)
+
+
+def p_value(runs, measure, a, b):
+    return ttest_rel(*([*numbers(runs, arm, measure).values()] for arm in (a, b))).pvalue
+
+
 def test_how_many_of_all_pairs_are_told_apart():
     """After fine-tuning: as many as the page says, and the p that it gives."""
-    runs, found = json.loads((ROOT / "docs/evidence/real-methods.json").read_text())["runs"], []
-    for measure in ("ucf101", "hmdb51"):
-        for a, b in combinations(runs, 2):
-            delta, half = map(float, cell(runs, "", f"{a} minus {b}", measure).split(" ± "))
-            found.append(abs(delta) > half)
-    page, arms = " ".join(PAGE.split()), ("BE on the query without the hard negative", "plain MoCo")
-    be, moco = ([*numbers(runs, arm, "ucf101").values()] for arm in arms)
-    assert f"Of the {len(found)} pairs of arms {sum(found)} are told apart" in page
-    assert f"p is {ttest_rel(be, moco).pvalue:.4f}, times thirty" in page
+    real, drawn = (json.loads((ROOT / f"docs/evidence/{name}.json").read_text())["runs"]
+                   for name in ("real-methods", "evidence"))
+    page = " ".join(PAGE.split())
+    pairs, told = told_apart(real, ("ucf101", "hmdb51"))
+    assert f"Of the {pairs} pairs of arms {told} are told apart" in page
+    p = p_value(real, "ucf101", "BE on the query without the hard negative", "plain MoCo")
+    assert f"p is {p:.4f}, times thirty" in page
+    lists = [f"ucf101{name}" for name in ("", " swapped", " static", " background")]
+    pairs, told = told_apart(drawn, lists, but=("no pre-training", "pre-trained with labels"))
+    assert f"Of {pairs} differences between the twelve contrastive arms, on four lists, {told} leave 0 out" in page
+    p = p_value(drawn, "ucf101 swapped", "BE on the key", "MoCo + BE on the query")
+    assert page.count(f"in each of five seeds (p {p:.2f})") == 2
+    scene = [mean(numbers(drawn, arm, "pretrain probe_linear_scene").values()) for arm in drawn
+             if arm not in ("no pre-training", "pre-trained with labels")]
+    assert f"of every contrastive arm at {int(min(scene))} to {math.ceil(max(scene))} %" in page
 
 
 def test_what_the_tests_of_bias_said_follows_from_the_record():
