@@ -345,6 +345,7 @@ KINDS = {"Human-Only": human_only, "Scene-Only": lambda shot, _: shot.scene, "Ac
          "SCUFO": scufo}
 DRAWN = ("Action-Swap", "SCUBA", "SCUFO")
 LENT = ("Action-Swap", "static body", "foreign frame")  # asked of videos that another one lends to
+BODY = LENT[:2]  # and of which the lender must have a mask
 
 
 def composed(shot: Shot, draw: int = 0, kind: str = "SCUBA"):
@@ -460,7 +461,7 @@ def measure(model, samples, cfg: Config, accelerator, *_) -> dict:
     model.eval()
     lenders, masked = lend(samples, cfg, accelerator)
     asked = {(name, draw): (masked | (name not in KINDS)) & ((lender >= 0) | (name not in LENT))
-             & (masked[lender] | (name != "Action-Swap"))
+             & (masked[lender] | (name not in BODY))
              for draw, lender in enumerate(lenders) for name in (DRAWN if draw else MANIPULATIONS)}
 
     def compute(shot, i):

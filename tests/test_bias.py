@@ -324,6 +324,17 @@ def test_a_network_that_knows_scenes_is_found_out(tiny, tmp_path):
     assert found["contrasted"] <= found["SCUBA"] < 60
 
 
+def test_where_no_video_has_a_mask_nothing_is_said_of_bodies(tiny, tmp_path, monkeypatch):
+    _, cfg, model = tuned(tiny, tmp_path, test_clips=1)
+    samples, accelerator = datasets.load("ucf101", tiny, "test", 1), make_accelerator(cfg)
+    monkeypatch.setattr(bias, "LEAST", 1.1)  # of the pixels
+    found = measure(model, samples, cfg, accelerator)
+    without = {name for name in bias.QUESTIONS if found.get(f"{name}, videos", [0])[0] == 0}
+    assert without == {"original, masked", "static body", "SHAcc", "SBErr", "contrasted", *KINDS} - {"Action-Swap"}
+    assert all(np.isnan(found[name]) for name in without)
+    assert found["foreign frame, videos"] == found["frozen, videos"] == [len(samples)]
+
+
 def test_scene_against_motion(tiny, tmp_path):
     """Of a network that mostly says the scene."""
     def family(samples):  # the number of the class whose own scene it is
