@@ -11,7 +11,7 @@ from conftest import ROOT
 from scipy.stats import linregress, t, ttest_rel
 
 PAGES = [ROOT / "docs/EVIDENCE.md", *(ROOT / "docs/evidence" / name for name in (
-    "real-methods.md", "drawn.md", "previous-default.md"))]
+    "real-methods.md", "real-erase.md", "drawn.md", "previous-default.md"))]
 PAGE = "\n".join(page.read_text() for page in PAGES)
 README = (ROOT / "README.md").read_text().split("## Numbers")[1].split("\n## ")[0]
 TABLES = [(page.parent, *found) for page in PAGES  # folder, files, header, rows
