@@ -120,7 +120,7 @@ def test_a_mistake_is_one_line(script, name, word, problem):
 
 
 def test_a_record_holds_what_runs_left(tmp_path, script):
-    """Of two seeds; a swapped list, another split and other experiments do not count."""
+    """Of two seeds; a swapped list has its name, another split and other experiments do not count."""
     def leave(name, kind, seed=0, subset="test", split=1, **numbers):
         folder = tmp_path / "runs" / name / f"{kind}-{seed}-{split}-{subset}"
         folder.mkdir(parents=True, exist_ok=True)
@@ -142,7 +142,7 @@ def test_a_record_holds_what_runs_left(tmp_path, script):
     (tmp_path / "runs/suite/robustness-hmdb51-test.json").write_text(json.dumps(asked))
     log = [json.dumps({"step": step, "rankme": step, "contrast_top1": step / 100}) for step in range(10)]
     (tmp_path / "runs/real-methods-moco/pretrain-seed0").mkdir()
-    log = "\n".join([*log, '{"step": 9, "loss'])  # cut short
+    log = "\n".join([*log, '{"step": 9, "probe_linear": 62.5}', '{"step": 9, "loss'])  # cut short
     (tmp_path / "runs/real-methods-moco/pretrain-seed0/metrics.jsonl").write_text(log)
     said = script("record", "question=real-methods", f"out={tmp_path / 'runs'}", f"to={tmp_path}")
     assert "no pre-training: 2, plain MoCo: 2" in said and (tmp_path / "real-methods.png").stat().st_size
@@ -150,7 +150,8 @@ def test_a_record_holds_what_runs_left(tmp_path, script):
     assert kept["code"] == ["abc"] and [row["hmdb51"] for row in kept["runs"]["no pre-training"]] == [10, 11]
     row = {key: number for key, number in kept["runs"]["plain MoCo"][0].items() if "videos" not in key}
     assert row == {"seed": 0, "hmdb51": 20, "hmdb51 linear": 30, "hmdb51 knn": 40, "hmdb51 R@1": 50, "hmdb51 SHAcc": 60,
-                   "pretrain contrast_top1": 8.5, "pretrain rankme": 8.5}
+                   "pretrain contrast_top1": 8.5, "pretrain rankme": 8.5, "pretrain probe_linear": 62.5}
+    assert kept["runs"]["plain MoCo"][1]["hmdb51 swapped"] == 99
     with pytest.raises(SystemExit, match="no test of split 1 of real-gamma-...; entries: real-gamma-0, "):
         script("record", "question=real-gamma", f"out={tmp_path / 'suite'}", f"to={tmp_path}")
     (tmp_path / "runs/robustness-hmdb51-test.json").write_text(json.dumps(asked))

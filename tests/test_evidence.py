@@ -10,6 +10,8 @@ import pytest
 from conftest import ROOT
 from scipy.stats import linregress, t, ttest_rel
 
+from be import train
+
 PAGES = [ROOT / "docs/EVIDENCE.md", *(ROOT / "docs/evidence" / name for name in (
     "real-methods.md", "real-erase.md", "drawn.md", "previous-default.md"))]
 PAGE = "\n".join(page.read_text() for page in PAGES)
@@ -129,6 +131,38 @@ def test_how_many_of_all_pairs_are_told_apart():
     scene = [mean(numbers(drawn, arm, "pretrain probe_linear_scene").values()) for arm in drawn
              if arm not in ("no pre-training", "pre-trained with labels")]
     assert f"of every contrastive arm at {int(min(scene))} to {math.ceil(max(scene))} %" in page
+
+
+def test_what_single_seeds_of_real_erase_had():
+    def of(file, arm, measure, seeds):
+        runs = json.loads((ROOT / f"docs/evidence/{file}.json").read_text())["runs"]
+        return [f"{numbers(runs, arm, measure)[seed]:.1f}" for seed in seeds]
+
+    page, hn, be = " ".join(PAGE.split()), "MoCo with the hard negative", "MoCo + BE on the query"
+    both = ["{}, {} and {}".format(*of(file, hn, "hmdb51", (0, 1)), *of(file, be, "hmdb51", (0,)))
+            for file in ("gpu/real-methods", "real-methods")]
+    assert f"on HMDB51's part {both[0]}, where the CPU has {both[1]}" in page
+    cut, none = (of("real-erase", arm, "ucf101", (0, 1)) for arm in (
+        "a region of another video's frame", "nothing distracts; the hard negative stays, as in Table 4"))
+    assert page.count(f"({' and '.join(cut)}; none has {' and '.join(none)} there)") == 1
+    assert f"({', '.join(cut)}; none: {', '.join(none)})" in page
+    gamma = [of("real-gamma", f"BE, lam ~ U[0, {gamma}]", "hmdb51", (0,))[0] for gamma in (0.1, 0.5, 0.7)]
+    assert "part: {}, {} and {} for gamma 0.1, 0.5 and 0.7".format(*gamma) in page
+
+
+def test_what_a_gpu_said():
+    """Rows of docs/GPU.md against the record; C3D's share of the peak against what `plan` takes."""
+    record = {one["name"]: one for one in json.loads((ROOT / "docs/evidence/gpu-h100.json").read_text())}
+    rows = {row[0]: row[-1] for row in re.findall(r"^\| `(\w+)` \|.*\| (.+) \|$", (ROOT / "docs/GPU.md").read_text(),
+                                                re.M)}
+    assert [*rows] == [*record]
+    for name, row in rows.items():
+        assert ("missed" in row) is not record[name]["reached"], name
+        said = [number for numbers in record[name]["found"].values() for number in numbers]
+        if name in ("step", "compile", "memory"):
+            assert [float(x) for x in re.findall(r"\d+\.\d+|\d+(?=[, ]+\d+, 5|, 5 %| %)", row)] == said, name
+    rate = float(re.search(r"c3d.*?MoCo\+BE +\d+ +[\d.]+ +(\S+)", record["step"]["said"], re.S)[1])  # GFLOP/s
+    assert round(rate / 1e3 / train.GPUS["H100"], 2) == train.SHARE["c3d"]
 
 
 def test_what_the_tests_of_bias_said_follows_from_the_record():
